@@ -1,0 +1,1 @@
+"""HTTP and the command line of vstore: parse, call one Store verb, answer."""

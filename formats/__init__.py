@@ -1,0 +1,1 @@
+"""Disk image formats of vstore: which bytes of which file are which block."""

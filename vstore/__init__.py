@@ -1,0 +1,1 @@
+"""vstore: a virtual storage target; Python decides, C moves bytes."""
