@@ -1,0 +1,158 @@
+"""Image: what a format must answer, which is where each block lies and nothing about moving its bytes.
+
+    bytes of the disk   |  block 0  |  block 1  |  block 2  | ... | last (may be partial)
+                              |           |           |
+    entries, 64 bits      state 63:60 | layer 59:48 | file offset / 512, 47:0
+                              |
+    layers              one descriptor each, with the way its bytes are reached
+
+A format hands its entries over as runs, and whoever moves the bytes follows them without asking again.
+So a format is metadata only: it never sees a read or a write of the guest.
+"""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from types import TracebackType
+from typing import ClassVar, Self
+
+from formats.errors import InvalidArgument, ReadOnlyImage, UnsupportedFeature
+
+SECTOR = 512  # entries count file offsets in it, and no disk is shorter
+MAX_LENGTH = 1 << 56  # bytes of one disk: far inside the 57 bits that an entry's offset has
+
+
+class BlockState(IntEnum):
+    """What is known of one block; the numbers are those of dataplane.h."""
+
+    NOT_LOADED = 0  # ask Image.load
+    HOLE = 1  # nothing here: look in the parent; zeros at the bottom
+    ZERO = 2  # reads as zeros, hides the parent
+    DATA = 3  # at (layer, offset); may be overwritten in place
+    SHARED = 4  # at (layer, offset); a write must allocate
+    COMPRESSED = 5  # ask Image.materialise
+    PARTIAL = 6  # some sub-blocks here, the others in the parent
+
+
+def entry(state: BlockState, layer: int = 0, offset: int = 0) -> int:
+    """The 64-bit map entry; `offset` in bytes of the layer's file, a multiple of 512."""
+    assert 0 <= layer < 1 << 12
+    assert 0 <= offset < 1 << 57
+    assert offset % SECTOR == 0
+    return state << 60 | layer << 48 | offset // SECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` blocks from `first` on. DATA and SHARED advance their offset by the block size from block to block."""
+
+    first: int
+    count: int
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """`length` of the disk in bytes, any number; the last block may be partial. Block sizes are powers of two."""
+
+    length: int
+    block_size: int
+    sub_block_size: int | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the map, the partial last one included."""
+        return -(-self.length // self.block_size)
+
+
+class LayerFlags(IntFlag):
+    """How a layer's bytes are reached; the numbers are the VS_FILE_* of dataplane.h."""
+
+    NONE = 0
+    READ_ONLY = 1
+    DIRECT = 2  # opened with O_DIRECT: aligned I/O only
+    MEMORY = 4  # a memfd of ours, always resident
+    NULL = 8  # no file: I/O succeeds and moves nothing
+    INSTANT = 16  # plain calls never block (tmpfs)
+    BLOCK_DEVICE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One file under the map. The descriptor stays the image's, which closes it; -1 where there is no file.
+
+    `alignment`: bytes that offsets, lengths and memory addresses of I/O on it must be multiples of (1: any).
+    """
+
+    descriptor: int
+    flags: LayerFlags = LayerFlags.NONE
+    alignment: int = 1
+
+
+class Image(abc.ABC):
+    """An open disk image. Raises ImageError for all that it refuses; a context manager that closes it."""
+
+    format: ClassVar[str]
+
+    def __init__(self, geometry: Geometry, *, read_only: bool = False, deallocates: bool = False) -> None:
+        """`deallocates`: a discarded range reads as zeros afterwards and gives its space back to the host."""
+        self.geometry = geometry
+        self.read_only = read_only
+        self.deallocates = deallocates
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> Sequence[Layer]:
+        """The files that entries name by their place in this sequence."""
+
+    @abc.abstractmethod
+    def load(self, first: int, count: int) -> Sequence[Run]:
+        """The map of `count` blocks from `first` on, in ascending order and without a gap."""
+
+    def resize(self, length: int) -> None:
+        """Makes the disk `length` bytes long: what is cut off is gone, what is new reads as zeros."""
+        raise UnsupportedFeature(f"{self.format} images cannot be resized; {length} bytes were asked for")
+
+    def reserve(self, count: int) -> Sequence[Run]:
+        """Room in a layer for `count` new blocks, theirs to write to before any map names them."""
+        raise UnsupportedFeature(f"{self.format} images do not allocate; {count} blocks were asked for")
+
+    def commit(self, changes: Sequence[Run]) -> None:
+        """Makes a batch of map changes durable, whole or not at all."""
+        raise UnsupportedFeature(f"{self.format} images have no map to change; {len(changes)} runs were handed over")
+
+    def materialise(self, block: int) -> bytes:
+        """The bytes of a COMPRESSED block."""
+        raise UnsupportedFeature(f"{self.format} images hold nothing compressed; block {block} was asked for")
+
+    def free(self, blocks: Sequence[Run]) -> None:
+        """Gives back what `reserve` handed out or what a committed change left behind."""
+        raise UnsupportedFeature(f"{self.format} images do not allocate; {len(blocks)} runs were handed back")
+
+    @abc.abstractmethod
+    def info(self) -> dict[str, object]:
+        """What `qemu-img info --output=json` would tell, under the same keys."""
+
+    def close(self) -> None:  # noqa: B027  (an image without a file has nothing to release)
+        """Releases descriptors and locks; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _require_writable(self, doing: str) -> None:
+        if self.read_only:
+            raise ReadOnlyImage(f"cannot {doing}: the image is open read-only; open it writable first")
+
+
+def check_length(length: int) -> int:
+    """`length` if a disk can be that long, in bytes; InvalidArgument otherwise."""
+    if length < SECTOR or length % SECTOR or length > MAX_LENGTH:
+        raise InvalidArgument(
+            f"a disk of {length} bytes cannot be made: the length must be a multiple of {SECTOR}, "
+            f"at least {SECTOR} and at most {MAX_LENGTH}"
+        )
+    return length
