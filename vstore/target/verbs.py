@@ -1,0 +1,205 @@
+"""Every verb of the control channel, declared once: its request, its answer, and the descriptors that go with it.
+
+A request packet is the JSON object of the request's fields beside `id` and `verb`; its answer is
+`{"id": …, "ok": {…}}` or `{"id": …, "error": {"code": …, "detail": …}}`. Events come unasked: `{"event": …, …}`.
+The process has one method per verb, the client too, and both get their types from here.
+"""
+
+from dataclasses import dataclass
+
+from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, text, whole
+
+PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
+MOST_LUNS_PER_ANSWER = 32  # keeps an answer with 66 vrings below the packet limit
+LARGEST_LENGTH = 2**63 - 512
+
+# SPC-4 6.6: identification is ASCII; the lengths are the standard INQUIRY data's fields.
+_ASCII = r"[\x20-\x7e]*"
+_NAA = r"[0-9a-f]{16}"
+
+
+def _ascii(most: int) -> Check:
+    return text(most, _ASCII, "printable ASCII")
+
+
+_target = whole(0, 255)  # virtio 1.2 5.6.6.1: one byte
+_lun = whole(0, 16383)  # virtio 1.2 5.6.6.1: 14 bits
+_length = whole(512, LARGEST_LENGTH)
+_bytes_count = whole(0, 2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Empty:
+    """No fields."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configure:
+    """Make the virtio-scsi endpoint and listen for the VMM. With a descriptor, that is the listening socket and
+    `socket` only tells its path; without, the process makes the socket (mode 0600) and removes it at its end."""
+
+    name: str = declared(text(64))
+    socket: str = declared(text(4096))
+    request_queues: int = declared(whole(1, 64), 1)  # dataplane.h VS_MAX_VRINGS: control, event, 64 request queues
+    threads: int = declared(whole(1, 64), 1)
+    poll_us: int = declared(optional(whole(0, 1_000_000)), None)  # None: the data plane's own bound
+    config_space: bool = declared(flag, False)  # VHOST_USER_PROTOCOL_F_CONFIG: on for every VMM but QEMU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSource:
+    """What stands behind a LUN: a file that came as a descriptor, or a format that needs none."""
+
+    format: str = declared(text(32, r"[a-z0-9]+", "lower-case letters and digits"))
+    length: int | None = declared(optional(_length), None)  # bytes; for formats without a file
+    direct: bool = declared(flag, False)  # the descriptor was opened with O_DIRECT
+    name: str = declared(text(512), "")  # what the one who maps it calls it; only told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapLun:
+    """Put an image behind a LUN; a running guest is told (virtio 1.2 5.6.6.3, TRANSPORT_RESET/RESCAN)."""
+
+    target: int = declared(_target, 0)
+    lun: int = declared(_lun)
+    image: ImageSource = declared(nested(ImageSource))
+    read_only: bool = declared(flag, False)
+    logical_block_length: int = declared(one_of(512, 4096), 512)  # bytes
+    physical_block_exponent: int | None = declared(optional(whole(0, 7)), None)  # None: 4096-byte physical blocks
+    thin: bool | None = declared(optional(flag), None)  # None: as the image can
+    write_cache: bool = declared(flag, True)
+    vendor: str = declared(_ascii(8), "VSTORE")
+    product: str = declared(_ascii(16), "DISK")
+    serial: str = declared(_ascii(64))
+    naa: str | None = declared(optional(text(16, _NAA, "16 hexadecimal digits")), None)  # None: from the serial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapped:
+    length: int = declared(_bytes_count)  # bytes
+    read_only: bool = declared(flag)
+    thin: bool = declared(flag)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunAddress:
+    """The request of `unmap_lun`."""
+
+    target: int = declared(_target, 0)
+    lun: int = declared(_lun)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeLun:
+    target: int = declared(_target, 0)
+    lun: int = declared(_lun)
+    length: int = declared(_length)  # bytes, whole logical blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    length: int = declared(_bytes_count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusRequest:
+    first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VringStatus:
+    """Counters of one vring since it was made; 0 is control, 1 event, 2.. request."""
+
+    vring: int = declared(whole(0, 65))
+    started: bool = declared(flag)
+    enabled: bool = declared(flag)
+    broken: bool = declared(flag)
+    in_flight: int = declared(_bytes_count)
+    kicks: int = declared(_bytes_count)
+    calls: int = declared(_bytes_count)
+    fetched: int = declared(_bytes_count)
+    completed: int = declared(_bytes_count)
+    slow: int = declared(_bytes_count)  # requests that Python answered
+    batches: int = declared(_bytes_count)
+    bytes_read: int = declared(_bytes_count)
+    bytes_written: int = declared(_bytes_count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunStatus:
+    """A LUN as it was mapped, and as it is."""
+
+    settings: MapLun = declared(nested(MapLun))
+    length: int = declared(_bytes_count)
+    read_only: bool = declared(flag)
+    thin: bool = declared(flag)
+    in_flight: int = declared(_bytes_count)  # fast-path commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The whole configuration and the counters: what a new daemon needs to adopt the process."""
+
+    protocol: int = declared(whole(1, 2**31))
+    version: str = declared(text(64))
+    pid: int = declared(whole(1, 2**31))
+    state: str = declared(one_of("new", "listening", "connected", "stopping"))
+    configuration: Configure | None = declared(optional(nested(Configure)))
+    vrings: tuple[VringStatus, ...] = declared(rows(VringStatus, 66))
+    luns: tuple[LunStatus, ...] = declared(rows(LunStatus, 2**22))
+    next_lun: int | None = declared(optional(whole(0, 2**22)))  # ask again with this `first_lun` for the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    name: str
+    request: type
+    answer: type
+    descriptors: tuple[int, int] = (0, 0)  # fewest and most
+
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb("configure", Configure, Empty, (0, 1)),
+        Verb("map_lun", MapLun, Mapped, (0, 1)),
+        Verb("unmap_lun", LunAddress, Empty),
+        Verb("resize_lun", ResizeLun, Resized),
+        Verb("status", StatusRequest, Status),
+        Verb("stop", Empty, Empty),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendConnected:
+    """A VMM connected to the vhost-user socket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendDisconnected:
+    reason: str = declared(text(512), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingBroken:
+    """A guest put something on a vring that cannot be: that vring stands still until the guest resets it."""
+
+    vring: int = declared(whole(0, 65))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunCapacityChanged:
+    target: int = declared(_target)
+    lun: int = declared(_lun)
+    length: int = declared(_bytes_count)
+
+
+Event = FrontendConnected | FrontendDisconnected | RingBroken | LunCapacityChanged
+
+EVENTS: dict[str, type[Event]] = {
+    "frontend_connected": FrontendConnected,
+    "frontend_disconnected": FrontendDisconnected,
+    "ring_broken": RingBroken,
+    "lun_capacity_changed": LunCapacityChanged,
+}
