@@ -104,7 +104,9 @@ class Vring:
         self._free = list(range(size))
         self._chains: dict[int, _Chain] = {}
         self._available_index = self._published = self._used_index = first_index
+        # As the memory would stand after that many chains: indexes and event indexes in step on both sides.
         self._available[1] = self._used[1] = first_index
+        self._available[2 + size] = self._used[2 + 4 * size] = first_index
 
     @property
     def in_flight(self) -> int:
