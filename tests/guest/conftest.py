@@ -1,10 +1,11 @@
 """Marks these tests `guest`, gives them the time a software-emulated guest needs, and shows the logs when one fails."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.guest.guest import Guest
 from tests.guest.process import LOGS
 
 TEST_SECONDS = 240  # covers the boot of a fixture's guest on a loaded machine
@@ -32,3 +33,15 @@ def pytest_runtest_makereport(
     if call.when == "teardown":
         LOGS[:] = [log for log in LOGS if not log.closed]
     return report
+
+
+@pytest.fixture
+def quiet_kernel(guest: Guest) -> Iterator[None]:
+    """The test must leave no trouble with a disk in the guest's kernel log; the log is emptied after each test.
+
+    A test that wants trouble looks at the log itself and clears it.
+    """
+    yield
+    if guest.process is not None and guest.process.running:
+        assert guest.disk_trouble() == []
+        guest.check("dmesg --clear")

@@ -36,6 +36,7 @@ TROUBLE = re.compile(
     r"|(sd|sg|scsi|host)\b.*\b(abort|reset|timing out|timed out|unsupported|invalid)"
     r"|EXT4-fs (error|warning)|corrupt|blocked for more than|BUG:|WARNING:|Oops|Call Trace|init: .*not loaded",
 )
+DECODED = re.compile(r"\w+ *:(?P<level>\w+) *: (?P<text>.*)")  # as `dmesg --decode` prints a message
 HARMLESS = re.compile(r"Power-on or device reset occurred")  # 29h: every new I_T nexus is told so
 
 
@@ -158,9 +159,9 @@ class Guest:
 
     def disk_trouble(self) -> list[str]:
         """Kernel messages so far that speak of trouble with a disk, and every message of level error or worse."""
-        everything = self.check("dmesg --notime").splitlines()
-        errors = set(self.check("dmesg --notime --level=emerg,alert,crit,err").splitlines())
-        return [line for line in everything if line in errors or (TROUBLE.search(line) and not HARMLESS.search(line))]
+        lines = self.check("dmesg --decode --notime").splitlines()
+        messages = (DECODED.fullmatch(line) for line in lines)
+        return [found["text"] for found in messages if found is not None and _is_trouble(found["level"], found["text"])]
 
     def _boot_with(self, accelerator: str) -> Self:
         self._agent, control = LineChannel("agent"), LineChannel("QMP")
@@ -186,6 +187,12 @@ class Guest:
             raise GuestError(f"QEMU did not end within {timeout:g} s") from error
         finally:
             self.kill()
+
+
+def _is_trouble(level: str, text: str) -> bool:
+    if level in ("emerg", "alert", "crit", "err"):
+        return True
+    return TROUBLE.search(text) is not None and HARMLESS.search(text) is None
 
 
 _FAILED_ACCELERATORS: set[str] = set()

@@ -29,7 +29,7 @@ class MissingPackageError(Exception):
 
 
 def find_tool(name: str, package: str) -> Path:
-    """Path of an installed program, looked for in the sbin directories too; MissingPackageError names what to install."""
+    """Path of an installed program, in the sbin directories too; MissingPackageError says what to install."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin")
     if found is None:
         raise MissingPackageError(name, package)
