@@ -1,0 +1,59 @@
+"""Builds the C data plane: cffi API mode, with the declarations read from dataplane.h itself.
+
+`pyproject.toml` names `build_ext` below as the build command and one extension, `vstore.dataplane._native`; the command
+swaps in the extension that cffi makes. There is no fallback to another mode: a build that fails, fails loudly.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from cffi import FFI
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext as _build_ext
+
+HERE = Path("vstore/dataplane")
+BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
+
+
+def declarations(header: str) -> str:
+    """The part of dataplane.h that both C and Python see."""
+    return header.split(BEGIN)[1].split(END)[0]
+
+
+def pkg_config(*arguments: str) -> list[str]:
+    """Flags for liburing; says which Debian package brings it when it is missing."""
+    try:
+        answer = subprocess.run(
+            ["pkg-config", *arguments, "liburing"], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit("liburing was not found: install the Debian packages liburing-dev and pkg-config") from error
+    return answer.stdout.split()
+
+
+def extension(directory: str) -> Extension:
+    """The compiled module; its generated C lands in `directory`."""
+    ffi = FFI()
+    ffi.cdef(declarations((HERE / "dataplane.h").read_text()))
+    ffi.set_source(
+        "vstore.dataplane._native",
+        '#include "dataplane.h"',
+        sources=sorted(str(path) for path in HERE.glob("*.c")),
+        depends=[str(HERE / "dataplane.h"), str(HERE / "internal.h")],
+        include_dirs=[str(HERE)],
+        extra_compile_args=["-std=c11", "-O3", "-g", "-fvisibility=hidden", *pkg_config("--cflags")],
+        extra_link_args=["-pthread", *pkg_config("--libs")],
+    )
+    os.makedirs(directory, exist_ok=True)
+    made: Extension = ffi.distutils_extension(tmpdir=directory, verbose=False)
+    return made
+
+
+class build_ext(_build_ext):  # noqa: N801 - setuptools' own name for the command
+    """setuptools' build_ext with cffi's extension in place of the name in pyproject.toml."""
+
+    def finalize_options(self) -> None:
+        """Runs before any extension is looked at, for wheels, sdists and editable installs alike."""
+        self.distribution.ext_modules = [extension("build/cffi")]
+        super().finalize_options()

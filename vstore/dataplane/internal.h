@@ -1,0 +1,352 @@
+/*
+ * internal.h - what the C files of the data plane share, and nobody else sees.
+ *
+ *   loop.c        one thread: looks at its rings, polls or sleeps          device.c   control calls, LUN table, slow path
+ *     virtio_scsi.c   a chain becomes a request; the fast path             volume.c   block map: cuts, says where bytes lie
+ *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call, io_uring
+ *         guest_memory.c  translate, copy, dirty log                       fault.c    a SIGBUS becomes an error
+ *
+ * Locking: every loop has one lock, held while it works and given up while it sleeps or when somebody wants it. Whatever
+ * a loop touches (its rings, their requests, LUN table, memory table, features) changes only under that lock, or under
+ * the locks of all loops. So the data path itself has no locks and no atomics but those that the guest shares.
+ */
+#ifndef VSTORE_INTERNAL_H
+#define VSTORE_INTERNAL_H
+
+#include "dataplane.h"
+
+#include <liburing.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+enum {
+	PAGE_BITS = 12,
+	INLINE_IOVS = 8,
+	MAX_IOVS = 4096,         /* 515 descriptors, each perhaps cut at a region border; far more is an attack */
+	MIN_HOP_BUDGET = 515,    /* Windows vioscsi builds chains of 512 data segments whatever the ring size */
+	COMMAND_HEADER = 51,     /* struct virtio_scsi_cmd_req with a CDB of 32 bytes */
+	MAX_TARGETS = 256,
+	MAX_LUNS = 16384,
+	RING_ENTRIES = 256,      /* io_uring submission queue */
+	FETCH_BATCH = 32
+};
+
+/* ---- virtio 1.2, 2.7: split virtqueues --------------------------------------------------- */
+
+enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
+enum { AVAIL_NO_INTERRUPT = 1, USED_NO_NOTIFY = 1 };
+enum { FEATURE_LOG_ALL = 26, FEATURE_INDIRECT = 28, FEATURE_EVENT_IDX = 29 };
+
+struct descriptor {
+	uint64_t address;
+	uint32_t length;
+	uint16_t flags;
+	uint16_t next;
+};
+
+struct avail_ring {
+	_Atomic uint16_t flags;
+	_Atomic uint16_t index;
+	_Atomic uint16_t ring[];
+};
+
+struct used_element {
+	uint32_t id;
+	uint32_t length;
+};
+
+struct used_ring {
+	_Atomic uint16_t flags;
+	_Atomic uint16_t index;
+	struct used_element ring[];
+};
+
+/* ---- guest memory -------------------------------------------------------------------------- */
+
+struct region {
+	uint64_t guest, size, user;
+	uint8_t *host;           /* where guest address `guest` is mapped */
+	void *mapping;
+	size_t mapping_length;
+};
+
+struct guest_memory {
+	struct region *regions;  /* sorted by guest address */
+	uint32_t count;
+	_Atomic uint8_t *log;    /* NULL: not logging */
+	uint64_t log_length;
+	void *log_mapping;
+	size_t log_mapping_length;
+};
+
+const struct region *guest_memory_region(const struct guest_memory *memory, uint64_t guest);
+/* The host address of `length` bytes at a front-end user address that lie in one region, or NULL. */
+void *guest_memory_at_user(const struct guest_memory *memory, uint64_t user, uint64_t length);
+int guest_memory_add(struct guest_memory *memory, const struct region *wanted, int fd, uint64_t offset);
+int guest_memory_remove(struct guest_memory *memory, uint64_t guest, uint64_t size, uint64_t user);
+int guest_memory_set_log(struct guest_memory *memory, int fd, uint64_t size, uint64_t offset);
+void guest_memory_clear(struct guest_memory *memory);
+void guest_memory_log(const struct guest_memory *memory, uint64_t guest, uint64_t length);
+void guest_memory_log_host(const struct guest_memory *memory, const void *host, uint64_t length);
+
+/* ---- scatter lists ------------------------------------------------------------------------- */
+
+struct cursor {
+	const struct iovec *iov;
+	uint32_t count;
+	size_t skip;             /* bytes of iov[0] already used */
+};
+
+typedef void cursor_move(struct cursor *at, void *buffer, uint64_t length);
+cursor_move cursor_copy_out;             /* guest -> buffer */
+cursor_move cursor_copy_in;              /* buffer -> guest */
+cursor_move cursor_fill_zero;            /* buffer is not used */
+/* The same, but a fault becomes -EFAULT: for callers outside loop_guarded(). */
+int cursor_guarded(cursor_move *move, struct cursor *at, void *buffer, uint64_t length);
+void cursor_skip(struct cursor *at, uint64_t length);
+
+/* ---- requests ------------------------------------------------------------------------------ */
+
+struct io {
+	struct vs_request *request;
+	struct vs_volume *volume;
+	uint32_t layer, operation;
+	uint64_t offset, length;             /* what is left to do, in the layer's file */
+	const struct iovec *data;            /* the guest's buffers, whole */
+	uint32_t data_count;
+	struct iovec *left;                  /* what is left of them; NULL: all */
+	uint32_t left_count;
+	struct iovec *owned;                 /* memory of ours behind `data` or `left` */
+	void *bounce;                        /* O_DIRECT with a buffer that the device cannot take */
+	struct iovec bounce_left;
+	uint64_t bounce_length;
+	bool durable;                        /* FUA: RWF_DSYNC */
+	struct io *next;
+};
+
+struct vs_request {
+	struct vring *ring;
+	struct vs_request *next;             /* free list, or the list of notices */
+	struct vs_request *newer, *older;    /* the loop's list of fast requests in flight */
+	struct lun *lun;                     /* fast path only */
+	uint64_t tag;
+	uint16_t head;
+	uint8_t kind;
+	bool slow;                           /* Python has it */
+	bool counted;                        /* in ring->in_flight */
+	uint32_t pending;                    /* segments not done yet */
+	int error;
+	uint32_t header_length, response_room;
+	uint32_t out_first, out_count;       /* data-out in iov[] */
+	uint32_t response_first, response_count;
+	uint32_t in_first, in_count;         /* data-in in iov[] */
+	uint64_t out_length, in_length;
+	uint32_t iov_count, iov_room;
+	struct iovec *iov;
+	struct iovec inline_iov[INLINE_IOVS];
+	struct io io;                        /* the first segment; further ones are allocated */
+	bool io_busy;
+	uint8_t header[VS_HEADER_BYTES];
+};
+
+/* ---- rings ----------------------------------------------------------------------------------- */
+
+struct vring {
+	struct vs_device *device;
+	struct loop *loop;
+	uint32_t index, size;
+	struct descriptor *desc;
+	struct avail_ring *avail;
+	struct used_ring *used;
+	uint64_t desc_user, avail_user, used_user, log_guest;
+	bool addressed, log_used;
+	bool started, enabled, broken, notify_on, idle_told, wants_idle, starved;
+	uint16_t next_avail, next_used, published;
+	uint32_t in_flight;
+	int kick, call, error;
+	uint32_t notices;                    /* 1 << VS_NOTICE_* waiting for Python, under notice_lock */
+	vs_vring_counters counters;
+};
+
+/* 1: request->iov etc. filled, 0: nothing there, -EPROTO: the driver lies, -ENOMEM. */
+int vring_fetch(struct vring *ring, struct vs_request *request);
+int vring_start(struct vring *ring);
+void vring_push(struct vring *ring, uint16_t head, uint32_t length);
+/* Makes what was pushed visible; interrupts if the driver wants it. */
+void vring_publish(struct vring *ring);
+bool vring_has_work(const struct vring *ring);
+void vring_notify(struct vring *ring, bool on);
+void vring_break(struct vring *ring);
+static inline bool vring_active(const struct vring *ring)
+{
+	return ring->started && ring->enabled && !ring->broken;
+}
+
+/* ---- volumes ---------------------------------------------------------------------------------- */
+
+struct layer {
+	int fd;
+	uint32_t flags, alignment;
+	uint8_t *_Atomic mapping;            /* NULL: no copying from memory here */
+	_Atomic uint64_t mapping_length;
+	_Atomic uint64_t *_Atomic resident;  /* a bit a page: a copy from the mapping will not wait for a disk */
+	_Atomic bool no_nowait;              /* RWF_NOWAIT refused for writes */
+};
+
+struct extent {
+	uint32_t state, layer;
+	uint64_t offset, length;             /* in the layer's file; bytes */
+};
+
+struct retired {
+	struct retired *next;
+	void *memory;
+	size_t length;                       /* 0: free(), else munmap() */
+};
+
+struct vs_volume {
+	_Atomic uint32_t references;
+	_Atomic uint64_t length;
+	uint32_t shift;
+	pthread_mutex_t lock;                /* writers of the map and of the layer table */
+	_Atomic uint64_t whole;              /* not 0: every block lies in one run that starts with this entry */
+	_Atomic uint64_t *_Atomic pages;     /* 0 not loaded; a state: one run; else the address of 512 entries */
+	uint64_t page_count;
+	struct layer *layers[1 << 12];
+	struct retired *retired;             /* readers may still look at these: freed with the volume */
+};
+
+/* The longest piece at `offset`, at most `length` bytes, that lies in a row: the only place that cuts. */
+struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
+void volume_retire(struct vs_volume *volume, void *memory, size_t length);
+
+void layer_map(struct vs_volume *volume, struct layer *layer);
+void layer_free(struct layer *layer);
+bool layer_resident(struct layer *layer, uint64_t offset, uint64_t length);
+void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, bool written);
+void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length);
+
+/* ---- I/O ---------------------------------------------------------------------------------------- */
+
+enum { IO_READ = 1, IO_WRITE, IO_FLUSH, IO_PUNCH, IO_ZERO };
+
+/* Done (0), failed (-errno), or IO_STARTED: io_done() follows. */
+enum { IO_STARTED = 1 };
+int io_start(struct loop *loop, struct io *io);
+/* Gives back what the I/O holds; copies bounced data to the guest. Returns `result`, or -EFAULT. */
+int io_end(struct io *io, int result);
+void io_done(struct io *io, int result);
+int io_open(struct loop *loop);
+void io_close(struct loop *loop);
+void io_submit(struct loop *loop);
+/* Handles completions; returns how many. */
+unsigned io_reap(struct loop *loop);
+
+/* Blocking, all of it: 0 or -errno. Reads beyond the end of the file give zeros. `iov` is used up. */
+int blocking_move(const struct layer *layer, uint32_t operation, struct iovec *iov, uint32_t count, uint64_t offset,
+		  bool durable);
+/* Punches or zeroes a range of the file; -EOPNOTSUPP where only writing zeros would do. */
+int blocking_clear(struct layer *layer, uint32_t operation, uint64_t offset, uint64_t length);
+void iovs_advance(struct iovec **iov, uint32_t *count, uint64_t length);
+
+/* ---- faults --------------------------------------------------------------------------------------- */
+
+/* A SIGBUS while `vs_fault_guard` is set jumps there: guest memory or a mapped file was cut short. */
+extern _Thread_local sigjmp_buf *vs_fault_guard;
+int fault_install(void);
+/* memcpy that fails instead of faulting: 0 or -EFAULT. */
+int fault_safe_copy(void *to, const void *from, size_t length);
+
+/* ---- LUNs, loops, device -------------------------------------------------------------------------- */
+
+struct lun {
+	vs_lun_settings settings;
+	struct vs_volume *volume;
+	_Atomic uint32_t in_flight;
+};
+
+struct lun_table {
+	uint32_t room;
+	struct lun *luns[];
+};
+
+struct loop {
+	struct vs_device *device;
+	uint32_t index;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	_Atomic uint32_t wanted;
+	_Atomic bool stop;
+	bool running;
+	int epoll, wake;
+	struct io_uring uring;
+	bool has_uring;
+	uint32_t uring_in_flight, uring_queued;
+	struct io *backlog, **backlog_tail;
+	uint64_t poll_ns;                    /* today's budget: 0 .. settings.poll_ns */
+	struct vring *rings[VS_MAX_VRINGS];
+	uint32_t ring_count;
+	struct vs_request *free_requests;
+	struct vs_request *newest;           /* fast requests in flight */
+	struct vring *volatile serving_ring; /* whom a SIGBUS now would be blamed on, see loop_guarded() */
+	struct vs_request *volatile serving;
+	uint32_t hot_copies;
+	long major_faults;
+};
+
+struct vs_device {
+	vs_settings settings;
+	struct guest_memory memory;
+	uint64_t features;
+	bool event_index, indirect, logging;
+	struct vring rings[VS_MAX_VRINGS];
+	struct loop *loops;
+	uint32_t loop_count;
+	const vs_fast_row *fast[256];
+	vs_fast_row rows[256];
+	struct lun_table *targets[MAX_TARGETS];
+	pthread_mutex_t notice_lock;
+	struct vs_request *notices, **notices_tail;
+	uint64_t notice_rings[2];            /* bit set: rings[i].notices is not 0 */
+	int notice_fd;
+};
+
+/* loop.c */
+int loop_open(struct loop *loop, struct vs_device *device, uint32_t index);
+int loop_run(struct loop *loop);
+void loop_close(struct loop *loop);
+void loop_lock(struct loop *loop);
+void loop_unlock(struct loop *loop);
+void loop_wake(struct loop *loop);
+/* One turn over the rings and completions; returns what was done. With no thread (settings.threads = 0) tests call it. */
+unsigned loop_step(struct loop *loop);
+unsigned vs_device_step(struct vs_device *device);
+int loop_watch(struct vring *ring, int kick);
+/* Runs work(argument). A SIGBUS in it breaks the ring that was being served and drops the one request. */
+unsigned loop_guarded(struct loop *loop, unsigned (*work)(void *argument), void *argument);
+
+/* virtio_scsi.c */
+unsigned scsi_serve(struct vring *ring, unsigned limit);
+void scsi_request_done(struct vs_request *request);
+struct vs_request *request_new(struct loop *loop);
+int request_grow(struct vs_request *request);
+int request_parse(struct vs_request *request, bool command);
+void request_dropped(struct vs_request *request);
+void request_destroy(struct vs_request *request);
+void request_free(struct vs_request *request);
+void request_finish(struct vs_request *request, const void *response, uint32_t length, uint64_t data_in);
+void request_to_python(struct vs_request *request);
+
+/* device.c */
+void device_lock(struct vs_device *device);
+void device_unlock(struct vs_device *device);
+void device_notice(struct vring *ring, uint32_t kind);
+struct lun *device_lun(const struct vs_device *device, const uint8_t lun[8]);
+
+#endif

@@ -1,0 +1,374 @@
+/*
+ * io.c - moves the bytes of one segment between guest memory and one file, by the cheapest way that will not block:
+ *
+ *   null            nothing                          resident page   memcpy from the mapping (layer.c)
+ *   tmpfs           a plain call: it cannot block    buffered file   preadv2(RWF_NOWAIT), io_uring on EAGAIN
+ *   O_DIRECT, block device: io_uring                 no io_uring here: a plain call that may block this loop
+ *
+ * The kernel fills the guest's own pages; only an O_DIRECT buffer that the device cannot take is bounced.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+enum { FAULT_CHECK_EVERY = 256 };
+
+static struct layer *io_layer(const struct io *io)
+{
+	return io->volume->layers[io->layer];
+}
+
+/* ---- copying from a mapping --------------------------------------------------------------------- */
+
+/* Copies that had to wait for a disk show as major faults of this thread: then no bit can be trusted any more. */
+static void watch_faults(struct loop *loop, struct layer *layer)
+{
+	struct rusage usage;
+
+	if (++loop->hot_copies % FAULT_CHECK_EVERY || getrusage(RUSAGE_THREAD, &usage))
+		return;
+	if (usage.ru_majflt != loop->major_faults && loop->major_faults >= 0)
+		layer_forget_resident(layer, 0, atomic_load(&layer->mapping_length));
+	loop->major_faults = usage.ru_majflt;
+}
+
+/* Between the guest's buffers and the mapping. -EFAULT: one of the two is not there (any more). */
+static int copy_mapped(const struct io *io, uint8_t *mapping)
+{
+	struct cursor guest = { io->data, io->data_count, 0 };
+
+	return cursor_guarded(io->operation == IO_READ ? cursor_copy_in : cursor_copy_out, &guest, mapping + io->offset,
+			      io->length);
+}
+
+static bool read_resident(struct loop *loop, struct layer *layer, const struct io *io)
+{
+	if (!layer_resident(layer, io->offset, io->length))
+		return false;
+	if (copy_mapped(io, atomic_load_explicit(&layer->mapping, memory_order_relaxed))) {
+		layer_forget_resident(layer, io->offset, io->length);
+		return false;                        /* the file was cut short, or the guest's memory: the call below tells */
+	}
+	watch_faults(loop, layer);
+	return true;
+}
+
+static int start_memory(struct layer *layer, struct io *io)
+{
+	if (io->operation == IO_READ || io->operation == IO_WRITE) {
+		if (!layer_resident(layer, io->offset, io->length))
+			return -EIO;
+		return copy_mapped(io, layer->mapping);
+	}
+	return io->operation == IO_FLUSH ? 0 : blocking_clear(layer, IO_PUNCH, io->offset, io->length);
+}
+
+/* ---- what is left of an I/O ------------------------------------------------------------------------ */
+
+static struct iovec *kernel_iovs(struct io *io, uint32_t *count)
+{
+	if (io->bounce) {
+		*count = 1;
+		return &io->bounce_left;
+	}
+	*count = io->left ? io->left_count : io->data_count;
+	if (*count > IOV_MAX)
+		*count = IOV_MAX;                    /* a short transfer; the rest follows */
+	return io->left ? io->left : (struct iovec *)(uintptr_t)io->data;
+}
+
+/* Steps over `length` transferred bytes. The request's own list stays whole: Python may have to repeat the command. */
+static int progress(struct io *io, uint64_t length)
+{
+	io->offset += length;
+	io->length -= length;
+	if (io->bounce) {
+		io->bounce_left.iov_base = (uint8_t *)io->bounce_left.iov_base + length;
+		io->bounce_left.iov_len -= length;
+		return 0;
+	}
+	if (!io->left) {
+		struct iovec *copy = io->owned;
+
+		if (!copy) {
+			copy = malloc(io->data_count * sizeof(*copy));
+			if (!copy)
+				return -ENOMEM;
+			memcpy(copy, io->data, io->data_count * sizeof(*copy));
+		}
+		io->owned = io->left = copy;
+		io->left_count = io->data_count;
+	}
+	iovs_advance(&io->left, &io->left_count, length);
+	return 0;
+}
+
+static bool unfit_for_device(const struct layer *layer, const struct io *io)
+{
+	for (uint32_t i = 0; i < io->data_count; i++)
+		if (((uintptr_t)io->data[i].iov_base | io->data[i].iov_len) & (layer->alignment - 1))
+			return true;
+	return false;
+}
+
+static int make_bounce(const struct layer *layer, struct io *io)
+{
+	struct cursor guest = { io->data, io->data_count, 0 };
+
+	if (posix_memalign(&io->bounce, layer->alignment < 4096 ? 4096 : layer->alignment, io->length)) {
+		io->bounce = NULL;
+		return -ENOMEM;
+	}
+	io->bounce_length = io->length;
+	io->bounce_left = (struct iovec){ io->bounce, io->length };
+	return io->operation == IO_WRITE ? cursor_guarded(cursor_copy_out, &guest, io->bounce, io->length) : 0;
+}
+
+int io_end(struct io *io, int result)
+{
+	if (LIKELY(!io->bounce && !io->owned))
+		return result;
+	if (io->bounce && io->operation == IO_READ && !result) {
+		struct cursor guest = { io->data, io->data_count, 0 };
+		result = cursor_guarded(cursor_copy_in, &guest, io->bounce, io->bounce_length);
+	}
+	free(io->bounce);
+	free(io->owned);
+	io->bounce = NULL;
+	io->owned = NULL;
+	return result;
+}
+
+void io_done(struct io *io, int result)
+{
+	struct vs_request *request = io->request;
+
+	result = io_end(io, result);
+	if (result && !request->error)
+		request->error = result;
+	if (io != &request->io)
+		free(io);
+	if (!--request->pending)
+		scsi_request_done(request);
+}
+
+/* ---- io_uring ------------------------------------------------------------------------------------------ */
+
+static void prepare(struct io_uring_sqe *sqe, struct io *io)
+{
+	int fd = io_layer(io)->fd, keep = FALLOC_FL_KEEP_SIZE;
+	uint32_t count = 0;
+	struct iovec *iov = kernel_iovs(io, &count);
+
+	switch (io->operation) {
+	case IO_READ:
+		io_uring_prep_readv(sqe, fd, iov, count, io->offset);
+		break;
+	case IO_WRITE:
+		io_uring_prep_writev2(sqe, fd, iov, count, io->offset, io->durable ? RWF_DSYNC : 0);
+		break;
+	case IO_FLUSH:
+		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+		break;
+	default:
+		io_uring_prep_fallocate(sqe, fd, keep | (io->operation == IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
+					(off_t)io->offset, (off_t)io->length);
+	}
+	io_uring_sqe_set_data(sqe, io);
+}
+
+static void queue_uring(struct loop *loop, struct io *io)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->uring);
+
+	if (!sqe) {
+		io_submit(loop);
+		sqe = io_uring_get_sqe(&loop->uring);
+	}
+	loop->uring_in_flight++;
+	if (!sqe) {                                      /* the kernel takes no more now: io_reap() tries again */
+		io->next = NULL;
+		*loop->backlog_tail = io;
+		loop->backlog_tail = &io->next;
+		return;
+	}
+	prepare(sqe, io);
+	loop->uring_queued++;
+}
+
+void io_submit(struct loop *loop)
+{
+	if (!loop->uring_queued)
+		return;
+	int sent = io_uring_submit(&loop->uring);
+	if (sent > 0)
+		loop->uring_queued -= (uint32_t)sent < loop->uring_queued ? (uint32_t)sent : loop->uring_queued;
+}
+
+static void resume_backlog(struct loop *loop)
+{
+	while (loop->backlog) {
+		struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->uring);
+		struct io *io = loop->backlog;
+
+		if (!sqe)
+			return;
+		loop->backlog = io->next;
+		if (!loop->backlog)
+			loop->backlog_tail = &loop->backlog;
+		prepare(sqe, io);
+		loop->uring_queued++;
+	}
+}
+
+/* A read that met the end of the file: the rest is zeros. */
+static int zero_rest(struct io *io)
+{
+	uint32_t count;
+	struct iovec *iov = kernel_iovs(io, &count);
+	struct cursor rest = { iov, io->bounce ? 1 : io->left ? io->left_count : io->data_count, 0 };
+
+	return cursor_guarded(cursor_fill_zero, &rest, NULL, io->length);
+}
+
+static void complete(struct loop *loop, struct io *io, int result)
+{
+	bool moves = io->operation == IO_READ || io->operation == IO_WRITE;
+
+	if (result == -EAGAIN || result == -EINTR) {
+		queue_uring(loop, io);
+		return;
+	}
+	if (result < 0 || !moves) {
+		if (!result && io->operation != IO_FLUSH)
+			layer_forget_resident(io_layer(io), io->offset, io->length);
+		io_done(io, result);
+		return;
+	}
+	if (io->operation == IO_WRITE || result)
+		layer_note_resident(io_layer(io), io->offset, (uint64_t)result, io->operation == IO_WRITE);
+	if ((uint64_t)result >= io->length) {
+		io_done(io, 0);
+	} else if (!result) {
+		io_done(io, io->operation == IO_READ ? zero_rest(io) : -ENOSPC);
+	} else {
+		int error = progress(io, (uint64_t)result);
+		if (error)
+			io_done(io, error);
+		else
+			queue_uring(loop, io);
+	}
+}
+
+unsigned io_reap(struct loop *loop)
+{
+	struct io_uring_cqe *cqes[64];
+	unsigned count = io_uring_peek_batch_cqe(&loop->uring, cqes, 64);
+
+	for (unsigned i = 0; i < count; i++) {
+		struct io *io = io_uring_cqe_get_data(cqes[i]);
+		int result = cqes[i]->res;
+
+		io_uring_cqe_seen(&loop->uring, cqes[i]);
+		loop->uring_in_flight--;
+		complete(loop, io, result);
+	}
+	resume_backlog(loop);
+	io_submit(loop);
+	return count;
+}
+
+int io_open(struct loop *loop)
+{
+	struct io_uring_params parameters = { .flags = IORING_SETUP_CQSIZE, .cq_entries = 8 * RING_ENTRIES };
+	int error = io_uring_queue_init_params(RING_ENTRIES, &loop->uring, &parameters);
+
+	loop->backlog_tail = &loop->backlog;
+	loop->has_uring = !error;
+	return error;
+}
+
+void io_close(struct loop *loop)
+{
+	if (loop->has_uring)
+		io_uring_queue_exit(&loop->uring);
+	loop->has_uring = false;
+}
+
+/* ---- starting ------------------------------------------------------------------------------------------- */
+
+/* Tries without waiting. 0 done, -EAGAIN: io_uring shall do (the rest of) it, else the error. */
+static int try_now(struct layer *layer, struct io *io)
+{
+	bool read = io->operation == IO_READ;
+	uint32_t count;
+	struct iovec *iov = kernel_iovs(io, &count);
+
+	if (!read && (io->durable || atomic_load_explicit(&layer->no_nowait, memory_order_relaxed)))
+		return -EAGAIN;
+	ssize_t moved = read ? preadv2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT) :
+			       pwritev2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT);
+	if (moved < 0) {
+		if (errno == EOPNOTSUPP && !read)    /* tmpfs and ext4 refuse buffered writes that must not wait */
+			atomic_store(&layer->no_nowait, true);
+		return errno == EOPNOTSUPP || errno == EINTR ? -EAGAIN : -errno;
+	}
+	if (moved > 0)
+		layer_note_resident(layer, io->offset, (uint64_t)moved, !read);
+	if ((uint64_t)moved == io->length)
+		return 0;
+	int error = moved ? progress(io, (uint64_t)moved) : 0;
+	return error ? error : -EAGAIN;
+}
+
+static int start_blocking(struct layer *layer, struct io *io)
+{
+	if (io->operation == IO_FLUSH)
+		return fdatasync(layer->fd) ? -errno : 0;
+	if (io->operation != IO_READ && io->operation != IO_WRITE)
+		return blocking_clear(layer, io->operation, io->offset, io->length);
+	uint64_t offset = io->offset, length = io->length;
+	/* one call nearly always moves all of it, and then no list needs to be copied */
+	if (!(layer->flags & VS_FILE_DIRECT) && !io->durable && io->data_count <= IOV_MAX) {
+		ssize_t moved = io->operation == IO_READ ? preadv(layer->fd, io->data, (int)io->data_count, (off_t)offset) :
+							   pwritev(layer->fd, io->data, (int)io->data_count, (off_t)offset);
+		if (LIKELY(moved == (ssize_t)length)) {
+			layer_note_resident(layer, offset, length, io->operation == IO_WRITE);
+			return 0;
+		}
+	}
+	int error = progress(io, 0);
+	return error ? error : blocking_move(layer, io->operation, io->left, io->left_count, offset, io->durable);
+}
+
+int io_start(struct loop *loop, struct io *io)
+{
+	struct layer *layer = io_layer(io);
+	bool moves = io->operation == IO_READ || io->operation == IO_WRITE;
+
+	if (layer->flags & VS_FILE_NULL)
+		return 0;
+	if (layer->flags & VS_FILE_MEMORY)
+		return start_memory(layer, io);
+	if (io->operation == IO_READ && read_resident(loop, layer, io))
+		return 0;
+	if (layer->flags & VS_FILE_INSTANT || !loop->has_uring)
+		return start_blocking(layer, io);
+	if (moves) {
+		bool direct = layer->flags & VS_FILE_DIRECT;
+		int error = !direct ? try_now(layer, io) : unfit_for_device(layer, io) ? make_bounce(layer, io) : -EAGAIN;
+
+		/* a bounced write or read still has to be made; everything else that is not EAGAIN is over */
+		if (error != -EAGAIN && (error || !direct))
+			return error;
+	}
+	queue_uring(loop, io);
+	return IO_STARTED;
+}

@@ -1,0 +1,134 @@
+/*
+ * slow.c - the way to Python and back: notices on a list with an eventfd, data by copy, answers in batches.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+void device_notice(struct vring *ring, uint32_t kind)
+{
+	struct vs_device *device = ring->device;
+	uint64_t one = 1;
+
+	pthread_mutex_lock(&device->notice_lock);
+	ring->notices |= 1u << kind;
+	device->notice_rings[ring->index / 64] |= 1ull << (ring->index % 64);
+	pthread_mutex_unlock(&device->notice_lock);
+	if (write(device->notice_fd, &one, sizeof(one)) < 0)
+		return;                              /* EAGAIN: it is readable already */
+}
+
+int vs_device_notice_fd(vs_device *device)
+{
+	return device->notice_fd;
+}
+
+static void describe(const struct vs_request *request, vs_notice *notice)
+{
+	*notice = (vs_notice){ .kind = VS_NOTICE_REQUEST, .vring = request->ring->index,
+			       .request = (struct vs_request *)(uintptr_t)request, .data_out = request->out_length,
+			       .data_in = request->in_length, .header_length = request->header_length,
+			       .response_room = request->response_room };
+	memcpy(notice->header, request->header, request->header_length);
+}
+
+/* One notice of a ring: the lowest kind that is set. */
+static void describe_ring(struct vring *ring, vs_notice *notice)
+{
+	uint32_t kind = (uint32_t)__builtin_ctz(ring->notices);
+
+	*notice = (vs_notice){ .kind = kind, .vring = ring->index };
+	ring->notices &= ~(1u << kind);
+}
+
+int vs_device_take(vs_device *device, vs_notice *notices, uint32_t room)
+{
+	uint32_t count = 0;
+	uint64_t value;
+
+	pthread_mutex_lock(&device->notice_lock);
+	while (count < room && device->notices) {
+		struct vs_request *request = device->notices;
+
+		device->notices = request->next;
+		if (!device->notices)
+			device->notices_tail = &device->notices;
+		describe(request, &notices[count++]);
+	}
+	for (uint32_t i = 0; i < device->settings.vrings && count < room; i++) {
+		while (device->rings[i].notices && count < room)
+			describe_ring(&device->rings[i], &notices[count++]);
+		if (!device->rings[i].notices)
+			device->notice_rings[i / 64] &= ~(1ull << (i % 64));
+	}
+	/* the descriptor stays readable while there is more */
+	if (!device->notices && !device->notice_rings[0] && !device->notice_rings[1] &&
+	    read(device->notice_fd, &value, sizeof(value)) < 0)
+		value = 0;
+	pthread_mutex_unlock(&device->notice_lock);
+	return (int)count;
+}
+
+static int move_data(cursor_move *move, const struct iovec *iov, uint32_t count, uint64_t offset, void *buffer,
+		     uint64_t length)
+{
+	struct cursor cursor = { iov, count, 0 };
+
+	cursor_skip(&cursor, offset);
+	return cursor_guarded(move, &cursor, buffer, length);
+}
+
+int vs_request_read(vs_request *request, uint64_t offset, void *buffer, uint64_t length)
+{
+	if (offset > request->out_length || length > request->out_length - offset)
+		return -EINVAL;
+	return move_data(cursor_copy_out, &request->iov[request->out_first], request->out_count, offset, buffer, length);
+}
+
+int vs_request_write(vs_request *request, uint64_t offset, const void *buffer, uint64_t length)
+{
+	if (offset > request->in_length || length > request->in_length - offset)
+		return -EINVAL;
+	return move_data(cursor_copy_in, &request->iov[request->in_first], request->in_count, offset,
+			 (void *)(uintptr_t)buffer, length);
+}
+
+static unsigned finish_one(void *argument)
+{
+	const vs_completion *completion = argument;
+
+	request_finish(completion->request, completion->response, completion->response_length, completion->data_in_length);
+	return 0;
+}
+
+static unsigned publish_all(void *argument)
+{
+	struct loop *loop = argument;
+
+	for (uint32_t i = 0; i < loop->ring_count; i++) {
+		loop->serving_ring = loop->rings[i];
+		if (loop->rings[i]->used && !loop->rings[i]->broken)
+			vring_publish(loop->rings[i]);
+	}
+	return 0;
+}
+
+int vs_complete(vs_device *device, const vs_completion *completions, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		const vs_request *request = completions[i].request;
+
+		if (completions[i].response_length > request->response_room || completions[i].data_in_length > request->in_length)
+			return -EINVAL;
+	}
+	device_lock(device);
+	for (uint32_t i = 0; i < count; i++)
+		loop_guarded(completions[i].request->ring->loop, finish_one, (void *)(uintptr_t)&completions[i]);
+	for (uint32_t i = 0; i < device->loop_count; i++)
+		loop_guarded(&device->loops[i], publish_all, &device->loops[i]);
+	device_unlock(device);
+	return 0;
+}

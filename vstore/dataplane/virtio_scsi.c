@@ -1,0 +1,375 @@
+/*
+ * virtio_scsi.c - from descriptor chain to answer (virtio 1.2, 5.6).
+ *
+ *   chain --> header copied, checked --> LUN with an open gate, opcode with a row, nothing odd?
+ *                                           yes: the fast path: map, bytes, GOOD        no: Python
+ *
+ * No SCSI policy lives here. What the fast path cannot answer with GOOD - a refusal, an I/O error, a bit that it does
+ * not know - it hands to Python untouched; repeating a read or a write from the start is harmless. So the only answer
+ * that C ever writes is one and the same: GOOD, no residual.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the fast path ----------------------------------------------------------------------------- */
+
+static void link_in_flight(struct vs_request *request)
+{
+	struct loop *loop = request->ring->loop;
+
+	loop->serving = NULL;
+	request->newer = NULL;
+	request->older = loop->newest;
+	if (loop->newest)
+		loop->newest->newer = request;
+	loop->newest = request;
+	atomic_fetch_add_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
+}
+
+static void unlink_in_flight(struct vs_request *request)
+{
+	if (request->newer)
+		request->newer->older = request->older;
+	else
+		request->ring->loop->newest = request->older;
+	if (request->older)
+		request->older->newer = request->newer;
+	atomic_fetch_sub_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
+}
+
+static void answer(struct vs_request *request)
+{
+	static const uint8_t good[VS_RESPONSE_BYTES];
+	struct vring *ring = request->ring;
+	uint64_t data_in = request->kind == VS_READ ? request->in_length : 0;
+
+	if (request->error == -EFAULT) {
+		vring_break(ring);                   /* its memory went away under the I/O */
+	} else if (request->error) {
+		request_to_python(request);
+		return;
+	}
+	ring->counters.bytes_read += data_in;
+	if (request->kind == VS_WRITE)
+		ring->counters.bytes_written += request->out_length;
+	request_finish(request, good, sizeof(good), data_in);
+}
+
+/* The last segment of a request that did not end at once. */
+void scsi_request_done(struct vs_request *request)
+{
+	unlink_in_flight(request);
+	answer(request);
+}
+
+static uint64_t big_endian(const uint8_t *at, unsigned width)
+{
+	uint64_t value = 0;
+
+	while (width--)
+		value = value << 8 | *at++;
+	return value;
+}
+
+struct media {                                       /* what a CDB asks of the volume */
+	uint32_t operation;
+	uint64_t offset, length;
+	bool durable;
+};
+
+static struct io *request_io(struct vs_request *request, const struct media *media, const struct extent *extent)
+{
+	struct io *io = request->io_busy ? malloc(sizeof(*io)) : &request->io;
+
+	if (!io)
+		return NULL;
+	request->io_busy = true;
+	*io = (struct io){ .request = request, .volume = request->lun->volume, .layer = extent->layer,
+			   .operation = media->operation, .offset = extent->offset, .length = extent->length,
+			   .durable = media->durable };
+	return io;
+}
+
+/* A private list of the next `length` bytes under the cursor. */
+static int slice(struct cursor *from, uint64_t length, struct io *io)
+{
+	struct iovec *iov = malloc((from->count + 1) * sizeof(*iov));
+
+	if (!iov)
+		return -ENOMEM;
+	io->data = io->owned = iov;
+	while (length && from->count) {
+		uint64_t left = from->iov->iov_len - from->skip;
+		uint64_t take = left < length ? left : length;
+		iov[io->data_count++] = (struct iovec){ (uint8_t *)from->iov->iov_base + from->skip, take };
+		cursor_skip(from, take);
+		length -= take;
+	}
+	return 0;
+}
+
+static void segment(struct vs_request *request, const struct media *media, const struct extent *extent,
+		    struct cursor *data)
+{
+	bool moves = media->operation == IO_READ || media->operation == IO_WRITE;
+
+	if (extent->state != VS_DATA) {              /* zeros: nothing to write, see mapped() */
+		if (media->operation == IO_READ && cursor_guarded(cursor_fill_zero, data, NULL, extent->length))
+			request->error = -EFAULT;
+		return;
+	}
+	struct io *io = request_io(request, media, extent);
+	if (!io) {
+		request->error = -ENOMEM;
+		return;
+	}
+	int result = moves ? slice(data, extent->length, io) : 0;
+	request->pending++;
+	if (!result)
+		result = io_start(request->ring->loop, io);
+	if (result != IO_STARTED)
+		io_done(io, result);
+}
+
+/* Whether the fast path can serve every block of the range as it stands in the map. */
+static bool mapped(struct vs_volume *volume, const struct media *media)
+{
+	for (uint64_t done = 0; done < media->length;) {
+		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
+		bool zeros = extent.state == VS_ZERO || extent.state == VS_HOLE;
+		bool fine = extent.state == VS_DATA || (media->operation == IO_READ && (zeros || extent.state == VS_SHARED));
+
+		if (!fine || !extent.length)
+			return false;
+		done += extent.length;
+	}
+	return true;
+}
+
+static void start_segments(struct vs_request *request, const struct media *media)
+{
+	bool read = media->operation == IO_READ;
+	struct cursor data = { &request->iov[read ? request->in_first : request->out_first],
+			       read ? request->in_count : request->out_count, 0 };
+
+	for (uint64_t done = 0; done < media->length;) {
+		struct extent extent = volume_extent(request->lun->volume, media->offset + done, media->length - done);
+
+		if (extent.state == VS_SHARED)
+			extent.state = VS_DATA;          /* mapped() let it through: a read */
+		segment(request, media, &extent, &data);
+		done += extent.length;
+	}
+}
+
+/* Runs ranges[0..count) as one request. The first extent of most requests is the whole of it: no list is copied. */
+static void start_media(struct vs_request *request, const struct media *ranges, uint32_t count)
+{
+	struct vs_volume *volume = request->lun->volume;
+	struct extent extent = volume_extent(volume, ranges->offset, ranges->length);
+	bool read = ranges->operation == IO_READ;
+
+	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length)) {
+		struct io *io = request_io(request, ranges, &extent);
+		io->data = &request->iov[read ? request->in_first : request->out_first];
+		io->data_count = read ? request->in_count : request->out_count;
+		request->pending = 1;
+		int result = io_start(request->ring->loop, io);
+		if (LIKELY(result != IO_STARTED)) {
+			request->error = io_end(io, result);
+			answer(request);
+		} else {
+			link_in_flight(request);
+		}
+		return;
+	}
+	for (uint32_t i = 0; i < count; i++)
+		if (!mapped(volume, &ranges[i])) {
+			request_to_python(request);
+			return;
+		}
+	link_in_flight(request);
+	request->pending = 1;                        /* ours, so that no segment ends the request before all are started */
+	for (uint32_t i = 0; i < count; i++)
+		start_segments(request, &ranges[i]);
+	if (!--request->pending)
+		scsi_request_done(request);
+}
+
+static bool transfer(struct vs_request *request, const vs_fast_row *row, uint64_t lba, uint64_t blocks)
+{
+	const vs_lun_settings *settings = &request->lun->settings;
+	bool read = row->kind == VS_READ;
+	struct media media = { read ? IO_READ : IO_WRITE, lba << settings->block_shift, blocks << settings->block_shift,
+			       false };
+	uint64_t wanted = read ? request->in_length : request->out_length;
+	uint64_t other = read ? request->out_length : request->in_length;
+
+	if (!blocks || blocks > settings->max_transfer || media.length != wanted || other)
+		return false;
+	if (!read && (settings->write_through || (request->header[19 + row->fua_at] & row->fua_mask)))
+		media.durable = true;
+	start_media(request, &media, 1);
+	return true;
+}
+
+static bool all_zero(struct vs_request *request)
+{
+	struct cursor from = { &request->iov[request->out_first], request->out_count, 0 };
+	uint8_t block[4096];
+	uint64_t length = request->out_length;
+
+	cursor_copy_out(&from, block, length);
+	return !block[0] && !memcmp(block, block + 1, length - 1);
+}
+
+static bool write_same(struct vs_request *request, const vs_fast_row *row, uint64_t lba, uint64_t blocks)
+{
+	const vs_lun_settings *settings = &request->lun->settings;
+	const uint8_t *cdb = request->header + 19;
+	bool no_data = row->ndob_mask && (cdb[row->ndob_at] & row->ndob_mask);
+	bool unmap = settings->deallocates && (cdb[row->unmap_at] & row->unmap_mask);
+	struct media media = { unmap ? IO_PUNCH : IO_ZERO, lba << settings->block_shift, blocks << settings->block_shift,
+			       false };
+
+	if (!blocks || blocks > settings->max_write_same || request->in_length || settings->write_through)
+		return false;
+	if (request->out_length != (no_data ? 0 : 1ull << settings->block_shift) || (!no_data && !all_zero(request)))
+		return false;
+	start_media(request, &media, 1);
+	return true;
+}
+
+/* SBC-4 5.35: parameter list = 8-byte header, then 16-byte block descriptors. Anything unusual is Python's. */
+static bool unmap(struct vs_request *request, uint64_t list_length)
+{
+	enum { MOST = 64 };
+	const vs_lun_settings *settings = &request->lun->settings;
+	struct cursor from = { &request->iov[request->out_first], request->out_count, 0 };
+	struct media ranges[MOST];
+	uint8_t list[8 + 16 * MOST];
+
+	if (!settings->deallocates || settings->write_through || request->in_length || list_length != request->out_length ||
+	    list_length < 24 || list_length > sizeof(list) || (list_length - 8) % 16)
+		return false;
+	uint32_t count = (uint32_t)(list_length - 8) / 16;
+	cursor_copy_out(&from, list, list_length);
+	if (big_endian(list, 2) != list_length - 2 || big_endian(list + 2, 2) != list_length - 8 ||
+	    count > settings->max_unmap_descriptors)
+		return false;
+	for (uint32_t i = 0; i < count; i++) {
+		uint64_t lba = big_endian(list + 8 + 16 * i, 8), blocks = big_endian(list + 16 + 16 * i, 4);
+
+		if (!blocks || lba > settings->blocks || blocks > settings->blocks - lba)
+			return false;
+		ranges[i] = (struct media){ IO_PUNCH, lba << settings->block_shift, blocks << settings->block_shift, false };
+	}
+	start_media(request, ranges, count);
+	return true;
+}
+
+static bool synchronize(struct vs_request *request)
+{
+	struct media media = { IO_FLUSH, 0, 0, false };
+	struct extent everything = { .state = VS_DATA };
+
+	/* a map of several runs belongs to a format, which has tables to commit */
+	if (request->in_length || request->out_length || !atomic_load(&request->lun->volume->whole))
+		return false;
+	struct io *io = request_io(request, &media, &everything);
+	request->pending = 1;
+	int result = io_start(request->ring->loop, io);
+	if (result == IO_STARTED) {
+		link_in_flight(request);
+	} else {
+		request->error = io_end(io, result);
+		answer(request);
+	}
+	return true;
+}
+
+static bool any_set(const uint8_t *cdb, const uint8_t *mask)
+{
+	uint64_t a[4], b[4];
+
+	memcpy(a, cdb, sizeof(a));
+	memcpy(b, mask, sizeof(b));
+	return (a[0] & b[0]) | (a[1] & b[1]) | (a[2] & b[2]) | (a[3] & b[3]);
+}
+
+static bool serve_fast(struct vs_request *request)
+{
+	const uint8_t *cdb = request->header + 19;
+	const vs_fast_row *row = request->ring->device->fast[cdb[0]];
+
+	/* task attributes other than SIMPLE are Python's: the fast path keeps no order */
+	if (!row || request->header[16] || any_set(cdb, row->slow_mask))
+		return false;
+	request->lun = device_lun(request->ring->device, request->header);
+	if (!request->lun)
+		return false;
+	const vs_lun_settings *settings = &request->lun->settings;
+	uint32_t gate = row->kind == VS_READ || row->kind == VS_SYNCHRONIZE ? VS_GATE_READ : VS_GATE_WRITE;
+	if (!(settings->gate & gate))
+		return false;
+	uint64_t lba = big_endian(cdb + row->lba_at, row->lba_width);
+	uint64_t length = big_endian(cdb + row->length_at, row->length_width);
+	memcpy(&request->tag, request->header + 8, sizeof(request->tag));
+	request->kind = row->kind;
+	if (row->kind == VS_UNMAP)
+		return unmap(request, length);
+	if (!length)
+		length = row->length_of_zero;
+	if (lba > settings->blocks || length > settings->blocks - lba)
+		return false;
+	if (row->kind == VS_SYNCHRONIZE)
+		return synchronize(request);
+	if (row->kind == VS_WRITE_SAME)
+		return write_same(request, row, lba, length);
+	return transfer(request, row, lba, length);
+}
+
+/* ---- serving a ring ------------------------------------------------------------------------------ */
+
+static bool serve_one(struct vring *ring)
+{
+	struct loop *loop = ring->loop;
+	struct vs_request *request = request_new(loop);
+
+	if (!request)
+		return false;
+	request->ring = ring;
+	loop->serving = request;
+	int got = vring_fetch(ring, request);
+	if (got == 1)
+		got = request_parse(request, ring->index >= 2) ? -EPROTO : 1;
+	if (got != 1) {
+		loop->serving = NULL;
+		request_free(request);
+		if (got == -EPROTO)
+			vring_break(ring);
+		return false;
+	}
+	request->counted = true;
+	ring->in_flight++;
+	ring->counters.fetched++;
+	if (ring->index < 2 || !serve_fast(request))
+		request_to_python(request);
+	loop->serving = NULL;
+	return true;
+}
+
+unsigned scsi_serve(struct vring *ring, unsigned limit)
+{
+	unsigned done = 0;
+
+	ring->loop->serving_ring = ring;
+	while (done < limit && vring_active(ring) && vring_has_work(ring) && serve_one(ring))
+		done++;
+	return done;
+}
