@@ -219,9 +219,10 @@ class Frontend:
     def _send(self, request: Request, payload: bytes = b"", descriptors: Sequence[int] = (), flags: int = 0) -> None:
         message = _HEADER.pack(request, _VERSION | flags, len(payload)) + payload
         try:
-            # Descriptors travel with the first byte; a message is far smaller than the socket's buffer.
-            sent = socket.send_fds(self._socket, [message], descriptors) if descriptors else 0
-            self._socket.sendall(message[sent:])
+            if not descriptors:
+                self._socket.sendall(message)
+            elif (sent := socket.send_fds(self._socket, [message], descriptors)) < len(message):
+                self._socket.sendall(message[sent:])  # The descriptors went with the first byte.
         except TimeoutError as error:
             raise BackendTimeout(f"the back-end took no {request.name} for {self._timeout} s") from error
         except OSError as error:
