@@ -1,0 +1,216 @@
+"""TargetKeeper: keeps one target's process alive and as the catalog says it should be.
+
+    adopt ----+                      process ends
+              |--> configure --> mend LUNs --> up ------------------> wait (0.1 s, 0.2 s ... 30 s) --> adopt or spawn
+    spawn ----+                                 \\__ a LUN is lacking: mend again every 30 s
+
+A process that answers on its control socket is adopted, whoever started it; otherwise one is spawned. It belongs to no
+session and no pipe of the daemon, so the daemon may die under it. The keeper's thread works under the target's lock,
+as verbs do, so neither sees the other's half-done change.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from vstore.store.errors import StoreError, TargetUnavailable
+from vstore.store.plans import LunPlan, TargetPlan
+from vstore.store.records import Process
+from vstore.store.running import RunningTarget
+from vstore.target.errors import TargetError
+from vstore.target.verbs import Event, FrontendConnected, FrontendDisconnected, LunStatus, Mapped
+
+_log = logging.getLogger(__name__)
+
+FIRST_DELAY = 0.1  # seconds
+LONGEST_DELAY = 30.0
+SETTLED = 60.0  # a process that lived so long is restarted after the first delay again
+MEND_INTERVAL = 30.0
+_END_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a keeper needs of the world: how to reach a process, what it should be, and the lock to work under."""
+
+    adopt: Callable[["TargetKeeper"], RunningTarget | None]
+    spawn: Callable[["TargetKeeper"], RunningTarget]
+    plan: Callable[[], TargetPlan]
+    lock: Callable[[], AbstractContextManager[None]]
+    length_told: Callable[[LunPlan, int], None]  # the length that a mapped image really has
+
+
+class TargetKeeper:
+    def __init__(self, name: str, ground: Ground) -> None:
+        self.name = name
+        self._ground = ground
+        self._changed = threading.Condition()
+        self._running: RunningTarget | None = None
+        self._ended = False  # the connection of `_running` is gone
+        self._leaving = False
+        self._mend_wanted = False
+        self._connected = False
+        self._problem: str | None = None
+        self._attempts = 0
+        self._starts = 0
+        self._thread = threading.Thread(target=self._keep, name=f"keeper {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_until_up(self, timeout: float) -> None:
+        """Returns after the first success. Raises TargetUnavailable after the first failure."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._attempts or self._leaving, timeout)
+        self.running()
+
+    def running(self) -> RunningTarget:
+        """Raises TargetUnavailable."""
+        with self._changed:
+            if self._running is None or self._ended:
+                why = self._problem or "it is starting"
+                raise TargetUnavailable(f"the process of target {self.name} is not up ({why}); it will be tried again")
+            return self._running
+
+    def process(self) -> Process:
+        with self._changed:
+            up = self._running is not None and not self._ended
+            state = "connected" if self._connected else "listening"
+            if not up:
+                state = "failed" if self._problem else "starting"
+            pid = self._running.pid if up and self._running else None
+            return Process(state=state, pid=pid, restarts=max(0, self._starts - 1), problem=self._problem)
+
+    def mend_soon(self) -> None:
+        """After a verb whose outcome nobody knows."""
+        with self._changed:
+            self._mend_wanted = True
+            self._changed.notify_all()
+
+    def leave(self) -> RunningTarget | None:
+        """Ends the keeping, not the process, which is the caller's now. The caller holds the target's lock."""
+        with self._changed:
+            self._leaving = True
+            running, self._running = self._running, None
+            self._changed.notify_all()
+        return running
+
+    def on_event(self, event: Event) -> None:
+        with self._changed:
+            if isinstance(event, FrontendConnected | FrontendDisconnected):
+                self._connected = isinstance(event, FrontendConnected)
+        _log.info("target_event", extra={"target": self.name, "told": type(event).__name__})
+
+    def on_end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _keep(self) -> None:
+        delay = FIRST_DELAY
+        while not self._leaving:
+            born = time.monotonic()
+            if self._bring_up():
+                self._watch()
+            delay = FIRST_DELAY if time.monotonic() - born > SETTLED else min(2 * delay, LONGEST_DELAY)
+            with self._changed:
+                self._changed.wait_for(lambda: self._leaving, delay)
+
+    def _bring_up(self) -> bool:
+        with self._ground.lock():
+            if self._leaving:
+                return False
+            running, problem = None, None
+            try:
+                plan = self._ground.plan()
+                self._ended = False
+                running = self._ground.adopt(self) or self._spawn()
+                running.client.configure(plan.configure)
+                problem = self._mend(running, plan)
+            except (TargetError, StoreError, OSError) as error:
+                problem = str(error)
+                _log.error("target_not_up", extra={"target": self.name, "error": problem})
+                if running is not None:
+                    running.release()
+                    running = None
+            self._settle(running, problem)
+        return running is not None
+
+    def _spawn(self) -> RunningTarget:
+        self._starts += 1
+        return self._ground.spawn(self)
+
+    def _settle(self, running: RunningTarget | None, problem: str | None) -> None:
+        with self._changed:
+            self._running, self._problem = running, problem
+            self._attempts += 1
+            self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """Until the process is gone or the keeper has to leave."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._called, MEND_INTERVAL if self._problem else None)
+                self._mend_wanted = False
+                if self._leaving:
+                    return
+                running = self._running if self._ended else None
+                if running is not None:
+                    self._running, self._problem, self._connected = None, "it ended unexpectedly", False
+            if running is not None:
+                _log.error("target_ended", extra={"target": self.name, "pid": running.pid})
+                running.wait_for_end(_END_TIMEOUT)
+                return
+            self._mend_again()
+
+    def _called(self) -> bool:
+        return self._leaving or self._ended or self._mend_wanted
+
+    def _mend_again(self) -> None:
+        with self._ground.lock():
+            running = self._running
+            if running is None or self._ended:
+                return
+            try:
+                problem = self._mend(running, self._ground.plan())
+            except (TargetError, StoreError) as error:
+                problem = str(error)
+            with self._changed:
+                self._problem = problem
+
+    def _mend(self, running: RunningTarget, plan: TargetPlan) -> str | None:
+        """Makes the LUNs of the process those of the plan; what could not be mapped, as a sentence."""
+        status = running.client.status()
+        self._connected = status.state == "connected"
+        kept = {lun.settings for lun in status.luns if self._is_planned(lun, plan)}
+        for lun in status.luns:
+            if lun.settings not in kept:
+                _log.warning("lun_not_in_catalog", extra={"target": self.name, "lun": lun.settings.lun})
+                running.client.unmap_lun(lun.settings.lun, lun.settings.target)
+        present = {(settings.target, settings.lun) for settings in kept}
+        lacking = [plan for plan in plan.luns.values() if (plan.request.target, plan.request.lun) not in present]
+        problems = [problem for plan in lacking if (problem := self._map_again(running, plan))]
+        return "; ".join(problems) or None
+
+    def _is_planned(self, lun: LunStatus, plan: TargetPlan) -> bool:
+        planned = next((p for p in plan.luns.values() if p.serves_the_same(lun.settings)), None)
+        if planned is not None:
+            self._ground.length_told(planned, lun.length)
+        return planned is not None
+
+    def _map_again(self, running: RunningTarget, plan: LunPlan) -> str | None:
+        try:
+            self._ground.length_told(plan, map_lun(running, plan).length)
+        except (TargetError, StoreError) as error:
+            _log.error("lun_not_mapped", extra={"target": self.name, "lun": str(plan.address), "error": str(error)})
+            return f"LUN {plan.address} is not mapped: {error}"
+        return None
+
+
+def map_lun(running: RunningTarget, plan: LunPlan) -> Mapped:
+    """Raises TargetError, StoreError."""
+    with plan.descriptor() as descriptor:
+        return running.client.map_lun(plan.request, descriptor)

@@ -1,0 +1,177 @@
+"""Verbs on LUNs: an image behind a target. The process maps first and the catalog records then.
+
+A crash between the two leaves the process with a LUN that nobody was promised; the next start takes it away. Unmapping
+runs the same way round, and there the next start maps it again, because nobody was told that it is gone.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_
+
+from vstore.store import schema
+from vstore.store.catalog import birth
+from vstore.store.errors import InUse, InvalidArgument, NotFound
+from vstore.store.identifiers import LunAddress, check_labels, check_serial
+from vstore.store.parts import (
+    Parts,
+    check_revision,
+    decode_cursor,
+    encode_cursor,
+    image_row,
+    page_limit,
+    same_or_taken,
+    target_row,
+)
+from vstore.store.plans import LUN_ROWS, LunPlan
+from vstore.store.pool import Pool
+from vstore.store.records import Lun, Page
+
+LOGICAL_BLOCK_LENGTHS = (512, 4096)
+
+
+class LunVerbs(Parts):
+    def map_lun(
+        self,
+        target: str,
+        lun: str,
+        *,
+        image: str,
+        pool: str = "default",
+        read_only: bool = False,
+        direct: bool = False,
+        logical_block_length_bytes: int = 512,
+        serial: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Lun, bool]:
+        """Puts an image behind `lun` (LUN or TARGET:LUN), also under a running guest, and True; or False: it is there.
+
+        Raises NotFound, InvalidArgument, AlreadyExists, InUse (mapped elsewhere), Locked, Conflict, TargetUnavailable.
+        """
+        address, where = LunAddress.parse(lun), self.pool(pool)
+        wanted: dict[str, Any] = {
+            "read_only": read_only,
+            "direct": direct,
+            "logical_block_length_bytes": _check_block_length(logical_block_length_bytes),
+        }
+        if labels is not None:
+            wanted["labels"] = check_labels(labels)
+        with self.holding(image=f"{pool}/{image}", target=target):
+            with self.catalog.read() as connection:
+                source, host = image_row(connection, where, image), target_row(connection, target)
+                wanted["image_id"] = source.id
+                wanted["serial"] = check_serial(source.id.replace("-", "") if serial is None else serial)
+                present = connection.execute(_at(host.id, address)).one_or_none()
+                if present is not None:
+                    same_or_taken(present, wanted, f"LUN {address} of target {target}")
+                    return _record(present), False
+                _check_mappable(connection, source, wanted)
+            place = {"target_id": host.id, "scsi_target": address.scsi_target, "lun": address.lun}
+            self._map(target, where, source, {"labels": {}, **birth(), **wanted, **place})
+            return self.show_lun(target, lun), True
+
+    def list_luns(self, target: str, *, limit: int | None = None, cursor: str | None = None) -> Page[Lun]:
+        """The LUNs of a target in order. Raises NotFound, InvalidArgument (limit, cursor)."""
+        limit, table, after = page_limit(limit), schema.luns.c, decode_cursor(cursor)
+        with self.catalog.read() as connection:
+            query = LUN_ROWS.where(table.target_id == target_row(connection, target).id)
+            if after:
+                last = LunAddress.parse(after)
+                same = and_(table.scsi_target == last.scsi_target, table.lun > last.lun)
+                query = query.where(or_(table.scsi_target > last.scsi_target, same))
+            rows = connection.execute(query.order_by(table.scsi_target, table.lun).limit(limit + 1)).all()
+        items = [_record(row) for row in rows[:limit]]
+        return Page(items, encode_cursor(items[-1].name) if len(rows) > limit else None)
+
+    def show_lun(self, target: str, lun: str) -> Lun:
+        """Raises NotFound, InvalidArgument."""
+        with self.catalog.read() as connection:
+            return _record(_lun_row(connection, target, LunAddress.parse(lun)))
+
+    def unmap_lun(self, target: str, lun: str, *, revision: int | None = None) -> bool:
+        """Takes a LUN away, also from a running guest, once its commands are done; False when there was none.
+
+        Raises InvalidArgument, NotFound (the target), Stale, TargetUnavailable.
+        """
+        address = LunAddress.parse(lun)
+        with self.catalog.read() as connection:
+            host = target_row(connection, target)
+            row = connection.execute(_at(host.id, address)).one_or_none()
+        if row is None:
+            return False
+        check_revision(row, revision, f"LUN {address} of target {target}")
+        with self.holding(image=f"{row.pool}/{row.image}", target=target):
+            self.supervisor.unmap_lun(target, address)
+            with self.catalog.write() as connection:
+                return bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
+
+    def _map(self, target: str, pool: Pool, source: Row[Any], row: dict[str, Any]) -> None:
+        plan = LunPlan.of(pool, source.name, SimpleNamespace(**{**source._mapping, **row}))
+        with ExitStack() as undo:
+            self.supervisor.map_lun(target, plan)
+            undo.callback(self.supervisor.unmap_lun, target, plan.address)
+            with self.catalog.write() as connection:
+                connection.execute(insert(schema.luns).values(**row))
+            undo.pop_all()
+
+
+def _check_block_length(length: int) -> int:
+    if length not in LOGICAL_BLOCK_LENGTHS:
+        right = f"choose {' or '.join(map(str, LOGICAL_BLOCK_LENGTHS))}"
+        raise InvalidArgument("logical_block_length_bytes", f"{length} is not offered", right)
+    return length
+
+
+def _check_mappable(connection: Connection, source: Row[Any], wanted: Mapping[str, Any]) -> None:
+    """One writer or many readers; whole logical blocks; no two disks under one serial number."""
+    block = wanted["logical_block_length_bytes"]
+    if source.virtual_size_bytes % block:
+        raise InvalidArgument(
+            "logical_block_length_bytes",
+            f"image {source.name} has {source.virtual_size_bytes} bytes, which is not a multiple of {block}",
+            "choose 512, or resize the image",
+        )
+    lun = schema.luns.c
+    for other in connection.execute(LUN_ROWS.where(or_(lun.image_id == source.id, lun.serial == wanted["serial"]))):
+        where = f"{other.target}/{LunAddress(other.scsi_target, other.lun)}"
+        if other.image_id != source.id:
+            # a guest's multipath takes two disks with one serial number for one disk
+            raise InvalidArgument(
+                "serial", f"LUN {where} has {other.serial!r} for image {other.image}", "choose another or leave it out"
+            )
+        if not (other.read_only and wanted["read_only"]):
+            raise InUse(f"image {source.name} is mapped as LUN {where}; only read-only mappings may share an image")
+
+
+def _record(row: Row[Any]) -> Lun:
+    return Lun(
+        id=row.id,
+        name=str(LunAddress(row.scsi_target, row.lun)),
+        target=row.target,
+        scsi_target=row.scsi_target,
+        lun=row.lun,
+        pool=row.pool,
+        image=row.image,
+        virtual_size_bytes=row.virtual_size_bytes,
+        read_only=row.read_only,
+        direct=row.direct,
+        logical_block_length_bytes=row.logical_block_length_bytes,
+        serial=row.serial,
+        created_at=row.created_at,
+        revision=row.revision,
+        labels=row.labels,
+    )
+
+
+def _lun_row(connection: Connection, target: str, address: LunAddress) -> Row[Any]:
+    row = connection.execute(_at(target_row(connection, target).id, address)).one_or_none()
+    if row is None:
+        raise NotFound(f"target {target} has no LUN {address}", field="lun")
+    return row
+
+
+def _at(target_id: str, address: LunAddress) -> Select[Any]:
+    lun = schema.luns.c
+    return LUN_ROWS.where(lun.target_id == target_id, lun.scsi_target == address.scsi_target, lun.lun == address.lun)

@@ -1,0 +1,104 @@
+"""What the catalog says a target process should be: its settings and its LUNs, ready to be sent to it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from vstore.store import schema
+from vstore.store.catalog import Catalog
+from vstore.store.errors import NotFound
+from vstore.store.identifiers import LunAddress
+from vstore.store.pool import Pool
+from vstore.target.verbs import Configure, ImageSource, MapLun
+
+_image = schema.images.c
+LUN_ROWS = (
+    select(
+        schema.luns,
+        schema.targets.c.name.label("target"),
+        schema.pools.c.name.label("pool"),
+        *(_image.name.label("image"), _image.format, _image.file, _image.virtual_size_bytes),
+    )
+    .join_from(schema.luns, schema.targets)
+    .join(schema.images, _image.id == schema.luns.c.image_id)
+    .join(schema.pools, schema.pools.c.id == _image.pool_id)
+)
+
+
+@dataclass(frozen=True)
+class LunPlan:
+    """One LUN as it should be mapped; `request` is what the process is told, `file` comes as a descriptor."""
+
+    address: LunAddress
+    image_id: str
+    pool: Pool
+    file: str | None
+    request: MapLun
+
+    @classmethod
+    def of(cls, pool: Pool, image: str, row: Any) -> "LunPlan":
+        """`row` has the columns of LUN_ROWS."""
+        source = ImageSource(
+            format=row.format,
+            length=None if row.file else row.virtual_size_bytes,
+            direct=row.direct,
+            name=f"{pool.name}/{image}",
+        )
+        request = MapLun(
+            target=row.scsi_target,
+            lun=row.lun,
+            image=source,
+            read_only=row.read_only,
+            logical_block_length=row.logical_block_length_bytes,
+            serial=row.serial,
+        )
+        return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, row.file, request)
+
+    def serves_the_same(self, settings: MapLun) -> bool:
+        """Whether a mapping that is there is this one; its length may have changed since."""
+        return _without_length(settings) == _without_length(self.request)
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int | None]:
+        """The image's file, open and locked; None for formats without a file. Raises StoreError."""
+        if self.file is None:
+            yield None
+            return
+        settings = self.request
+        with self.pool.open(self.file, read_only=settings.read_only, direct=settings.image.direct) as file:
+            yield file.descriptor
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    configure: Configure
+    luns: dict[LunAddress, LunPlan]
+
+
+def load_plan(catalog: Catalog, pools: Mapping[str, Pool], name: str, socket: str) -> TargetPlan:
+    """Raises NotFound."""
+    with catalog.read() as connection:
+        row = connection.execute(select(schema.targets).where(schema.targets.c.name == name)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no target {name}")
+        rows = connection.execute(LUN_ROWS.where(schema.luns.c.target_id == row.id)).all()
+    plans = [LunPlan.of(pools[lun.pool], lun.image, lun) for lun in rows]
+    return TargetPlan(_configure(row, socket), {plan.address: plan for plan in plans})
+
+
+def _configure(row: Row[Any], socket: str) -> Configure:
+    return Configure(
+        name=row.name,
+        socket=socket,
+        request_queues=row.request_queues,
+        threads=row.threads,
+        poll_us=row.poll_us,
+        config_space=row.config_space,
+    )
+
+
+def _without_length(settings: MapLun) -> MapLun:
+    return replace(settings, image=replace(settings.image, length=None))

@@ -1,0 +1,143 @@
+"""A pool: one flat directory of image files, and the order of file operations that a crash cannot hurt.
+
+The directory entry is the intent. A file is made under `.creating-ID.FILE` and gets its real name by link(2), which
+never replaces anything; it is removed by renaming it to `.deleting-ID.FILE`. The catalog's transaction lies between:
+
+    creating:  make .creating-*   link FILE        | COMMIT |  unlink .creating-*
+    deleting:  rename FILE to .deleting-*          | COMMIT |  unlink .deleting-*
+
+so whatever instant a crash picks, `sweep` knows from the catalog whether the verb was done, and finishes or undoes it.
+Only names checked by `identifiers.check_name` come here, and no symbolic link is followed: nothing leads out of it.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from formats.host_file import HostFile, open_beneath
+from formats.registry import create_image
+from vstore.store.errors import AlreadyExists
+from vstore.store.refusals import refusals_told
+
+_INTENT = re.compile(r"\.(creating|deleting)-([0-9a-f-]{36})\.(.+)")
+_log = logging.getLogger(__name__)
+
+
+class Pool:
+    def __init__(self, pool_id: str, name: str, directory: Path) -> None:
+        """`directory` is made if it is not there. Raises StoreError."""
+        self.id = pool_id
+        self.name = name
+        self.directory = directory
+        with refusals_told(f"cannot use the directory of pool {name}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def open(self, file: str, *, read_only: bool, direct: bool = False) -> HostFile:
+        """The image file, open and locked as QEMU locks it, the caller's to close. Raises StoreError."""
+        with refusals_told(f"cannot open {file}"):
+            return open_beneath(self._descriptor, file, read_only=read_only, direct=direct)
+
+    def allocated_bytes(self, file: str) -> int | None:
+        """What the file takes of the host's disk; None: there is no such file."""
+        try:
+            # stat(2): st_blocks counts 512 bytes whatever the file system's block size
+            return os.stat(file, dir_fd=self._descriptor, follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def creating(self, image_id: str, file: str, format: str, length: int, preallocation: str) -> Iterator[None]:
+        """A new image of `length` bytes is there under its name inside the block, which commits the catalog's row.
+
+        Raises StoreError; if anything fails, the block included, nothing stays behind.
+        """
+        draft = f".creating-{image_id}.{file}"
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove, draft)
+            with refusals_told(f"cannot create {file}", {draft: file}):
+                create_image(format, draft, length, preallocation=preallocation, directory=self._descriptor)
+            self._link(draft, file)
+            undo.callback(self._remove, file)
+            with refusals_told(f"cannot create {file}"):
+                self._sync_directory()
+            yield
+            undo.pop_all()
+        self._clear_away(draft)
+
+    @contextmanager
+    def deleting(self, image_id: str, file: str) -> Iterator[None]:
+        """The file is out of sight inside the block, which commits the row's end; it comes back if the block fails."""
+        doomed = f".deleting-{image_id}.{file}"
+        with refusals_told(f"cannot delete {file}"), contextlib.suppress(FileNotFoundError):
+            os.rename(file, doomed, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+            self._sync_directory()
+        try:
+            yield
+        except BaseException:
+            self._restore(doomed, file)
+            raise
+        self._clear_away(doomed)
+
+    def sweep(self, known_ids: Collection[str]) -> None:
+        """Finishes or undoes what a crash left half done; `known_ids` are the images of the catalog."""
+        for entry in os.listdir(self._descriptor):
+            match = _INTENT.fullmatch(entry)
+            if not match:
+                continue
+            doing, image_id, file = match.groups()
+            _log.warning("pool_swept", extra={"pool": self.name, "image": file, "left": doing})
+            if doing == "creating":
+                self._finish_creation(entry, file, done=image_id in known_ids)
+            elif image_id in known_ids:
+                self._restore(entry, file)
+            else:
+                self._remove(entry)
+
+    def _finish_creation(self, draft: str, file: str, *, done: bool) -> None:
+        if not done and self._same_file(draft, file):
+            self._remove(file)
+        self._remove(draft)
+
+    def _link(self, draft: str, file: str) -> None:
+        try:
+            with refusals_told(f"cannot create {file}"):
+                os.link(draft, file, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor, follow_symlinks=False)
+        except AlreadyExists:
+            raise AlreadyExists(
+                f"pool {self.name} holds a file {file} that belongs to no image; move it away or choose another name"
+            ) from None
+
+    def _restore(self, doomed: str, file: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._link(doomed, file)
+            self._remove(doomed)
+
+    def _clear_away(self, entry: str) -> None:
+        """The verb is done whether this succeeds or not; what stays is swept at the next start."""
+        try:
+            self._remove(entry)
+        except OSError as error:
+            _log.warning("pool_entry_left", extra={"pool": self.name, "image": entry, "error": error.strerror})
+
+    def _remove(self, entry: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry, dir_fd=self._descriptor)
+            self._sync_directory()
+
+    def _same_file(self, one: str, other: str) -> bool:
+        try:
+            first, second = (os.stat(e, dir_fd=self._descriptor, follow_symlinks=False) for e in (one, other))
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(first, second)
+
+    def _sync_directory(self) -> None:
+        os.fsync(self._descriptor)

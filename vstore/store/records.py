@@ -1,0 +1,108 @@
+"""What Store verbs answer: plain records whose fields are the fields of the REST bodies, name for name."""
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A disk image of a pool. Sizes in bytes; `state` is `ready`, or `missing` when its file is gone."""
+
+    id: str
+    name: str
+    pool: str
+    format: str
+    file: str | None
+    state: str
+    virtual_size_bytes: int
+    actual_size_bytes: int
+    preallocation: str
+    luns: list[str]  # where it is mapped, as TARGET/LUN
+    created_at: str
+    revision: int
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Process:
+    """The target process behind a target, as the supervisor sees it now."""
+
+    state: str  # starting, running, failed
+    pid: int | None
+    restarts: int
+    problem: str | None  # why it is not running, or which LUN it lacks
+
+
+@dataclass(frozen=True)
+class Target:
+    """A virtual SCSI target: one vhost-user socket, one process."""
+
+    id: str
+    name: str
+    socket: str
+    request_queues: int
+    threads: int
+    poll_us: int | None
+    config_space: bool
+    process: Process
+    luns: list[str]
+    created_at: str
+    revision: int
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Lun:
+    """An image mapped to a logical unit number of a target. `name` is LUN or TARGET:LUN."""
+
+    id: str
+    name: str
+    target: str
+    scsi_target: int
+    lun: int
+    pool: str
+    image: str
+    virtual_size_bytes: int
+    read_only: bool
+    direct: bool
+    logical_block_length_bytes: int
+    serial: str
+    created_at: str
+    revision: int
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True)
+class AttachLine:
+    """How one virtual machine monitor attaches to a target.
+
+    `argv` is what to run (or, for a library, the call and its arguments), `command_line` the same as one string to
+    paste. `ready` is false when the target's settings do not suit this monitor; `notes` says what to change.
+    """
+
+    vmm: str
+    versions: str
+    kind: str  # command, c_call
+    command_line: str
+    argv: list[str]
+    ready: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Attach:
+    """All the lines of one target."""
+
+    target: str
+    socket: str
+    lines: list[AttachLine] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """One page of a list; `cursor` asks for the next one, None at the end."""
+
+    items: list[Item]
+    cursor: str | None

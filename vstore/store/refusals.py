@@ -1,0 +1,63 @@
+"""What formats and the host's kernel refuse, in management's one currency, and without the host's paths."""
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from formats import errors as formats_errors
+from formats.errors import ImageError
+from vstore.store.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidArgument,
+    Locked,
+    PoolFull,
+    PoolUnavailable,
+    StoreError,
+)
+
+Refusal = Callable[[str], StoreError]
+
+
+def _size_refused(detail: str) -> StoreError:
+    return InvalidArgument("virtual_size_bytes", detail, "choose a size that the format and the file system can hold")
+
+
+_BY_ERRNO: dict[int, Refusal] = {
+    errno.EEXIST: AlreadyExists,
+    errno.ENOENT: Conflict,  # the catalog lists it, so it should be there
+    errno.ELOOP: Conflict,  # O_NOFOLLOW met a symbolic link
+    errno.ENOSPC: PoolFull,
+    errno.EDQUOT: PoolFull,
+    errno.EFBIG: _size_refused,
+}
+_BY_IMAGE_ERROR: dict[type[ImageError], Refusal] = {
+    formats_errors.InvalidArgument: _size_refused,
+    formats_errors.ImageExists: AlreadyExists,
+    formats_errors.ImageNotFound: Conflict,
+    formats_errors.ImageInUse: Locked,
+    formats_errors.UnsupportedFeature: Conflict,
+    formats_errors.InvalidImage: Conflict,
+    formats_errors.CorruptImage: Conflict,
+}
+
+
+@contextmanager
+def refusals_told(doing: str, renamed: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Turns OSError and ImageError of the block into StoreError; `renamed` names files as people know them."""
+    try:
+        yield
+    except (OSError, ImageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        refusal = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else None
+        if refusal is None:
+            refusal = _BY_IMAGE_ERROR.get(type(error), PoolUnavailable)  # type: ignore[arg-type]
+        raise refusal(f"{doing}: {_told(error, renamed)}") from error
+
+
+def _told(error: Exception, renamed: Mapping[str, str]) -> str:
+    told = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    for old, new in renamed.items():
+        told = told.replace(old, new)
+    return told

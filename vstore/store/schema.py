@@ -1,0 +1,87 @@
+"""The catalog's tables. A change of them raises VERSION and brings the step that lifts an older catalog.
+
+    pools 1 --- * images 1 --- * luns * --- 1 targets
+
+Every object has an id (UUIDv7) that never changes, a name that people use, and a revision that counts its changes.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+VERSION = 1
+
+metadata = MetaData()
+
+
+def _object_columns() -> list[Column[Any]]:
+    return [
+        Column("id", Text, primary_key=True),
+        Column("created_at", Text, nullable=False),
+        Column("revision", Integer, nullable=False, default=1),
+        Column("labels", JSON, nullable=False, default=dict),
+    ]
+
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+pools = Table(
+    "pools",
+    metadata,
+    *_object_columns(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("directory", Text, nullable=False),
+)
+
+images = Table(
+    "images",
+    metadata,
+    *_object_columns(),
+    Column("pool_id", ForeignKey("pools.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("format", Text, nullable=False),  # recorded at birth, never probed from bytes a guest can write
+    Column("file", Text),  # name inside the pool's directory; NULL for formats without a file
+    Column("virtual_size_bytes", BigInteger, nullable=False),
+    Column("preallocation", Text, nullable=False),
+    UniqueConstraint("pool_id", "name"),
+    UniqueConstraint("pool_id", "file"),
+    CheckConstraint("virtual_size_bytes % 512 = 0"),
+)
+
+targets = Table(
+    "targets",
+    metadata,
+    *_object_columns(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("request_queues", Integer, nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("poll_us", Integer),  # NULL: the target process chooses
+    Column("config_space", Boolean, nullable=False),
+)
+
+luns = Table(
+    "luns",
+    metadata,
+    *_object_columns(),
+    Column("target_id", ForeignKey("targets.id"), nullable=False),
+    Column("scsi_target", Integer, nullable=False),
+    Column("lun", Integer, nullable=False),
+    Column("image_id", ForeignKey("images.id"), nullable=False, index=True),
+    Column("read_only", Boolean, nullable=False),
+    Column("direct", Boolean, nullable=False),
+    Column("logical_block_length_bytes", Integer, nullable=False),
+    Column("serial", Text, nullable=False),
+    UniqueConstraint("target_id", "scsi_target", "lun"),
+)

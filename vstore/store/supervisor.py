@@ -1,0 +1,212 @@
+"""The supervisor: one keeper per target, and the verbs of target processes in management's words and errors."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from vstore.store.errors import (
+    Conflict,
+    InvalidArgument,
+    Locked,
+    PoolUnavailable,
+    StoreError,
+    TargetUnavailable,
+)
+from vstore.store.identifiers import LunAddress
+from vstore.store.keeper import Ground, TargetKeeper, map_lun
+from vstore.store.locks import NamedLocks
+from vstore.store.plans import LunPlan, TargetPlan
+from vstore.store.records import Process
+from vstore.store.running import RunningTarget, Spawn
+from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.listener import LONGEST_PATH
+from vstore.target.spawn import START_TIMEOUT, spawn
+
+_log = logging.getLogger(__name__)
+
+_CONTROL, _SOCKET, _LOG = "ctl.sock", "vhost.sock", "log"  # the control socket's name is the shorter one
+_LONGEST_LOG = 4 << 20  # bytes; a guest's doings fill it
+_STOPPERS = 16  # targets that are stopped side by side
+
+_REFUSALS: dict[ErrorCode, type[StoreError]] = {
+    ErrorCode.LUN_EXISTS: Conflict,
+    ErrorCode.NO_SUCH_LUN: Conflict,
+    ErrorCode.SOCKET_IN_USE: Conflict,
+    ErrorCode.IMAGE_REFUSED: Conflict,
+    ErrorCode.IMAGE_LOCKED: Locked,
+    ErrorCode.HOST_ERROR: PoolUnavailable,
+}
+
+
+class Supervisor:
+    def __init__(
+        self,
+        directory: Path,
+        locks: NamedLocks,
+        plan: Callable[[str, str], TargetPlan],
+        length_told: Callable[[LunPlan, int], None],
+        spawn: Spawn = spawn,
+    ) -> None:
+        """`directory` holds one directory per target; `plan` answers for (target, path of its socket)."""
+        self._directory = directory
+        self._locks = locks
+        self._plan = plan
+        self._length_told = length_told
+        self._spawn_process = spawn
+        self._keepers: dict[str, TargetKeeper] = {}
+
+    def socket_path(self, name: str) -> Path:
+        """Where the VMM connects."""
+        return self._directory / name / _SOCKET
+
+    def check_socket_path(self, name: str) -> None:
+        """Raises InvalidArgument: a UNIX socket's path has a limit."""
+        excess = len(os.fsencode(self.socket_path(name))) - LONGEST_PATH
+        if excess > 0:
+            right = f"choose a name at least {excess} characters shorter, or a shorter runtime directory"
+            raise InvalidArgument("name", f"its socket's path would be longer than {LONGEST_PATH} bytes", right)
+
+    def check_free(self, name: str) -> None:
+        """Raises Conflict when a process that the catalog does not know serves that name."""
+        with self._adopted(name) as stranger:
+            if stranger is not None:
+                raise Conflict(
+                    f"process {stranger.pid}, which this catalog does not know, serves a target {name}; "
+                    "end it or choose another name"
+                )
+
+    def start(self, name: str) -> None:
+        """Begins to keep a target; its process comes up beside."""
+        (self._directory / name).mkdir(parents=True, exist_ok=True)
+        ground = Ground(
+            adopt=self._adopt,
+            spawn=self._spawn,
+            plan=partial(self._plan, name, str(self.socket_path(name))),
+            lock=partial(self._locks.hold, f"target:{name}"),
+            length_told=self._length_told,
+        )
+        self._keepers[name] = TargetKeeper(name, ground)
+        self._keepers[name].start()
+
+    def wait_until_up(self, name: str) -> None:
+        """Raises TargetUnavailable."""
+        self._keeper(name).wait_until_up(2 * START_TIMEOUT)
+
+    def process(self, name: str) -> Process:
+        keeper = self._keepers.get(name)
+        return keeper.process() if keeper else Process(state="starting", pid=None, restarts=0, problem=None)
+
+    def map_lun(self, name: str, plan: LunPlan) -> None:
+        """Raises StoreError."""
+        with self._told(name):
+            map_lun(self._keeper(name).running(), plan)
+
+    def unmap_lun(self, name: str, address: LunAddress) -> None:
+        """Waits until its commands are done and durable. A process that is not up has no LUN. Raises StoreError."""
+        try:
+            running = self._keeper(name).running()
+        except TargetUnavailable:
+            return
+        with self._told(name):
+            try:
+                running.client.unmap_lun(address.lun, address.scsi_target)
+            except TargetError as error:
+                if error.code != ErrorCode.NO_SUCH_LUN:
+                    raise
+
+    def resize_lun(self, name: str, address: LunAddress, length: int) -> None:
+        """`length` in bytes. Raises StoreError."""
+        with self._told(name):
+            self._keeper(name).running().client.resize_lun(address.lun, length, address.scsi_target)
+
+    def stop(self, name: str) -> None:
+        """Ends a target's process, flushed, and removes its directory. The caller holds the target's lock."""
+        keeper = self._keepers.pop(name, None)
+        running = keeper.leave() if keeper else None
+        try:
+            running = running or RunningTarget.adopt(self._directory / name / _CONTROL)
+            if running is not None:
+                running.stop()
+        except TargetError as error:
+            _log.error("target_not_flushed", extra={"target": name, "error": error.detail})
+        self._remove_directory(name)
+
+    def stop_all(self) -> None:
+        with ThreadPoolExecutor(_STOPPERS, "stop") as stoppers:
+            list(stoppers.map(self._stop_one, list(self._keepers)))
+
+    def release_all(self) -> None:
+        """Leaves all processes running, for the next daemon to adopt."""
+        for name in list(self._keepers):
+            with self._locks.hold(f"target:{name}"):
+                running = self._keepers.pop(name).leave()
+                if running is not None:
+                    running.release()
+
+    def tidy(self, known: Sequence[str]) -> None:
+        """Ends processes whose target was deleted; one that still serves LUNs is left alone, and told."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for name in sorted(set(os.listdir(self._directory)) - set(known)):
+            with self._adopted(name) as stranger:
+                luns = stranger.client.status().luns if stranger is not None else ()
+            if luns:
+                _log.warning("unknown_target_left_running", extra={"target": name, "luns": len(luns)})
+            else:
+                self.stop(name)
+
+    def _adopt(self, keeper: TargetKeeper) -> RunningTarget | None:
+        directory = self._directory / keeper.name
+        return RunningTarget.adopt(directory / _CONTROL, on_event=keeper.on_event, on_end=keeper.on_end)
+
+    def _spawn(self, keeper: TargetKeeper) -> RunningTarget:
+        directory = self._directory / keeper.name
+        directory.mkdir(parents=True, exist_ok=True)
+        child = self._spawn_process(str(directory / _CONTROL), directory / _LOG)
+        running = RunningTarget.adopt(directory / _CONTROL, child, on_event=keeper.on_event, on_end=keeper.on_end)
+        if running is None:
+            raise TargetError(ErrorCode.NOT_STARTED, f"the target process {child.pid} ended at once")
+        return running
+
+    def _keeper(self, name: str) -> TargetKeeper:
+        try:
+            return self._keepers[name]
+        except KeyError:
+            raise TargetUnavailable(f"target {name} is not kept; the daemon is stopping") from None
+
+    def _stop_one(self, name: str) -> None:
+        with self._locks.hold(f"target:{name}"):
+            self.stop(name)
+
+    def _remove_directory(self, name: str) -> None:
+        directory = self._directory / name
+        for entry in (_CONTROL, _SOCKET, _LOG):
+            with contextlib.suppress(OSError):
+                (directory / entry).unlink()
+        with contextlib.suppress(OSError):  # what else lies in it is not ours to remove
+            directory.rmdir()
+
+    @contextmanager
+    def _adopted(self, name: str) -> Iterator[RunningTarget | None]:
+        """Whoever serves that name, for a look. Raises TargetUnavailable."""
+        with self._told(name):
+            running = RunningTarget.adopt(self._directory / name / _CONTROL)
+        try:
+            yield running
+        finally:
+            if running is not None:
+                running.release()
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Turns a process's refusal into StoreError; after a silence, the keeper finds out what was done."""
+        try:
+            yield
+        except TargetError as error:
+            if error.code == ErrorCode.TIMED_OUT and name in self._keepers:
+                self._keepers[name].mend_soon()
+            raise _REFUSALS.get(error.code, TargetUnavailable)(f"target {name}: {error.detail}") from error
