@@ -24,9 +24,7 @@ def declarations(header: str) -> str:
 def pkg_config(*arguments: str) -> list[str]:
     """Flags for liburing; says which Debian package brings it when it is missing."""
     try:
-        answer = subprocess.run(
-            ["pkg-config", *arguments, "liburing"], check=True, capture_output=True, text=True
-        )
+        answer = subprocess.run(["pkg-config", *arguments, "liburing"], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit("liburing was not found: install the Debian packages liburing-dev and pkg-config") from error
     return answer.stdout.split()

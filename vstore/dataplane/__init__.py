@@ -1,0 +1,31 @@
+"""The data plane: rings, guest memory, the block map and I/O in C. Only this package touches the compiled module.
+
+`Device` and `Volume` carry the functions of dataplane.h, which is the reference for units and errors, as methods; a
+negative result becomes OSError with the call and its arguments in words. Nothing here decides anything.
+"""
+
+from vstore.dataplane.device import (
+    GATE_READ,
+    GATE_WRITE,
+    Completion,
+    Counters,
+    Device,
+    FastRowLike,
+    LunSettings,
+    Notice,
+    NoticeKind,
+)
+from vstore.dataplane.volume import Volume
+
+__all__ = [
+    "GATE_READ",
+    "GATE_WRITE",
+    "Completion",
+    "Counters",
+    "Device",
+    "FastRowLike",
+    "LunSettings",
+    "Notice",
+    "NoticeKind",
+    "Volume",
+]

@@ -1,0 +1,23 @@
+"""The compiled module, and the one translation of its errors: -errno becomes OSError."""
+
+import os
+from typing import Any
+
+from vstore.dataplane import _native
+
+ffi: Any = _native.ffi
+lib: Any = _native.lib
+
+
+def checked(result: int, call: str) -> int:
+    """The result, or OSError that names the call, e.g. "vring_set_size(2, 3): Invalid argument"."""
+    if result < 0:
+        raise OSError(-result, f"{call}: {os.strerror(-result)}")
+    return result
+
+
+def made(pointer: Any, call: str) -> Any:
+    """The pointer, or OSError from errno where it is NULL."""
+    if pointer == ffi.NULL:
+        raise OSError(ffi.errno, f"{call}: {os.strerror(ffi.errno)}")
+    return pointer
