@@ -7,6 +7,7 @@ swaps in the extension that cffi makes. There is no fallback to another mode: a 
 import os
 import subprocess
 from pathlib import Path
+from typing import cast
 
 from cffi import FFI
 from setuptools import Extension
@@ -18,7 +19,7 @@ BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 def declarations(header: str) -> str:
     """The part of dataplane.h that both C and Python see."""
-    return header.split(BEGIN)[1].split(END)[0]
+    return header.split(BEGIN)[1].split(END, maxsplit=1)[0]
 
 
 def pkg_config(*arguments: str) -> list[str]:
@@ -44,7 +45,7 @@ def extension(directory: str) -> Extension:
         extra_link_args=["-pthread", *pkg_config("--libs")],
     )
     os.makedirs(directory, exist_ok=True)
-    made: Extension = ffi.distutils_extension(tmpdir=directory, verbose=False)
+    made = cast(Extension, ffi.distutils_extension(tmpdir=directory, verbose=False))
     return made
 
 

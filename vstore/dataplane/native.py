@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from vstore.dataplane import _native
+import vstore.dataplane._native as _native  # type: ignore[import-not-found,unused-ignore]
 
 ffi: Any = _native.ffi
 lib: Any = _native.lib
