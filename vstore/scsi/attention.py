@@ -1,0 +1,68 @@
+"""Unit attention conditions and deferred errors, queued for each I_T nexus (SAM-5 5.14, SPC-4 4.5.7)."""
+
+from collections.abc import Iterable
+
+from vstore.scsi.sense import AdditionalSense, Sense
+from vstore.scsi.task import ITNexus
+
+_RESET_ASC = 0x29
+
+
+class Attentions:
+    """What each nexus must be told before its next command is served. Each condition waits at most once."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[ITNexus, list[Sense]] = {}
+
+    def add(self, nexus: ITNexus) -> None:
+        """A nexus that has not been seen before: to it, the unit has just been powered on."""
+        self._waiting[nexus] = [Sense.attention(AdditionalSense.POWER_ON_OCCURRED)]
+
+    def remove(self, nexus: ITNexus) -> None:
+        self._waiting.pop(nexus, None)
+
+    def knows(self, nexus: ITNexus) -> bool:
+        return nexus in self._waiting
+
+    def nexuses(self) -> Iterable[ITNexus]:
+        return self._waiting.keys()
+
+    def establish(self, code: AdditionalSense, nexuses: Iterable[ITNexus]) -> None:
+        """Queues the condition for each of these nexuses that is known."""
+        for nexus in nexuses:
+            waiting = self._waiting.get(nexus)
+            if waiting is not None:
+                _enqueue(waiting, Sense.attention(code))
+
+    def defer(self, nexus: ITNexus, sense: Sense) -> None:
+        """An error of a command that has already completed with GOOD status."""
+        waiting = self._waiting.get(nexus)
+        if waiting is not None:
+            waiting.insert(0, sense.as_deferred())
+
+    def clear(self, code: AdditionalSense, nexus: ITNexus) -> None:
+        waiting = self._waiting.get(nexus)
+        if waiting:
+            waiting[:] = [sense for sense in waiting if sense.code is not code]
+
+    def pending(self, nexus: ITNexus) -> bool:
+        return bool(self._waiting.get(nexus))
+
+    def take(self, nexus: ITNexus) -> Sense | None:
+        """The oldest condition, which is thereby reported and over."""
+        waiting = self._waiting.get(nexus)
+        return waiting.pop(0) if waiting else None
+
+
+def _enqueue(waiting: list[Sense], sense: Sense) -> None:
+    if sense in waiting:
+        return
+    if sense.code.asc != _RESET_ASC:
+        waiting.append(sense)
+        return
+    # Of several resets one is told, before anything else that is not a deferred error. A power on, the strongest, is
+    # not told as something weaker (SAM-5 5.14.1).
+    if any(other.code is AdditionalSense.POWER_ON_OCCURRED for other in waiting):
+        return
+    waiting[:] = [other for other in waiting if other.code.asc != _RESET_ASC]
+    waiting.insert(sum(other.deferred for other in waiting), sense)

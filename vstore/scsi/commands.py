@@ -1,0 +1,265 @@
+"""Every CDB that vstore knows, in the order of operation codes, laid out as SPC-4 and SBC-3 print them.
+
+A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
+plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row here and its handler in spc.py,
+modes.py or sbc.py.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vstore.scsi.cdb import Access, Cdb, Fast
+from vstore.scsi.fast_path import FastRow, fast_row
+from vstore.scsi.field import HINT, IGNORED, ZERO, Field, bit, bits, u8, u16, u32, u64
+
+# In byte 1, bits 7 to 5 held the logical unit number in SCSI-2. An initiator that does not yet know the version of a
+# logical unit still puts it there, so the commands of a first contact must not mind.
+
+
+class TestUnitReady(Cdb, name="TEST UNIT READY", opcode=0x00, length=6):
+    __test__ = False  # its name begins as pytest's classes do
+    obsolete = bits(1, 7, 5, IGNORED)
+
+
+class RequestSense(Cdb, name="REQUEST SENSE", opcode=0x03, length=6, passes_attention=True):
+    obsolete = bits(1, 7, 5, IGNORED)
+    desc = bit(1, 0)
+    allocation_length = u8(4)
+
+
+class Read6(Cdb, name="READ (6)", opcode=0x08, length=6, access=Access.READ, fast=Fast.READ):
+    lba = Field(1, 4, 21)
+    transfer_length = u8(4)
+
+
+class Write6(Cdb, name="WRITE (6)", opcode=0x0A, length=6, access=Access.WRITE, fast=Fast.WRITE):
+    lba = Field(1, 4, 21)
+    transfer_length = u8(4)
+
+
+class Inquiry(Cdb, name="INQUIRY", opcode=0x12, length=6, passes_attention=True):
+    obsolete = bits(1, 7, 5, IGNORED)
+    cmddt = bit(1, 1, ZERO)
+    evpd = bit(1, 0)
+    page_code = u8(2)
+    allocation_length = u16(3)
+
+
+class ModeSelect6(Cdb, name="MODE SELECT (6)", opcode=0x15, length=6):
+    pf = bit(1, 4)
+    rtd = bit(1, 1, ZERO)
+    sp = bit(1, 0, ZERO)
+    parameter_list_length = u8(4)
+
+
+class ModeSense6(Cdb, name="MODE SENSE (6)", opcode=0x1A, length=6):
+    dbd = bit(1, 3)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    allocation_length = u8(4)
+
+
+class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6):
+    immed = bit(1, 0)
+    power_condition_modifier = bits(3, 3, 0, ZERO)
+    power_condition = bits(4, 7, 4, ZERO)
+    no_flush = bit(4, 2)
+    loej = bit(4, 1, ZERO)
+    start = bit(4, 0)
+
+
+class ReadCapacity10(Cdb, name="READ CAPACITY (10)", opcode=0x25, length=10, access=Access.READ):
+    lba = u32(2, ZERO)  # obsolete, as PMI is
+    pmi = bit(8, 0, ZERO)
+
+
+class Read10(Cdb, name="READ (10)", opcode=0x28, length=10, access=Access.READ, fast=Fast.READ):
+    rdprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    rarc = bit(1, 2, ZERO)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    transfer_length = u16(7)
+
+
+class Write10(Cdb, name="WRITE (10)", opcode=0x2A, length=10, access=Access.WRITE, fast=Fast.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    transfer_length = u16(7)
+
+
+class Verify10(Cdb, name="VERIFY (10)", opcode=0x2F, length=10, access=Access.READ):
+    vrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    verification_length = u16(7)
+
+
+class SynchronizeCache10(
+    Cdb, name="SYNCHRONIZE CACHE (10)", opcode=0x35, length=10, access=Access.FLUSH, fast=Fast.SYNCHRONIZE
+):
+    immed = bit(1, 1)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    number_of_logical_blocks = u16(7)
+
+
+class WriteSame10(Cdb, name="WRITE SAME (10)", opcode=0x41, length=10, access=Access.WRITE, fast=Fast.WRITE_SAME):
+    wrprotect = bits(1, 7, 5, ZERO)
+    anchor = bit(1, 4, ZERO)
+    unmap = bit(1, 3)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    number_of_logical_blocks = u16(7)
+
+
+class Unmap(Cdb, name="UNMAP", opcode=0x42, length=10, access=Access.WRITE, fast=Fast.UNMAP):
+    anchor = bit(1, 0, ZERO)
+    group_number = bits(6, 4, 0, IGNORED)
+    parameter_list_length = u16(7)
+
+
+class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):
+    pf = bit(1, 4)
+    rtd = bit(1, 1, ZERO)
+    sp = bit(1, 0, ZERO)
+    parameter_list_length = u16(7)
+
+
+class ModeSense10(Cdb, name="MODE SENSE (10)", opcode=0x5A, length=10):
+    llbaa = bit(1, 4)
+    dbd = bit(1, 3)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    allocation_length = u16(7)
+
+
+class Read16(Cdb, name="READ (16)", opcode=0x88, length=16, access=Access.READ, fast=Fast.READ):
+    rdprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    rarc = bit(1, 2, ZERO)
+    lba = u64(2)
+    transfer_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class Write16(Cdb, name="WRITE (16)", opcode=0x8A, length=16, access=Access.WRITE, fast=Fast.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    lba = u64(2)
+    transfer_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class Verify16(Cdb, name="VERIFY (16)", opcode=0x8F, length=16, access=Access.READ):
+    vrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
+    lba = u64(2)
+    verification_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class SynchronizeCache16(
+    Cdb, name="SYNCHRONIZE CACHE (16)", opcode=0x91, length=16, access=Access.FLUSH, fast=Fast.SYNCHRONIZE
+):
+    immed = bit(1, 1)
+    lba = u64(2)
+    number_of_logical_blocks = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class WriteSame16(Cdb, name="WRITE SAME (16)", opcode=0x93, length=16, access=Access.WRITE, fast=Fast.WRITE_SAME):
+    wrprotect = bits(1, 7, 5, ZERO)
+    anchor = bit(1, 4, ZERO)
+    unmap = bit(1, 3)
+    ndob = bit(1, 0)
+    lba = u64(2)
+    number_of_logical_blocks = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class ReadCapacity16(Cdb, name="READ CAPACITY (16)", opcode=0x9E, service_action=0x10, length=16, access=Access.READ):
+    lba = u64(2, ZERO)  # obsolete, as PMI is
+    allocation_length = u32(10)
+    pmi = bit(14, 0, ZERO)
+
+
+class ReportLuns(Cdb, name="REPORT LUNS", opcode=0xA0, length=12, passes_attention=True):
+    select_report = u8(2)
+    allocation_length = u32(6)
+
+
+class ReportSupportedOperationCodes(
+    Cdb, name="REPORT SUPPORTED OPERATION CODES", opcode=0xA3, service_action=0x0C, length=12
+):
+    rctd = bit(2, 7)
+    reporting_options = bits(2, 2, 0)
+    requested_operation_code = u8(3)
+    requested_service_action = u16(4)
+    allocation_length = u32(6)
+
+
+class ReportSupportedTaskManagementFunctions(
+    Cdb, name="REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", opcode=0xA3, service_action=0x0D, length=12
+):
+    repd = bit(2, 7)
+    allocation_length = u32(6)
+
+
+class Read12(Cdb, name="READ (12)", opcode=0xA8, length=12, access=Access.READ, fast=Fast.READ):
+    rdprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    rarc = bit(1, 2, ZERO)
+    lba = u32(2)
+    transfer_length = u32(6)
+    group_number = bits(10, 4, 0, IGNORED)
+
+
+class Write12(Cdb, name="WRITE (12)", opcode=0xAA, length=12, access=Access.WRITE, fast=Fast.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    lba = u32(2)
+    transfer_length = u32(6)
+    group_number = bits(10, 4, 0, IGNORED)
+
+
+class Verify12(Cdb, name="VERIFY (12)", opcode=0xAF, length=12, access=Access.READ):
+    vrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
+    lba = u32(2)
+    verification_length = u32(6)
+    group_number = bits(10, 4, 0, IGNORED)
+
+
+COMMANDS: Sequence[type[Cdb]] = tuple(
+    row for row in globals().values() if isinstance(row, type) and issubclass(row, Cdb) and row is not Cdb
+)
+
+
+def _by_operation_code() -> Mapping[int, Mapping[int | None, type[Cdb]]]:
+    table: dict[int, dict[int | None, type[Cdb]]] = {}
+    for row in COMMANDS:
+        table.setdefault(row.opcode, {})[row.service_action] = row
+    return table
+
+
+# Operation code -> service action (None: the command has none) -> row.
+BY_OPERATION_CODE = _by_operation_code()
+
+
+def fast_rows() -> list[FastRow]:
+    """What the data plane must know of each command that it may serve by itself."""
+    return [fast_row(row) for row in COMMANDS if row.fast is not None]

@@ -1,0 +1,170 @@
+"""The device server of SAM-5: takes a task, finds its row in the command table, and always ends it with a status.
+
+                task
+                 |  row of the operation code        unknown: INVALID COMMAND OPERATION CODE
+                 |  unit attention of this nexus     pending: CHECK CONDITION, unless the row passes it
+                 |  decode                           reserved bits: INVALID FIELD IN CDB, with pointers
+                 |  ready, writable                  by the row's access
+                 v  handler (spc.py, modes.py, sbc.py)
+              data-in, cut here and nowhere else to the allocation length and to the initiator's room
+
+Handlers raise `CheckCondition`; an OSError of the medium becomes sense data by the table below. Anything else is a
+defect of vstore: it is logged, and told to the initiator as INTERNAL TARGET FAILURE.
+"""
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
+
+from vstore.scsi.attention import Attentions
+from vstore.scsi.cdb import SERVICE_ACTION_MASK, Access, Cdb, unknown_service_action
+from vstore.scsi.commands import BY_OPERATION_CODE
+from vstore.scsi.sense import WRITE_PROTECTED, AdditionalSense, CheckCondition, Sense, SenseKey
+from vstore.scsi.task import ITNexus, Response, Status, Task, TaskAttribute
+
+Handler = Callable[[Any, Any, Task], Awaitable[bytes]]
+Handlers = Mapping[type[Cdb], Handler]
+
+_log = logging.getLogger(__name__)
+
+_MEDIUM_ERRORS = {
+    Access.READ: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR),
+    Access.WRITE: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR),
+    Access.FLUSH: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR),
+}
+_SPACE = Sense(SenseKey.DATA_PROTECT, AdditionalSense.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
+_ERRORS = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: WRITE_PROTECTED}
+_FAILURE = Sense(SenseKey.HARDWARE_ERROR, AdditionalSense.INTERNAL_TARGET_FAILURE)
+
+
+def sense_of(error: OSError, access: Access) -> Sense:
+    """What an initiator is told of an error of the medium."""
+    if error.errno in (errno.EIO, errno.ENODATA, errno.EILSEQ):
+        return _MEDIUM_ERRORS.get(access, _FAILURE)
+    return _ERRORS.get(error.errno or 0, _FAILURE)
+
+
+class DeviceServer:
+    """Decodes, checks and dispatches; subclasses say which commands they answer, and with what."""
+
+    handlers: ClassVar[Handlers]
+
+    def __init__(self) -> None:
+        self.attentions = Attentions()
+
+    @property
+    def descriptor_sense(self) -> bool:
+        """D_SENSE of the control mode page."""
+        return False
+
+    def supports(self, row: type[Cdb]) -> bool:
+        return row in self.handlers
+
+    def admit(self, row: type[Cdb], task: Task) -> None:  # noqa: ARG002
+        """Raises CheckCondition when the unit is not in a state to serve this command now."""
+        return
+
+    def unknown(self) -> CheckCondition:
+        """How a command that the unit does not have is refused."""
+        return CheckCondition(Sense.illegal(AdditionalSense.INVALID_COMMAND_OPERATION_CODE))
+
+    def changed(self) -> None:
+        """Called whenever something waits for a nexus, or no longer does."""
+
+    def add_nexus(self, nexus: ITNexus) -> None:
+        """To a new nexus the unit has just been powered on; one that is already known stays as it is."""
+        if not self.attentions.knows(nexus):
+            self.attentions.add(nexus)
+            self.changed()
+
+    def remove_nexus(self, nexus: ITNexus) -> None:
+        self.attentions.remove(nexus)
+        self.changed()
+
+    def attention_of(self, task: Task) -> Sense | None:
+        """The unit attention or deferred error that this command must end with; it is thereby reported and over."""
+        self.add_nexus(task.nexus)
+        if not self.attentions.pending(task.nexus):
+            return None
+        attention = self.attentions.take(task.nexus)
+        self.changed()
+        return attention
+
+    def clear_attention(self, code: AdditionalSense, nexus: ITNexus) -> None:
+        self.attentions.clear(code, nexus)
+        self.changed()
+
+    def establish(self, code: AdditionalSense, *, but: ITNexus | None = None) -> None:
+        """A unit attention for every nexus, or for all but the one that caused it."""
+        self.attentions.establish(code, [nexus for nexus in self.attentions.nexuses() if nexus is not but])
+        self.changed()
+
+    def report_luns_changed(self) -> None:
+        self.establish(AdditionalSense.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def row_of(self, cdb: bytes) -> type[Cdb] | CheckCondition:
+        """The row that this CDB names, or how to refuse it."""
+        actions = BY_OPERATION_CODE.get(cdb[0]) if cdb else None
+        if actions is None:
+            return self.unknown()
+        row = actions.get(None)
+        if row is None:
+            if not any(self.supports(other) for other in actions.values()):
+                return self.unknown()
+            row = actions.get(cdb[1] & SERVICE_ACTION_MASK if len(cdb) > 1 else None)
+            return row if row and self.supports(row) else unknown_service_action()
+        return row if self.supports(row) else self.unknown()
+
+    async def execute(self, task: Task) -> Response:
+        """Ends every task with a response; nothing but cancellation escapes."""
+        row = self.row_of(task.cdb)
+        access = Access.NONE
+        try:
+            if isinstance(row, CheckCondition):
+                self._report(task)
+                raise row
+            if not row.passes_attention:
+                self._report(task)
+            if task.attribute is TaskAttribute.ACA:
+                # There is no ACA condition here to which this attribute could belong (NormACA is 0).
+                raise CheckCondition(Sense.illegal(AdditionalSense.INVALID_MESSAGE_ERROR))
+            access = row.access
+            cdb = row.decode(task.cdb)
+            self.admit(row, task)
+            return self._good(task, cdb, await self.handlers[row](self, cdb, task))
+        except CheckCondition as check:
+            return self._check(task, check.sense)
+        except OSError as error:
+            return self._failed(task, error, access)
+        except MemoryError:
+            return Response(Status.TASK_SET_FULL, data_out_used=task.data_out_used)
+        except Exception:
+            _log.exception("A defect of vstore: CDB %s ended in an exception", task.cdb.hex())
+            return self._check(task, _FAILURE)
+
+    def _report(self, task: Task) -> None:
+        attention = self.attention_of(task)
+        if attention is not None:
+            raise CheckCondition(attention)
+
+    def _good(self, task: Task, cdb: Cdb, data_in: bytes) -> Response:
+        # SPC-4 4.2.5.6: data-in is truncated at the allocation length, which is not an error.
+        wanted = cdb.fields.get("allocation_length")
+        if wanted is not None:
+            data_in = data_in[: (cdb.value >> wanted.shift) & wanted.limit]
+        room = task.data_in_room
+        return Response(Status.GOOD, data_in[:room], data_out_used=task.data_out_used, overrun=len(data_in) > room)
+
+    def _check(self, task: Task, sense: Sense) -> Response:
+        return Response(
+            Status.CHECK_CONDITION,
+            sense=sense.encode(descriptor=self.descriptor_sense),
+            data_out_used=task.data_out_used,
+            overrun=sense.code is AdditionalSense.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT,
+        )
+
+    def _failed(self, task: Task, error: OSError, access: Access) -> Response:
+        if error.errno == errno.ENOMEM:
+            return Response(Status.TASK_SET_FULL, data_out_used=task.data_out_used)
+        return self._check(task, sense_of(error, access))

@@ -1,0 +1,196 @@
+"""A direct access block device: the state that the block commands and the mode parameters work on.
+
+Everything runs on one event loop, so there are no locks; between two `await`s nothing else happens to a unit.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from enum import Enum
+from typing import Any
+
+from vstore.scsi.cdb import Access, Cdb
+from vstore.scsi.commands import Unmap
+from vstore.scsi.device_server import DeviceServer, sense_of
+from vstore.scsi.fast_path import FastPath
+from vstore.scsi.identity import Identity
+from vstore.scsi.medium import Medium
+from vstore.scsi.mode_parameters import ModeParameters
+from vstore.scsi.pages import Caching, Control
+from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
+from vstore.scsi.task import ITNexus, Task
+
+MIB = 1 << 20
+MAXIMUM_TRANSFER_BYTES = 32 * MIB
+MAXIMUM_WRITE_SAME_BYTES = 1024 * MIB
+MAXIMUM_UNMAP_DESCRIPTORS = 256
+LOGICAL_BLOCK_LENGTHS = (512, 1024, 2048, 4096)
+
+
+class ResetCause(Enum):
+    """What reset a unit, each as the unit attention that tells of it (SAM-5 6.3)."""
+
+    POWER_ON = AdditionalSense.POWER_ON_OCCURRED
+    HARD_RESET = AdditionalSense.SCSI_BUS_RESET_OCCURRED
+    LOGICAL_UNIT_RESET = AdditionalSense.BUS_DEVICE_RESET_FUNCTION_OCCURRED
+    I_T_NEXUS_LOSS = AdditionalSense.I_T_NEXUS_LOSS_OCCURRED
+
+
+class DirectAccessDevice(DeviceServer):
+    """One disk. ValueError when the medium or the settings cannot make one."""
+
+    def __init__(
+        self,
+        medium: Medium,
+        identity: Identity,
+        *,
+        logical_block_length: int = 512,
+        physical_block_exponent: int | None = None,
+        thin: bool | None = None,
+        read_only: bool = False,
+        write_cache: bool = True,
+        rotation_rate: int = 1,
+    ) -> None:
+        super().__init__()
+        if logical_block_length not in LOGICAL_BLOCK_LENGTHS:
+            lengths = ", ".join(map(str, LOGICAL_BLOCK_LENGTHS))
+            raise ValueError(f"the logical block length is {logical_block_length}; it must be one of {lengths}")
+        if physical_block_exponent is None:
+            # 4096-byte physical blocks, as nearly every disk and file system has today.
+            physical_block_exponent = (4096 // logical_block_length).bit_length() - 1
+        if not 0 <= physical_block_exponent <= 15:
+            raise ValueError(f"the physical block exponent is {physical_block_exponent}; it must be 0 to 15")
+        if not 0 <= rotation_rate <= 0xFFFE:
+            raise ValueError(
+                f"the rotation rate is {rotation_rate}; it must be 0 to 65534, 1 for a disk that does not rotate"
+            )
+        self.medium = medium
+        self.identity = identity
+        self.logical_block_length = logical_block_length
+        self.physical_block_exponent = physical_block_exponent
+        self.thin = medium.deallocates if thin is None else thin
+        self.rotation_rate = rotation_rate
+        self.stopped = False
+        self.modes = ModeParameters(
+            Caching.of(wce=int(write_cache)),
+            # One task set for all nexuses, reordered at will; no log pages, no ACA, no protection.
+            Control.of(gltsd=1, queue_algorithm_modifier=1),
+        )
+        self._read_only = read_only
+        self._listeners: list[Callable[[], None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self.blocks = self._count_blocks()
+
+    def _count_blocks(self) -> int:
+        blocks = self.medium.length // self.logical_block_length
+        if not blocks:
+            raise ValueError(
+                f"the medium has {self.medium.length} bytes, less than one block of {self.logical_block_length}"
+            )
+        return blocks
+
+    # ---- what commands ask ------------------------------------------------------------------------------
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only or self.medium.read_only
+
+    @property
+    def descriptor_sense(self) -> bool:
+        return bool(self.modes.control.d_sense)
+
+    @property
+    def write_through(self) -> bool:
+        """Every write is made durable before it completes."""
+        return not self.modes.caching.wce
+
+    @property
+    def maximum_transfer(self) -> int:
+        """Blocks."""
+        return MAXIMUM_TRANSFER_BYTES // self.logical_block_length
+
+    @property
+    def maximum_write_same(self) -> int:
+        """Blocks."""
+        return MAXIMUM_WRITE_SAME_BYTES // self.logical_block_length
+
+    def supports(self, row: type[Cdb]) -> bool:
+        return super().supports(row) and (row is not Unmap or self.thin)
+
+    def admit(self, row: type[Cdb], task: Task) -> None:  # noqa: ARG002
+        if row.access is Access.NONE:
+            return
+        if self.stopped:
+            raise CheckCondition(NOT_STARTED)
+        if row.access is Access.WRITE and self.read_only:
+            raise CheckCondition(WRITE_PROTECTED)
+
+    # ---- what others are told ---------------------------------------------------------------------------
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls it whenever an answer of fast_path() or a unit attention may have changed."""
+        self._listeners.append(listener)
+
+    def changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def fast_path(self, nexus: ITNexus) -> FastPath:
+        """What the data plane may do for this nexus until the next change."""
+        ready = not self.stopped and self.attentions.knows(nexus) and not self.attentions.pending(nexus)
+        return FastPath(
+            read=ready,
+            write=ready and not self.read_only,
+            write_through=self.write_through,
+            blocks=self.blocks,
+            block_shift=self.logical_block_length.bit_length() - 1,
+            max_transfer=self.maximum_transfer,
+            max_unmap_descriptors=MAXIMUM_UNMAP_DESCRIPTORS if self.thin else 0,
+            max_write_same=self.maximum_write_same,
+            deallocates=self.thin,
+        )
+
+    # ---- what happens to it -----------------------------------------------------------------------------
+
+    def capacity_changed(self) -> None:
+        """Call it when the medium has another length. ValueError when it no longer holds one block."""
+        self.blocks = self._count_blocks()
+        self.establish(AdditionalSense.CAPACITY_DATA_HAS_CHANGED)
+
+    def reset(self, cause: ResetCause, nexus: ITNexus | None = None) -> None:
+        """Tells every nexus; the loss of one nexus is told to that one alone and leaves the unit as it is."""
+        if cause is ResetCause.I_T_NEXUS_LOSS:
+            told: Iterable[ITNexus] = [nexus] if nexus else []
+        else:
+            told = list(self.attentions.nexuses())
+            self.stopped = False
+            self.modes.revert()
+        self.attentions.establish(cause.value, told)
+        self.changed()
+
+    # ---- background work --------------------------------------------------------------------------------
+
+    async def later(self, nexus: ITNexus, access: Access, work: Coroutine[Any, Any, None]) -> None:
+        """For IMMED: runs the work after the command has completed; an error becomes a deferred error (SPC-4 4.5.7).
+
+        Without an event loop the work is done before this returns.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            await self._finish(nexus, access, work)
+            return
+        running = loop.create_task(self._finish(nexus, access, work))
+        self._background.add(running)
+        running.add_done_callback(self._background.discard)
+
+    async def _finish(self, nexus: ITNexus, access: Access, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except OSError as error:
+            self.attentions.defer(nexus, sense_of(error, access))
+            self.changed()
+
+    async def settle(self) -> None:
+        """Returns when no background work is left; call it before the medium is closed."""
+        while self._background:
+            await asyncio.wait(self._background)

@@ -1,0 +1,80 @@
+"""The three kinds of logical unit that a task can meet, each told by the commands that it answers.
+
+LogicalUnit           a disk
+ReportLunsWellKnown   the REPORT LUNS well known logical unit of a target
+NoLogicalUnit         what answers at an address where nothing is: it is a device server too, not a special case
+"""
+
+from typing import ClassVar
+
+from vstore.scsi import modes, sbc, spc
+from vstore.scsi.commands import Inquiry, ReportLuns, RequestSense
+from vstore.scsi.device_server import DeviceServer, Handlers
+from vstore.scsi.direct_access import DirectAccessDevice, ResetCause
+from vstore.scsi.fast_path import FastPath
+from vstore.scsi.identity import Identity
+from vstore.scsi.sense import NO_SENSE, AdditionalSense, CheckCondition, Sense
+from vstore.scsi.task import Task
+
+__all__ = ["FastPath", "Identity", "LogicalUnit", "NoLogicalUnit", "ReportLunsWellKnown", "ResetCause"]
+
+
+class LogicalUnit(DirectAccessDevice):
+    """A disk."""
+
+    handlers: ClassVar[Handlers] = {**spc.HANDLERS, **modes.HANDLERS, **sbc.HANDLERS}
+
+
+def _plain_inquiry(peripheral: int, cdb: Inquiry) -> bytes:
+    """Standard INQUIRY data alone: these units have no vital product data."""
+    if cdb.evpd:
+        raise cdb.invalid(Inquiry.evpd)
+    if cdb.page_code:
+        raise cdb.invalid(Inquiry.page_code)
+    return spc.standard_inquiry(peripheral, Identity("0"))
+
+
+# ---- the well known logical unit -----------------------------------------------------------------------
+
+
+async def _well_known_inquiry(_: DeviceServer, cdb: Inquiry, __: Task) -> bytes:
+    return _plain_inquiry(spc.WELL_KNOWN_LOGICAL_UNIT, cdb)
+
+
+async def _well_known_sense(unit: DeviceServer, cdb: RequestSense, task: Task) -> bytes:
+    return (unit.attention_of(task) or NO_SENSE).encode(descriptor=bool(cdb.desc))
+
+
+class ReportLunsWellKnown(DeviceServer):
+    """SPC-4 8.2."""
+
+    handlers: ClassVar[Handlers] = {
+        **spc.EVERY_UNIT,
+        Inquiry: _well_known_inquiry,
+        RequestSense: _well_known_sense,
+    }
+
+
+# ---- no logical unit -----------------------------------------------------------------------------------
+
+_NOT_SUPPORTED = Sense.illegal(AdditionalSense.LOGICAL_UNIT_NOT_SUPPORTED)
+
+
+async def _absent_inquiry(_: DeviceServer, cdb: Inquiry, __: Task) -> bytes:
+    return _plain_inquiry(spc.NOT_CAPABLE, cdb)
+
+
+async def _absent_sense(_: DeviceServer, cdb: RequestSense, __: Task) -> bytes:
+    return _NOT_SUPPORTED.encode(descriptor=bool(cdb.desc))
+
+
+class NoLogicalUnit(DeviceServer):
+    """SAM-5 5.11, SPC-4 6.6.2: INQUIRY, REQUEST SENSE and REPORT LUNS; all else is LOGICAL UNIT NOT SUPPORTED."""
+
+    handlers: ClassVar[Handlers] = {Inquiry: _absent_inquiry, RequestSense: _absent_sense, ReportLuns: spc.report_luns}
+
+    def unknown(self) -> CheckCondition:
+        return CheckCondition(_NOT_SUPPORTED)
+
+    def attention_of(self, task: Task) -> None:
+        """Who is not there has nothing to tell, and remembers no nexus."""

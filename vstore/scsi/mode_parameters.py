@@ -1,0 +1,87 @@
+"""The mode pages of a logical unit: current, changeable and default values (SPC-4 7.5)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from vstore.scsi.field import CHANGEABLE, Layout
+from vstore.scsi.pages import Caching, Control, ModePageHeader, ModeSubpageHeader, ReadWriteErrorRecovery
+
+ALL_PAGES = 0x3F
+ALL_SUBPAGES = 0xFF
+
+
+class PageControl(IntEnum):
+    """SPC-4 table 160."""
+
+    CURRENT = 0
+    CHANGEABLE = 1
+    DEFAULT = 2
+    SAVED = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PageAddress:
+    page: int
+    subpage: int = 0
+
+
+READ_WRITE_ERROR_RECOVERY = PageAddress(0x01)
+CACHING = PageAddress(0x08)
+CONTROL = PageAddress(0x0A)
+
+
+def page_header(address: PageAddress, body_length: int) -> bytes:
+    """PS is zero: no page can be saved."""
+    if address.subpage:
+        return ModeSubpageHeader.of(
+            spf=1, page_code=address.page, subpage_code=address.subpage, page_length=body_length
+        ).encode()
+    return ModePageHeader.of(page_code=address.page, page_length=body_length).encode()
+
+
+class ModeParameters:
+    """One layout per page address; what a page holds without its header."""
+
+    def __init__(self, caching: Caching, control: Control) -> None:
+        self.defaults: Mapping[PageAddress, Layout] = {
+            READ_WRITE_ERROR_RECOVERY: ReadWriteErrorRecovery(),
+            CACHING: caching,
+            CONTROL: control,
+        }
+        self.current = dict(self.defaults)
+
+    @property
+    def caching(self) -> Caching:
+        page = self.current[CACHING]
+        assert isinstance(page, Caching)
+        return page
+
+    @property
+    def control(self) -> Control:
+        page = self.current[CONTROL]
+        assert isinstance(page, Control)
+        return page
+
+    def revert(self) -> None:
+        """To the default values, as every reset does where nothing is saved."""
+        self.current = dict(self.defaults)
+
+    def select(self, page: int, subpage: int) -> list[PageAddress]:
+        """The pages that a MODE SENSE names, ascending; 3Fh and FFh stand for all. Empty when there is none."""
+        if page == ALL_PAGES and subpage not in (0, ALL_SUBPAGES):
+            return []  # reserved (SPC-4 table 161)
+        return sorted(
+            address
+            for address in self.current
+            if page in (ALL_PAGES, address.page) and subpage in (ALL_SUBPAGES, address.subpage)
+        )
+
+    def values(self, address: PageAddress, control: PageControl) -> bytes:
+        """The page with its header."""
+        page = self.current[address]
+        if control is PageControl.CHANGEABLE:
+            page = type(page)(page.mask_of(CHANGEABLE))
+        elif control is PageControl.DEFAULT:
+            page = self.defaults[address]
+        return page_header(address, page.length) + page.encode()

@@ -1,0 +1,200 @@
+"""Sense data: why a command ended as it did, in fixed and in descriptor format (SPC-4 4.5).
+
+A handler that cannot go on raises `CheckCondition(Sense(...))`; one place, the device server, turns it into a response.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
+from typing import Self
+
+from vstore.scsi.field import Layout, Position, bit, bits, u8, u16, u32, u64
+
+
+class SenseKey(IntEnum):
+    NO_SENSE = 0x0
+    RECOVERED_ERROR = 0x1
+    NOT_READY = 0x2
+    MEDIUM_ERROR = 0x3
+    HARDWARE_ERROR = 0x4
+    ILLEGAL_REQUEST = 0x5
+    UNIT_ATTENTION = 0x6
+    DATA_PROTECT = 0x7
+    ABORTED_COMMAND = 0xB
+    MISCOMPARE = 0xE
+
+
+class AdditionalSense(Enum):
+    """Additional sense code and qualifier as one number, each under the name SPC-4 annex F prints."""
+
+    NO_ADDITIONAL_SENSE_INFORMATION = 0x0000
+    INITIALIZING_COMMAND_REQUIRED = 0x0402  # LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED
+    WRITE_ERROR = 0x0C00
+    INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
+    UNRECOVERED_READ_ERROR = 0x1100
+    PARAMETER_LIST_LENGTH_ERROR = 0x1A00
+    MISCOMPARE_DURING_VERIFY_OPERATION = 0x1D00
+    INVALID_COMMAND_OPERATION_CODE = 0x2000
+    LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = 0x2100
+    INVALID_FIELD_IN_CDB = 0x2400
+    LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
+    INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
+    WRITE_PROTECTED = 0x2700
+    SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
+    POWER_ON_RESET_OR_BUS_DEVICE_RESET_OCCURRED = 0x2900
+    POWER_ON_OCCURRED = 0x2901
+    SCSI_BUS_RESET_OCCURRED = 0x2902
+    BUS_DEVICE_RESET_FUNCTION_OCCURRED = 0x2903
+    I_T_NEXUS_LOSS_OCCURRED = 0x2907
+    MODE_PARAMETERS_CHANGED = 0x2A01
+    CAPACITY_DATA_HAS_CHANGED = 0x2A09
+    COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
+    SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
+    REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
+    INTERNAL_TARGET_FAILURE = 0x4400
+    INVALID_MESSAGE_ERROR = 0x4900
+
+    @property
+    def asc(self) -> int:
+        return self.value >> 8
+
+    @property
+    def ascq(self) -> int:
+        return self.value & 0xFF
+
+
+class FixedSense(Layout, length=18):
+    """SPC-4 4.5.3."""
+
+    valid = bit(0, 7)
+    response_code = bits(0, 6, 0)
+    sense_key = bits(2, 3, 0)
+    information = u32(3)
+    additional_sense_length = u8(7)
+    command_specific_information = u32(8)
+    additional_sense_code = u16(12)  # with its qualifier
+    sense_key_specific = bits(15, 7, 0)
+    field_pointer = u16(16)
+
+
+class DescriptorSense(Layout, length=8):
+    """The header of SPC-4 4.5.2."""
+
+    response_code = bits(0, 6, 0)
+    sense_key = bits(1, 3, 0)
+    additional_sense_code = u16(2)
+    additional_sense_length = u8(7)
+
+
+class InformationDescriptor(Layout, length=12):
+    """SPC-4 4.5.2.2."""
+
+    descriptor_type = u8(0)
+    additional_length = u8(1)
+    valid = bit(2, 7)
+    information = u64(4)
+
+
+class SenseKeySpecificDescriptor(Layout, length=8):
+    """SPC-4 4.5.2.4."""
+
+    descriptor_type = u8(0)
+    additional_length = u8(1)
+    sense_key_specific = u8(4)
+    field_pointer = u16(5)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPointer:
+    """The field in error, of the CDB or of the parameter list (SPC-4 4.5.2.4.2)."""
+
+    position: Position
+    in_cdb: bool
+
+    @property
+    def flags(self) -> int:
+        """SKSV, C/D, BPV and BIT POINTER."""
+        return 0x80 | self.in_cdb << 6 | 0x08 | self.position.bit
+
+
+@dataclass(frozen=True, slots=True)
+class Sense:
+    """One condition. `information` is an LBA, or a byte offset after MISCOMPARE; None: INFORMATION is not valid."""
+
+    key: SenseKey
+    code: AdditionalSense
+    information: int | None = None
+    pointer: FieldPointer | None = None
+    deferred: bool = False
+
+    @classmethod
+    def illegal(cls, code: AdditionalSense, information: int | None = None) -> Self:
+        return cls(SenseKey.ILLEGAL_REQUEST, code, information)
+
+    @classmethod
+    def attention(cls, code: AdditionalSense) -> Self:
+        return cls(SenseKey.UNIT_ATTENTION, code)
+
+    @classmethod
+    def invalid_field(cls, position: Position, *, in_cdb: bool) -> Self:
+        code = AdditionalSense.INVALID_FIELD_IN_CDB if in_cdb else AdditionalSense.INVALID_FIELD_IN_PARAMETER_LIST
+        return cls(SenseKey.ILLEGAL_REQUEST, code, pointer=FieldPointer(position, in_cdb))
+
+    def as_deferred(self) -> "Sense":
+        return replace(self, deferred=True)
+
+    def encode(self, *, descriptor: bool) -> bytes:
+        return self._descriptor() if descriptor else self._fixed()
+
+    def _fixed(self) -> bytes:
+        # INFORMATION holds four bytes here; a value that does not fit is not valid (SPC-4 4.5.3).
+        fits = self.information is not None and self.information <= 0xFFFF_FFFF
+        return FixedSense.of(
+            valid=int(fits),
+            response_code=0x70 | self.deferred,
+            sense_key=self.key,
+            information=self.information if self.information is not None and fits else 0,
+            additional_sense_length=FixedSense.length - 8,
+            additional_sense_code=self.code.value,
+            sense_key_specific=self.pointer.flags if self.pointer else 0,
+            field_pointer=self.pointer.position.byte if self.pointer else 0,
+        ).encode()
+
+    def _descriptor(self) -> bytes:
+        descriptors = self._information() + self._sense_key_specific()
+        header = DescriptorSense.of(
+            response_code=0x72 | self.deferred,
+            sense_key=self.key,
+            additional_sense_code=self.code.value,
+            additional_sense_length=len(descriptors),
+        )
+        return header.encode() + descriptors
+
+    def _information(self) -> bytes:
+        if self.information is None:
+            return b""
+        return InformationDescriptor.of(
+            descriptor_type=0, additional_length=0x0A, valid=1, information=self.information
+        ).encode()
+
+    def _sense_key_specific(self) -> bytes:
+        if self.pointer is None:
+            return b""
+        return SenseKeySpecificDescriptor.of(
+            descriptor_type=2,
+            additional_length=6,
+            sense_key_specific=self.pointer.flags,
+            field_pointer=self.pointer.position.byte,
+        ).encode()
+
+
+NO_SENSE = Sense(SenseKey.NO_SENSE, AdditionalSense.NO_ADDITIONAL_SENSE_INFORMATION)
+NOT_STARTED = Sense(SenseKey.NOT_READY, AdditionalSense.INITIALIZING_COMMAND_REQUIRED)
+WRITE_PROTECTED = Sense(SenseKey.DATA_PROTECT, AdditionalSense.WRITE_PROTECTED)
+
+
+class CheckCondition(Exception):  # noqa: N818
+    """The command ends with CHECK CONDITION status and this sense data."""
+
+    def __init__(self, sense: Sense) -> None:
+        super().__init__(f"{sense.key.name} {sense.code.name}")
+        self.sense = sense
