@@ -1,6 +1,7 @@
 """Unit attention conditions and deferred errors, queued for each I_T nexus (SAM-5 5.14, SPC-4 4.5.7)."""
 
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 from vstore.scsi.sense import AdditionalSense, Sense
 from vstore.scsi.task import ITNexus
@@ -9,23 +10,26 @@ _RESET_ASC = 0x29
 
 
 class Attentions:
-    """What each nexus must be told before its next command is served. Each condition waits at most once."""
+    """What each nexus must be told before its next command is served. Each condition waits at most once.
+
+    A nexus that nobody else knows any more is forgotten by itself.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[ITNexus, list[Sense]] = {}
+        self._waiting: WeakKeyDictionary[ITNexus, list[Sense]] = WeakKeyDictionary()
 
-    def add(self, nexus: ITNexus) -> None:
-        """A nexus that has not been seen before: to it, the unit has just been powered on."""
+    def add(self, nexus: ITNexus) -> bool:
+        """To a new nexus the unit has just been powered on. False: it was known, and stays as it is."""
+        if nexus in self._waiting:
+            return False
         self._waiting[nexus] = [Sense.attention(AdditionalSense.POWER_ON_OCCURRED)]
+        return True
 
     def remove(self, nexus: ITNexus) -> None:
         self._waiting.pop(nexus, None)
 
-    def knows(self, nexus: ITNexus) -> bool:
-        return nexus in self._waiting
-
-    def nexuses(self) -> Iterable[ITNexus]:
-        return self._waiting.keys()
+    def nexuses(self) -> list[ITNexus]:
+        return list(self._waiting)
 
     def establish(self, code: AdditionalSense, nexuses: Iterable[ITNexus]) -> None:
         """Queues the condition for each of these nexuses that is known."""
@@ -35,21 +39,22 @@ class Attentions:
                 _enqueue(waiting, Sense.attention(code))
 
     def defer(self, nexus: ITNexus, sense: Sense) -> None:
-        """An error of a command that has already completed with GOOD status."""
+        """An error of a command that has already completed with GOOD status; it is told before anything else."""
         waiting = self._waiting.get(nexus)
         if waiting is not None:
-            waiting.insert(0, sense.as_deferred())
+            waiting.insert(sum(other.deferred for other in waiting), sense.as_deferred())
 
     def clear(self, code: AdditionalSense, nexus: ITNexus) -> None:
         waiting = self._waiting.get(nexus)
         if waiting:
             waiting[:] = [sense for sense in waiting if sense.code is not code]
 
-    def pending(self, nexus: ITNexus) -> bool:
-        return bool(self._waiting.get(nexus))
+    def none_wait(self, nexus: ITNexus) -> bool:
+        """The nexus is known, and there is nothing to tell it."""
+        return self._waiting.get(nexus) == []
 
     def take(self, nexus: ITNexus) -> Sense | None:
-        """The oldest condition, which is thereby reported and over."""
+        """What comes first, which is thereby reported and over."""
         waiting = self._waiting.get(nexus)
         return waiting.pop(0) if waiting else None
 

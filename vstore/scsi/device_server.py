@@ -28,20 +28,18 @@ Handlers = Mapping[type[Cdb], Handler]
 
 _log = logging.getLogger(__name__)
 
-_MEDIUM_ERRORS = {
-    Access.READ: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR),
-    Access.WRITE: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR),
-    Access.FLUSH: Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR),
-}
+_READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR)
+_WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR)
 _SPACE = Sense(SenseKey.DATA_PROTECT, AdditionalSense.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
+_ILLNESSES = (errno.EIO, errno.ENODATA, errno.EILSEQ)  # of the medium itself; ENODATA: how some devices say bad block
 _ERRORS = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: WRITE_PROTECTED}
 _FAILURE = Sense(SenseKey.HARDWARE_ERROR, AdditionalSense.INTERNAL_TARGET_FAILURE)
 
 
 def sense_of(error: OSError, access: Access) -> Sense:
-    """What an initiator is told of an error of the medium."""
-    if error.errno in (errno.EIO, errno.ENODATA, errno.EILSEQ):
-        return _MEDIUM_ERRORS.get(access, _FAILURE)
+    """What an initiator is told of an error of the medium. Commands that do not read meet one only when they flush."""
+    if error.errno in _ILLNESSES:
+        return _READ_ERROR if access is Access.READ else _WRITE_ERROR
     return _ERRORS.get(error.errno or 0, _FAILURE)
 
 
@@ -74,8 +72,7 @@ class DeviceServer:
 
     def add_nexus(self, nexus: ITNexus) -> None:
         """To a new nexus the unit has just been powered on; one that is already known stays as it is."""
-        if not self.attentions.knows(nexus):
-            self.attentions.add(nexus)
+        if self.attentions.add(nexus):
             self.changed()
 
     def remove_nexus(self, nexus: ITNexus) -> None:
@@ -84,9 +81,9 @@ class DeviceServer:
 
     def attention_of(self, task: Task) -> Sense | None:
         """The unit attention or deferred error that this command must end with; it is thereby reported and over."""
-        self.add_nexus(task.nexus)
-        if not self.attentions.pending(task.nexus):
+        if self.attentions.none_wait(task.nexus):
             return None
+        self.attentions.add(task.nexus)
         attention = self.attentions.take(task.nexus)
         self.changed()
         return attention

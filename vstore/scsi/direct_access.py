@@ -35,6 +35,19 @@ class ResetCause(Enum):
     I_T_NEXUS_LOSS = AdditionalSense.I_T_NEXUS_LOSS_OCCURRED
 
 
+def _check_settings(logical_block_length: int, physical_block_exponent: int, rotation_rate: int) -> None:
+    if logical_block_length not in LOGICAL_BLOCK_LENGTHS:
+        lengths = ", ".join(map(str, LOGICAL_BLOCK_LENGTHS))
+        raise ValueError(f"the logical block length is {logical_block_length}; it must be one of {lengths}")
+    if not 0 <= physical_block_exponent <= 15:
+        raise ValueError(f"the physical block exponent is {physical_block_exponent}; it must be 0 to 15")
+    if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
+        raise ValueError(
+            f"the rotation rate is {rotation_rate}; it must be 1025 to 65534 a minute, 1 for a disk that does not "
+            "rotate, or 0 to say nothing"
+        )
+
+
 class DirectAccessDevice(DeviceServer):
     """One disk. ValueError when the medium or the settings cannot make one."""
 
@@ -51,18 +64,10 @@ class DirectAccessDevice(DeviceServer):
         rotation_rate: int = 1,
     ) -> None:
         super().__init__()
-        if logical_block_length not in LOGICAL_BLOCK_LENGTHS:
-            lengths = ", ".join(map(str, LOGICAL_BLOCK_LENGTHS))
-            raise ValueError(f"the logical block length is {logical_block_length}; it must be one of {lengths}")
         if physical_block_exponent is None:
             # 4096-byte physical blocks, as nearly every disk and file system has today.
-            physical_block_exponent = (4096 // logical_block_length).bit_length() - 1
-        if not 0 <= physical_block_exponent <= 15:
-            raise ValueError(f"the physical block exponent is {physical_block_exponent}; it must be 0 to 15")
-        if not 0 <= rotation_rate <= 0xFFFE:
-            raise ValueError(
-                f"the rotation rate is {rotation_rate}; it must be 0 to 65534, 1 for a disk that does not rotate"
-            )
+            physical_block_exponent = (4096 // max(logical_block_length, 1)).bit_length() - 1
+        _check_settings(logical_block_length, physical_block_exponent, rotation_rate)
         self.medium = medium
         self.identity = identity
         self.logical_block_length = logical_block_length
@@ -136,7 +141,7 @@ class DirectAccessDevice(DeviceServer):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        ready = not self.stopped and self.attentions.knows(nexus) and not self.attentions.pending(nexus)
+        ready = not self.stopped and self.attentions.none_wait(nexus)
         return FastPath(
             read=ready,
             write=ready and not self.read_only,
@@ -161,7 +166,7 @@ class DirectAccessDevice(DeviceServer):
         if cause is ResetCause.I_T_NEXUS_LOSS:
             told: Iterable[ITNexus] = [nexus] if nexus else []
         else:
-            told = list(self.attentions.nexuses())
+            told = self.attentions.nexuses()
             self.stopped = False
             self.modes.revert()
         self.attentions.establish(cause.value, told)

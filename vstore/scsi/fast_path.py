@@ -55,9 +55,11 @@ class FastPath:
 def fast_row(row: type[Cdb]) -> FastRow:
     assert row.fast is not None
     length_name = _LENGTH_FIELDS[row.fast]
+    # A read with FUA must flush first (SBC-3 4.15.2); it is rare, and the model's.
+    fua = "" if row.fast is Fast.READ else "fua"
     lba_at, lba_width = _bytes_of(row, "lba")
     length_at, length_width = _bytes_of(row, length_name)
-    fua_at, fua_mask = _bit_of(row, "fua")
+    fua_at, fua_mask = _bit_of(row, fua)
     unmap_at, unmap_mask = _bit_of(row, "unmap")
     ndob_at, ndob_mask = _bit_of(row, "ndob")
     return FastRow(
@@ -75,7 +77,7 @@ def fast_row(row: type[Cdb]) -> FastRow:
         unmap_mask,
         ndob_at,
         ndob_mask,
-        _slow_mask(row, {"lba", length_name, "fua", "unmap", "ndob"}),
+        _slow_mask(row, {"lba", length_name, fua, "unmap", "ndob"}),
     )
 
 

@@ -33,7 +33,7 @@ class Status(IntEnum):
 class ITNexus:
     """One initiator port as the target port sees it: a virtual machine. Equal to itself alone."""
 
-    __slots__ = ("name",)
+    __slots__ = ("__weakref__", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,6 +104,7 @@ class Task:
         """Bytes of data-out, never beyond the initiator's buffer."""
         self.require(offset + length)
         data = self.data_out.read(offset, length)
+        assert len(data) == length
         self.data_out_used = max(self.data_out_used, offset + length)
         return data
 

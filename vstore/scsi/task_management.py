@@ -1,7 +1,7 @@
-"""Task management functions (SAM-5 clause 7): which tasks each one concerns, and what it does to a logical unit.
+"""Task management functions (SAM-5 clause 7), and which tasks each one concerns.
 
-The transport holds the tasks that are running; it asks `affects` which of them a function aborts, or asks about. The
-target does the rest.
+The transport holds the tasks that are running; it asks `affects` which of them a function ends, or asks about. What a
+reset does to a logical unit, `LogicalUnit.reset` says.
 """
 
 from enum import IntEnum
@@ -25,15 +25,6 @@ class TaskManagementFunction(IntEnum):
     def queries(self) -> bool:
         """It only asks; the tasks that it concerns go on."""
         return self in (self.QUERY_TASK, self.QUERY_TASK_SET)
-
-
-class ServiceResponse(IntEnum):
-    """SAM-5 7.1, numbered as virtio-scsi's VIRTIO_SCSI_S_ codes."""
-
-    FUNCTION_COMPLETE = 0
-    INCORRECT_LOGICAL_UNIT_NUMBER = 12
-    FUNCTION_SUCCEEDED = 10
-    FUNCTION_REJECTED = 11
 
 
 def affects(function: TaskManagementFunction, nexus: ITNexus, lun: int, tag: int, task: Task) -> bool:
