@@ -3,11 +3,16 @@
 Both run as processes of their own, with every path in a directory of the test's choosing, and end with it.
 """
 
+import contextlib
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import httpx2
 
 from tests.guest.machine import VhostUserScsi
 from tests.guest.process import Process
@@ -18,18 +23,6 @@ VSTORE = Path(sys.executable).with_name("vstore")
 
 class BackendError(Exception):
     """vstore did not start, ended early, or refused a request; the text holds its own words."""
-
-
-def make_image(path: Path, mebibytes: int) -> Path:
-    """A sparse raw file of so many MiB."""
-    with path.open("wb") as file:
-        file.truncate(mebibytes << 20)
-    return path
-
-
-def allocated_bytes(path: Path) -> int:
-    """What the file takes up on the host's disk: st_blocks counts 512-byte units (POSIX sys/stat.h)."""
-    return path.stat().st_blocks * 512
 
 
 def _wait_for_socket(process: Process, path: Path) -> None:
@@ -65,3 +58,85 @@ class Export:
 
     def controller(self, *, queues: int = 1, boot_target: int | None = None) -> VhostUserScsi:
         return VhostUserScsi(self.socket, queues=queues, boot_target=boot_target)
+
+
+class Daemon:
+    """`vstore serve` with its state and sockets below `directory`, asked over its UNIX socket as any client would.
+
+    Leaving the block deletes the targets (which ends their processes), then stops the daemon; a target process that is
+    left over after that is killed and reported.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._state, self._runtime = directory / "state", directory / "run"
+        self._targets: list[str] = []
+        environment = [f"STATE_DIRECTORY={self._state}", f"RUNTIME_DIRECTORY={self._runtime}"]
+        self.process = Process("vstore serve", ["env", *environment, VSTORE, "serve"], directory / "serve.log")
+
+    def __enter__(self) -> Self:
+        socket = self._runtime / "api.sock"
+        try:
+            _wait_for_socket(self.process, socket)
+        except BackendError:
+            self.process.kill()
+            raise
+        transport = httpx2.HTTPTransport(uds=str(socket))
+        self._http = httpx2.Client(transport=transport, base_url="http://vstore/v1", timeout=START_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for target in self._targets:
+                self._ask("DELETE", f"targets/{target}", params={"force": "true"})
+        finally:
+            self._http.close()
+            status = self.process.stop()
+            left = self._end_leftovers()
+        if kind is None and (status or left):
+            raise BackendError(f"vstore serve ended with {status} and left {left}:\n{self.process.output}")
+
+    def create_image(self, name: str, mebibytes: int) -> Path:
+        """A raw image in the default pool; the path of its file."""
+        self._ask("PUT", f"pools/default/images/{name}", {"virtual_size_bytes": mebibytes << 20, "format": "raw"})
+        return self.image_path(name)
+
+    def image_path(self, name: str) -> Path:
+        (path,) = self._state.rglob(f"{name}.raw")
+        return path
+
+    def resize_image(self, name: str, mebibytes: int) -> None:
+        self._ask("PATCH", f"pools/default/images/{name}", {"virtual_size_bytes": mebibytes << 20})
+
+    def create_target(self, name: str, *, queues: int = 1) -> None:
+        self._targets.append(name)
+        self._ask("PUT", f"targets/{name}", {"request_queues": queues})
+
+    def map_lun(self, target: str, address: str, image: str, **settings: Any) -> None:
+        """`address` is LUN or TARGET:LUN; settings are fields of the request (serial, read_only, ...)."""
+        self._ask("PUT", f"targets/{target}/luns/{address}", {"image": image, **settings})
+
+    def unmap_lun(self, target: str, address: str) -> None:
+        self._ask("DELETE", f"targets/{target}/luns/{address}")
+
+    def controller(self, target: str, *, queues: int = 1) -> VhostUserScsi:
+        return VhostUserScsi(Path(self._ask("GET", f"targets/{target}")["socket"]), queues=queues)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, **words: Any) -> Any:
+        headers = {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
+        answer = self._http.request(method, path, json=body, headers=headers, **words)
+        if answer.is_error:
+            raise BackendError(f"{method} {path}: {answer.status_code} {answer.text}")
+        return answer.json() if answer.content else None
+
+    def _end_leftovers(self) -> list[int]:
+        """Processes whose command line names our directory: targets that outlived their daemon."""
+        left = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self._runtime).encode() in entry.read_bytes():
+                    left.append(int(entry.parent.name))
+                    os.kill(left[-1], signal.SIGKILL)
+        return left

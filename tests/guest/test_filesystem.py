@@ -1,16 +1,15 @@
 """The main job: a guest partitions, formats, fills, checks and trims a disk, and the host finds it all in the file."""
 
 import hashlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guest.backend import Export, allocated_bytes, make_image
+from tests.guest.backend import Export
 from tests.guest.disks import attribute, find_disk
 from tests.guest.guest import Guest
-from tests.guest.kernel import find_tool
+from tests.guest.outside import allocated_bytes, check_ext4, make_image, read_ext4
 
 MIB = 1 << 20
 SERIAL = "FILESYSTEM-0001"
@@ -60,18 +59,6 @@ def mounted(guest: Guest, partition: str) -> Iterator[str]:
     guest.check("umount /mnt")
 
 
-def debugfs(image: Path, request: str) -> bytes:
-    """What e2fsprogs on the host reads from the partition inside the image file."""
-    words: list[str | Path] = [find_tool("debugfs", "e2fsprogs"), "-R", request, f"{image}?offset={PARTITION_OFFSET}"]
-    return subprocess.run(words, capture_output=True, check=True, timeout=60).stdout
-
-
-def check_from_outside(image: Path) -> None:
-    words: list[str | Path] = [find_tool("e2fsck", "e2fsprogs"), "-fn", f"{image}?offset={PARTITION_OFFSET}"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_disk_is_found_by_its_serial(guest: Guest, disk: str) -> None:
     assert guest.check(f"lsblk --nodeps --noheadings --bytes -o SIZE,VENDOR,MODEL {disk}").split() == [
         str(256 * MIB),
@@ -100,8 +87,8 @@ def test_a_copied_file_survives_unmounting_and_the_filesystem_is_clean(
     guest.check("echo 3 >/proc/sys/vm/drop_caches")
     assert guest.check(f"mount {partition} /mnt && sha256sum </mnt/copy", timeout=60) == source
     guest.check("umount /mnt")
-    check_from_outside(image)
-    assert hashlib.sha256(debugfs(image, "cat /copy")).hexdigest() == source.split()[0]
+    check_ext4(image, PARTITION_OFFSET)
+    assert hashlib.sha256(read_ext4(image, "/copy", PARTITION_OFFSET)).hexdigest() == source.split()[0]
 
 
 def test_fstrim_gives_the_space_back_to_the_host(guest: Guest, image: Path, mounted: str) -> None:
@@ -122,6 +109,6 @@ def test_the_image_is_clean_after_the_guest_powered_off_and_vstore_stopped(
     assert guest.disk_trouble() == []
     guest.shutdown()
     assert export.process.stop() == 0
-    check_from_outside(image)
-    assert hashlib.sha256(debugfs(image, "cat /last")).hexdigest() == written
+    check_ext4(image, PARTITION_OFFSET)
+    assert hashlib.sha256(read_ext4(image, "/last", PARTITION_OFFSET)).hexdigest() == written
     assert hashlib.sha256("".join(f"{n}\n" for n in range(1, 10001)).encode()).hexdigest() == written

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.backend import Export, allocated_bytes, make_image
+from tests.guest.backend import Export
 from tests.guest.disks import attribute, find_disk
 from tests.guest.guest import Guest
+from tests.guest.outside import allocated_bytes, make_image
 
 MIB = 1 << 20
 BLOCK = 512
@@ -123,7 +124,7 @@ def test_report_supported_operation_codes_lists_the_commands(guest: Guest, disk:
     lines = guest.check(f"sg_opcodes {disk}").splitlines()
     rows = (re.match(r" *([0-9a-f]{2}) +([0-9a-f]*) +(\d+) +(\S.*)", line) for line in lines)
     listed = {row[1] + (f",{row[2]}" if row[2] else "") for row in rows if row}
-    assert COMMANDS <= listed
+    assert listed >= COMMANDS
 
 
 def test_the_usage_data_of_one_command_names_the_bits_that_count(guest: Guest, disk: str) -> None:
