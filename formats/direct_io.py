@@ -11,6 +11,8 @@ import os
 import stat
 import sys
 
+from formats.space import block_queue
+
 _BLKSSZGET = 0x1268
 _CANDIDATES = (512, 1024, 2048, 4096)
 _SAFE = 4096  # no device that Linux serves asks for more
@@ -20,13 +22,14 @@ def alignment(descriptor: int) -> int:
     """Bytes that offset, length and address of direct I/O must be multiples of; 512 to 4096.
 
     A block device says it. A file is tried: the smallest read that succeeds where the file has data, because reads of
-    holes and past the end skip the check. Where nothing can be learnt, the safe value.
+    holes and past the end skip the check. Without data the device under the file system says it, if there is one.
     """
-    if stat.S_ISBLK(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if stat.S_ISBLK(status.st_mode):
         return int.from_bytes(fcntl.ioctl(descriptor, _BLKSSZGET, bytes(4)), sys.byteorder)
     offset = _first_data(descriptor)
     if offset is None:
-        return _SAFE
+        return block_queue(status.st_dev, "logical_block_size") or _SAFE
     return next((n for n in _CANDIDATES if _reads(descriptor, offset, n)), _SAFE)
 
 

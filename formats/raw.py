@@ -2,6 +2,7 @@
 
 A file may have any length from 512 bytes on. The disk is exactly as long: a tail shorter than a logical block is out of
 a guest's reach, but no job loses it. The file stays as sparse as the host makes it, and holes are written in place.
+Only direct I/O needs a length in whole units, because writing the last one in part would lengthen the file.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ BLOCK_SIZE = 1 << 30  # nothing is ever cut but at its borders, so a large one
 
 
 class Raw(Image):
-    """A raw image; owns its file. Raises InvalidImage for a file too short to be a disk."""
+    """A raw image; owns its file. Raises InvalidImage for a file too short to be a disk, UnsupportedFeature for one
+    whose length direct I/O cannot keep."""
 
     format = "raw"
 
     def __init__(self, file: HostFile) -> None:
         if file.length < SECTOR:
             raise InvalidImage(f"{file.name} has {file.length} bytes; a disk has at least {SECTOR}")
+        _check_direct(file, file.length)
         super().__init__(Geometry(file.length, BLOCK_SIZE), read_only=file.read_only, deallocates=file.punches())
         self.file = file
 
@@ -36,7 +39,8 @@ class Raw(Image):
         """Cuts or lengthens the file. A block device only takes the length that the host has given it meanwhile."""
         self._require_writable("resize it")
         if not self.file.is_block_device:
-            self._truncate(check_length(length))
+            _check_direct(self.file, check_length(length))
+            self._truncate(length)
         elif length != self.file.length:
             raise UnsupportedFeature(
                 f"{self.file.name} is a block device of {self.file.length} bytes and cannot be made {length}; "
@@ -62,6 +66,14 @@ class Raw(Image):
 
     def close(self) -> None:
         self.file.close()
+
+
+def _check_direct(file: HostFile, length: int) -> None:
+    if length % file.direct_alignment:
+        raise UnsupportedFeature(
+            f"{length} bytes of {file.name} are not a multiple of the {file.direct_alignment} that direct I/O needs "
+            f"here; open it without, or resize it first"
+        )
 
 
 def create(file: HostFile, length: int, preallocation: str) -> None:

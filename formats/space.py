@@ -1,13 +1,15 @@
 """Space of an open file: reserve it, give it back, zero it, through ioctl because Python offers no fallocate modes.
 
 Linux serves the three XFS ioctls on every file system (fs/ioctl.c, since 5.5) by the same code as fallocate(2) with
-FALLOC_FL_KEEP_SIZE. Block devices know none of them but BLKZEROOUT.
+FALLOC_FL_KEEP_SIZE. Block devices know none of them but BLKZEROOUT; what a discard does there is told by sysfs.
 """
 
 import errno
 import fcntl
 import os
+import stat
 import struct
+from pathlib import Path
 
 _SPACE = struct.Struct("@hhqqi20x")  # struct space_resv: l_type, l_whence, l_start, l_len, l_sysid, l_pid, l_pad[4]
 _FS_IOC_RESVSP64 = 0x4030582A
@@ -51,3 +53,32 @@ def write_zeros(descriptor: int, offset: int, length: int) -> None:
     end = offset + length
     while offset < end:
         offset += os.pwrite(descriptor, memoryview(_ZEROS)[: end - offset], offset)
+
+
+def punches(descriptor: int) -> bool:
+    """Whether zeroing can give space back here. Changes nothing: a file is tried past its end, a device is asked."""
+    status = os.fstat(descriptor)
+    if stat.S_ISBLK(status.st_mode):
+        return _device_punches(status.st_rdev)
+    try:
+        punch(descriptor, -(-status.st_size // 4096) * 4096, 4096)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EFBIG):
+            return False
+        raise
+    return True
+
+
+def _device_punches(device: int) -> bool:
+    """Both kinds of request must exist: discards free space, and only zeroing by the device promises zeros."""
+    return all(block_queue(device, name) for name in ("discard_max_bytes", "write_zeroes_max_bytes"))
+
+
+def block_queue(device: int, attribute: str) -> int:
+    """A number that sysfs tells of a block device; 0 where there is no such device, or no sysfs to ask."""
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    queue = (place.parent if (place / "partition").exists() else place) / "queue"
+    try:
+        return int((queue / attribute).read_text())
+    except OSError:
+        return 0

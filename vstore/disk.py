@@ -1,0 +1,200 @@
+"""Disk: an image opened on the data plane, as the SCSI model, the fast path and jobs use it.
+
+    scsi.LogicalUnit -- await read, write ... --+                        +-- Image: where each block lies
+                                                +--> Disk ---------------+
+    jobs ------------- read_blocking ... -------+      few own threads   +-- Volume: moves the bytes
+
+The fast path uses `volume` directly and never comes here. Each disk has threads of its own, so that one that hangs
+holds up no other. Bytes fail as OSError, whose errno becomes sense data; structure (resize) fails as ImageError.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from formats.image import Image, check_length
+from vstore.dataplane import Volume
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Disk:
+    """Satisfies vstore.scsi.medium.Medium. Offsets and lengths are in bytes and may have any alignment."""
+
+    def __init__(self, image: Image) -> None:
+        """Takes over the image and closes it, also when this fails. Errors: ImageError, OSError."""
+        self.image = image
+        with contextlib.ExitStack() as undo:
+            undo.callback(image.close)
+            self.volume = Volume(image.geometry.length, image.geometry.block_size)
+            undo.callback(self.volume.close)
+            for number, layer in enumerate(image.layers):
+                self.volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
+            self._load(0)
+            undo.pop_all()
+        self._closed = False
+        self._users = 0
+        self._idle = threading.Condition()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
+
+    def _load(self, first: int) -> None:
+        """Fills the map from block `first` to the end."""
+        count = self.image.geometry.blocks - first
+        for run in self.image.load(first, count) if count > 0 else ():
+            self.volume.set_run(run.first, run.count, run.entry)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the disk."""
+        return self.image.geometry.length
+
+    @property
+    def alignment(self) -> int:
+        """Bytes below which a write reads and rewrites its surroundings (O_DIRECT): no logical block may be shorter,
+        because two such writes at once could undo each other."""
+        return max(layer.alignment for layer in self.image.layers)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether every change is refused with EROFS."""
+        return self.image.read_only
+
+    @property
+    def deallocates(self) -> bool:
+        """Whether a deallocated range gives its space back; it reads as zeros then."""
+        return self.image.deallocates
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range inside the disk."""
+        return await self._in_thread(self.read_blocking, offset, length)
+
+    async def write(self, offset: int, data: Bytes) -> None:
+        """Writes a range inside the disk; durable after the next flush."""
+        await self._in_thread(self.write_blocking, offset, data)
+
+    async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:
+        """Zeroes a range inside the disk; with `deallocate` its space goes back to the host where it can."""
+        await self._in_thread(self.write_zeroes_blocking, offset, length, deallocate=deallocate)
+
+    async def flush(self) -> None:
+        """Makes everything written so far durable."""
+        await self._in_thread(self.flush_blocking)
+
+    def read_blocking(self, offset: int, length: int) -> bytes:
+        """As `read`, for threads that may wait."""
+        with self._use():
+            return self.volume.read(offset, length)
+
+    def write_blocking(self, offset: int, data: Bytes) -> None:
+        """As `write`, for threads that may wait."""
+        with self._use(change=True):
+            self.volume.write(offset, data)
+
+    def write_zeroes_blocking(self, offset: int, length: int, *, deallocate: bool) -> None:
+        """As `write_zeroes`, for threads that may wait."""
+        with self._use(change=True):
+            self.volume.zero(offset, length, deallocate and self.deallocates)
+
+    def flush_blocking(self) -> None:
+        """As `flush`, for threads that may wait."""
+        with self._use():
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.read_only:
+            self.volume.flush()
+
+    @contextlib.contextmanager
+    def _use(self, *, change: bool = False) -> Iterator[None]:
+        """Keeps `close` from pulling the volume from under a call that is on its way."""
+        if change and self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        with self._idle:
+            if self._closed:
+                raise OSError(errno.EBADF, "the disk is closed")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    async def _in_thread(self, call: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
+        """Runs `call` beside the event loop. A caller that is cancelled goes on only when the call has ended or can no
+        longer start, so that an aborted command never touches the medium after its abort was reported."""
+        try:
+            job = self._threads.submit(call, *arguments, **options)
+        except RuntimeError as error:
+            raise OSError(errno.EBADF, "the disk is closed") from error
+        result = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(result)
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await _ended(result)
+            raise
+
+    def resize(self, length: int) -> None:
+        """Makes the disk `length` bytes long, a multiple of 512; blocks, so call it in a thread. Errors: ImageError.
+
+        Nobody may use what is cut off any more. What is new reads as zeros.
+        """
+        check_length(length)
+        with self._use():
+            if length < self.length:
+                self._shrink(length)
+            else:
+                self._grow(length)
+
+    def _shrink(self, length: int) -> None:
+        old = self.image.geometry
+        self.volume.resize(length)  # first, so that nothing is written where the file is about to end
+        try:
+            self.image.resize(length)
+        except BaseException:
+            self.volume.resize(old.length)
+            self._load(-(-length // old.block_size))
+            raise
+        self.volume.resize(length)  # again, to let go of what it has mapped of the cut-off part
+
+    def _grow(self, length: int) -> None:
+        mapped = self.image.geometry.blocks
+        self.image.resize(length)
+        self.volume.resize(length)
+        self._load(mapped)
+
+    def close(self) -> None:
+        """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.
+
+        A logical unit that still serves `volume` keeps the files open, and locked, until it is removed.
+        Errors: OSError of the flush, after everything was released.
+        """
+        self._threads.shutdown(wait=True)  # what already waits for a thread is still done
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            self._idle.wait_for(lambda: not self._users)
+        try:
+            self._flush()
+        finally:
+            self.volume.close()
+            self.image.close()
+
+
+async def _ended(result: asyncio.Future[_T]) -> None:
+    """Waits for `result`, however often the waiting is cancelled meanwhile."""
+    while not result.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([result])
