@@ -32,9 +32,9 @@ int blocking_move(const struct layer *layer, uint32_t operation, struct iovec *i
 {
 	while (count) {
 		int some = count > IOV_MAX ? IOV_MAX : (int)count;
-		ssize_t moved = operation == IO_READ ?
-					preadv(layer->fd, iov, some, (off_t)offset) :
-					pwritev2(layer->fd, iov, some, (off_t)offset, durable ? RWF_DSYNC : 0);
+		ssize_t moved = operation == IO_READ
+					? preadv(layer->fd, iov, some, (off_t)offset)
+					: pwritev2(layer->fd, iov, some, (off_t)offset, durable ? RWF_DSYNC : 0);
 		if (moved < 0 && errno == EINTR)
 			continue;
 		if (moved < 0)
@@ -148,9 +148,9 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 
 		if (extent.state != VS_DATA)
 			return -ENODATA;
-		int error = layer->flags & VS_FILE_READ_ONLY ?
-				    -EROFS :
-				    move_extent(layer, IO_WRITE, from, extent.offset, extent.length);
+		int error = layer->flags & VS_FILE_READ_ONLY
+				    ? -EROFS
+				    : move_extent(layer, IO_WRITE, from, extent.offset, extent.length);
 		if (error)
 			return error;
 		from += extent.length;
@@ -162,7 +162,7 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 
 static int write_zeroes(struct layer *layer, uint64_t offset, uint64_t length)
 {
-	static uint8_t zeroes[ZEROES];               /* never written to: move_direct() and pwritev() only read it */
+	static uint8_t zeroes[ZEROES]; /* never written to: move_direct() and pwritev() only read it */
 
 	while (length) {
 		uint64_t take = length < ZEROES ? length : ZEROES;

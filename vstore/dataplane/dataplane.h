@@ -24,11 +24,11 @@
 /* cffi: begin */
 
 enum {
-	VS_MAX_VRINGS = 66,           /* control, event, 64 request queues */
+	VS_MAX_VRINGS = 66, /* control, event, 64 request queues */
 	VS_MAX_REGIONS = 509,
-	VS_MAX_VRING_SIZE = 32768,    /* virtio 1.2 2.7: queue size is at most 32768 */
-	VS_HEADER_BYTES = 64,         /* room for any virtio-scsi request header */
-	VS_RESPONSE_BYTES = 108       /* struct virtio_scsi_cmd_resp with 96 bytes of sense */
+	VS_MAX_VRING_SIZE = 32768, /* virtio 1.2 2.7: queue size is at most 32768 */
+	VS_HEADER_BYTES = 64,      /* room for any virtio-scsi request header */
+	VS_RESPONSE_BYTES = 108    /* struct virtio_scsi_cmd_resp with 96 bytes of sense */
 };
 
 /* ---- volumes: a block map over files --------------------------------------------------- */
@@ -36,17 +36,15 @@ enum {
 typedef struct vs_volume vs_volume;
 
 /* State of a block, bits 63:60 of its 64-bit entry; bits 59:48 say the layer, bits 47:0 the file offset / 512. */
-enum {
-	VS_NOT_LOADED = 0, VS_HOLE = 1, VS_ZERO = 2, VS_DATA = 3, VS_SHARED = 4, VS_COMPRESSED = 5, VS_PARTIAL = 6
-};
+enum { VS_NOT_LOADED = 0, VS_HOLE = 1, VS_ZERO = 2, VS_DATA = 3, VS_SHARED = 4, VS_COMPRESSED = 5, VS_PARTIAL = 6 };
 
 /* How a layer's bytes are reached. */
 enum {
 	VS_FILE_READ_ONLY = 1,
-	VS_FILE_DIRECT = 2,           /* opened with O_DIRECT: aligned I/O only, through io_uring */
-	VS_FILE_MEMORY = 4,           /* a memfd of ours: always resident, copied from its mapping */
-	VS_FILE_NULL = 8,             /* no file: reads and writes succeed and move nothing */
-	VS_FILE_INSTANT = 16,         /* tmpfs: plain calls never block, so they are made inline */
+	VS_FILE_DIRECT = 2,   /* opened with O_DIRECT: aligned I/O only, through io_uring */
+	VS_FILE_MEMORY = 4,   /* a memfd of ours: always resident, copied from its mapping */
+	VS_FILE_NULL = 8,     /* no file: reads and writes succeed and move nothing */
+	VS_FILE_INSTANT = 16, /* tmpfs: plain calls never block, so they are made inline */
 	VS_FILE_BLOCK_DEVICE = 32
 };
 
@@ -76,10 +74,10 @@ typedef struct vs_device vs_device;
 typedef struct vs_request vs_request;
 
 typedef struct {
-	uint32_t vrings;              /* 2 + request queues, 3..VS_MAX_VRINGS */
-	uint32_t threads;             /* loop threads; request queue q is served by thread q % threads */
-	uint32_t poll_ns;             /* upper bound of adaptive polling; 0: always sleep */
-	uint32_t use_io_uring;        /* 0: every call is made inline and may block the loop */
+	uint32_t vrings;       /* 2 + request queues, 3..VS_MAX_VRINGS */
+	uint32_t threads;      /* loop threads; request queue q is served by thread q % threads */
+	uint32_t poll_ns;      /* upper bound of adaptive polling; 0: always sleep */
+	uint32_t use_io_uring; /* 0: every call is made inline and may block the loop */
 } vs_settings;
 
 /* NULL and errno on failure (-EPERM or -ENOSYS: no io_uring here; try again with use_io_uring = 0). */
@@ -94,7 +92,7 @@ typedef struct {
 	uint8_t kind;
 	uint8_t lba_at, lba_width;
 	uint8_t length_at, length_width;
-	uint16_t length_of_zero;      /* what a length of 0 means: READ (6): 256; others: 0 */
+	uint16_t length_of_zero; /* what a length of 0 means: READ (6): 256; others: 0 */
 	uint8_t fua_at, fua_mask;
 	uint8_t unmap_at, unmap_mask; /* WRITE SAME: UNMAP bit */
 	uint8_t ndob_at, ndob_mask;   /* WRITE SAME: NDOB bit */
@@ -105,14 +103,14 @@ int vs_device_set_fast_rows(vs_device *device, const vs_fast_row *rows, uint32_t
 /* A LUN as the fast path sees it. An address with no LUN, or with its gate shut, goes to the slow path. */
 enum { VS_GATE_READ = 1, VS_GATE_WRITE = 2 };
 typedef struct {
-	uint32_t block_shift;         /* log2 of the logical block length: 9..12 */
-	uint32_t gate;                /* VS_GATE_*: which kinds the fast path may serve now */
-	uint32_t write_through;       /* WCE = 0: every write is made durable before it completes */
-	uint32_t max_transfer;        /* blocks; longer ones go to the slow path */
+	uint32_t block_shift;   /* log2 of the logical block length: 9..12 */
+	uint32_t gate;          /* VS_GATE_*: which kinds the fast path may serve now */
+	uint32_t write_through; /* WCE = 0: every write is made durable before it completes */
+	uint32_t max_transfer;  /* blocks; longer ones go to the slow path */
 	uint32_t max_unmap_descriptors;
-	uint32_t deallocates;         /* UNMAP and WRITE SAME with UNMAP give space back */
-	uint64_t blocks;              /* capacity */
-	uint64_t max_write_same;      /* blocks */
+	uint32_t deallocates;    /* UNMAP and WRITE SAME with UNMAP give space back */
+	uint64_t blocks;         /* capacity */
+	uint64_t max_write_same; /* blocks */
 } vs_lun_settings;
 /* Adds or replaces; the volume gains a reference. target 0..255, lun 0..16383. */
 int vs_lun_set(vs_device *device, uint32_t target, uint32_t lun, vs_volume *volume, const vs_lun_settings *settings);
@@ -170,11 +168,11 @@ enum { VS_NOTICE_REQUEST = 1, VS_NOTICE_IDLE = 2, VS_NOTICE_BROKEN = 3, VS_NOTIC
 typedef struct {
 	uint32_t kind;
 	uint32_t vring;
-	vs_request *request;          /* REQUEST: Python's until vs_complete */
-	uint64_t data_out;            /* bytes the driver offers after the header */
-	uint64_t data_in;             /* bytes it has room for after the response */
-	uint32_t header_length;       /* bytes of `header` that the chain had */
-	uint32_t response_room;       /* writable bytes before data-in that the chain has (at most VS_RESPONSE_BYTES) */
+	vs_request *request;    /* REQUEST: Python's until vs_complete */
+	uint64_t data_out;      /* bytes the driver offers after the header */
+	uint64_t data_in;       /* bytes it has room for after the response */
+	uint32_t header_length; /* bytes of `header` that the chain had */
+	uint32_t response_room; /* writable bytes before data-in that the chain has (at most VS_RESPONSE_BYTES) */
 	uint8_t header[VS_HEADER_BYTES]; /* the private copy that C checked too */
 } vs_notice;
 /* Readable (eventfd) when vs_device_take has something. */

@@ -45,7 +45,9 @@ static int open_loops(struct vs_device *device)
 		struct vring *ring = &device->rings[i];
 		struct loop *loop = &device->loops[i < 2 ? 0 : (i - 2) % count];
 
-		*ring = (struct vring){ .device = device, .loop = loop, .index = i, .kick = -1, .call = -1, .error = -1 };
+		*ring = (struct vring){
+			.device = device, .loop = loop, .index = i, .kick = -1, .call = -1, .error = -1
+		};
 		loop->rings[loop->ring_count++] = ring;
 	}
 	for (uint32_t i = 0; i < device->settings.threads && !error; i++)
@@ -270,7 +272,8 @@ int vs_lun_set(vs_device *device, uint32_t target, uint32_t lun, vs_volume *volu
 {
 	uint64_t bytes;
 
-	if (target >= MAX_TARGETS || lun >= MAX_LUNS || !volume || settings->block_shift < 9 || settings->block_shift > 12)
+	if (target >= MAX_TARGETS || lun >= MAX_LUNS || !volume || settings->block_shift < 9 ||
+	    settings->block_shift > 12)
 		return -EINVAL;
 	if (__builtin_mul_overflow(settings->blocks, 1ull << settings->block_shift, &bytes) ||
 	    bytes > atomic_load(&volume->length))

@@ -22,18 +22,18 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
-#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define LIKELY(x)   __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 enum {
 	PAGE_BITS = 12,
 	INLINE_IOVS = 8,
-	MAX_IOVS = 4096,         /* 515 descriptors, each perhaps cut at a region border; far more is an attack */
-	MIN_HOP_BUDGET = 515,    /* Windows vioscsi builds chains of 512 data segments whatever the ring size */
-	COMMAND_HEADER = 51,     /* struct virtio_scsi_cmd_req with a CDB of 32 bytes */
+	MAX_IOVS = 4096,      /* 515 descriptors, each perhaps cut at a region border; far more is an attack */
+	MIN_HOP_BUDGET = 515, /* Windows vioscsi builds chains of 512 data segments whatever the ring size */
+	COMMAND_HEADER = 51,  /* struct virtio_scsi_cmd_req with a CDB of 32 bytes */
 	MAX_TARGETS = 256,
 	MAX_LUNS = 16384,
-	RING_ENTRIES = 256,      /* io_uring submission queue */
+	RING_ENTRIES = 256, /* io_uring submission queue */
 	FETCH_BATCH = 32
 };
 
@@ -71,15 +71,15 @@ struct used_ring {
 
 struct region {
 	uint64_t guest, size, user;
-	uint8_t *host;           /* where guest address `guest` is mapped */
+	uint8_t *host; /* where guest address `guest` is mapped */
 	void *mapping;
 	size_t mapping_length;
 };
 
 struct guest_memory {
-	struct region *regions;  /* sorted by guest address */
+	struct region *regions; /* sorted by guest address */
 	uint32_t count;
-	_Atomic uint8_t *log;    /* NULL: not logging */
+	_Atomic uint8_t *log; /* NULL: not logging */
 	uint64_t log_length;
 	void *log_mapping;
 	size_t log_mapping_length;
@@ -100,13 +100,13 @@ void guest_memory_log_host(const struct guest_memory *memory, const void *host, 
 struct cursor {
 	const struct iovec *iov;
 	uint32_t count;
-	size_t skip;             /* bytes of iov[0] already used */
+	size_t skip; /* bytes of iov[0] already used */
 };
 
 typedef void cursor_move(struct cursor *at, void *buffer, uint64_t length);
-cursor_move cursor_copy_out;             /* guest -> buffer */
-cursor_move cursor_copy_in;              /* buffer -> guest */
-cursor_move cursor_fill_zero;            /* buffer is not used */
+cursor_move cursor_copy_out;  /* guest -> buffer */
+cursor_move cursor_copy_in;   /* buffer -> guest */
+cursor_move cursor_fill_zero; /* buffer is not used */
 /* The same, but a fault becomes -EFAULT: for callers outside loop_guarded(). */
 int cursor_guarded(cursor_move *move, struct cursor *at, void *buffer, uint64_t length);
 void cursor_skip(struct cursor *at, uint64_t length);
@@ -117,40 +117,40 @@ struct io {
 	struct vs_request *request;
 	struct vs_volume *volume;
 	uint32_t layer, operation;
-	uint64_t offset, length;             /* what is left to do, in the layer's file */
-	const struct iovec *data;            /* the guest's buffers, whole */
+	uint64_t offset, length;  /* what is left to do, in the layer's file */
+	const struct iovec *data; /* the guest's buffers, whole */
 	uint32_t data_count;
-	struct iovec *left;                  /* what is left of them; NULL: all */
+	struct iovec *left; /* what is left of them; NULL: all */
 	uint32_t left_count;
-	struct iovec *owned;                 /* memory of ours behind `data` or `left` */
-	void *bounce;                        /* O_DIRECT with a buffer that the device cannot take */
+	struct iovec *owned; /* memory of ours behind `data` or `left` */
+	void *bounce;        /* O_DIRECT with a buffer that the device cannot take */
 	struct iovec bounce_left;
 	uint64_t bounce_length;
-	bool durable;                        /* FUA: RWF_DSYNC */
+	bool durable; /* FUA: RWF_DSYNC */
 	struct io *next;
 };
 
 struct vs_request {
 	struct vring *ring;
-	struct vs_request *next;             /* free list, or the list of notices */
-	struct vs_request *newer, *older;    /* the loop's list of fast requests in flight */
-	struct lun *lun;                     /* fast path only */
+	struct vs_request *next;          /* free list, or the list of notices */
+	struct vs_request *newer, *older; /* the loop's list of fast requests in flight */
+	struct lun *lun;                  /* fast path only */
 	uint64_t tag;
 	uint16_t head;
 	uint8_t kind;
-	bool slow;                           /* Python has it */
-	bool counted;                        /* in ring->in_flight */
-	uint32_t pending;                    /* segments not done yet */
+	bool slow;        /* Python has it */
+	bool counted;     /* in ring->in_flight */
+	uint32_t pending; /* segments not done yet */
 	int error;
 	uint32_t header_length, response_room;
-	uint32_t out_first, out_count;       /* data-out in iov[] */
+	uint32_t out_first, out_count; /* data-out in iov[] */
 	uint32_t response_first, response_count;
-	uint32_t in_first, in_count;         /* data-in in iov[] */
+	uint32_t in_first, in_count; /* data-in in iov[] */
 	uint64_t out_length, in_length;
 	uint32_t iov_count, iov_room;
 	struct iovec *iov;
 	struct iovec inline_iov[INLINE_IOVS];
-	struct io io;                        /* the first segment; further ones are allocated */
+	struct io io; /* the first segment; further ones are allocated */
 	bool io_busy;
 	uint8_t header[VS_HEADER_BYTES];
 };
@@ -170,7 +170,7 @@ struct vring {
 	uint16_t next_avail, next_used, published;
 	uint32_t in_flight;
 	int kick, call, error;
-	uint32_t notices;                    /* 1 << VS_NOTICE_* waiting for Python, under notice_lock */
+	uint32_t notices; /* 1 << VS_NOTICE_* waiting for Python, under notice_lock */
 	vs_vring_counters counters;
 };
 
@@ -193,33 +193,34 @@ static inline bool vring_active(const struct vring *ring)
 struct layer {
 	int fd;
 	uint32_t flags, alignment;
-	uint8_t *_Atomic mapping;            /* NULL: no copying from memory here */
+	uint8_t *_Atomic mapping; /* NULL: no copying from memory here */
 	_Atomic uint64_t mapping_length;
-	_Atomic uint64_t *_Atomic resident;  /* a bit a page: a copy from the mapping will not wait for a disk */
-	_Atomic bool no_nowait;              /* RWF_NOWAIT refused for writes */
+	_Atomic uint64_t *_Atomic resident; /* a bit a page: a copy from the mapping will not wait for a disk */
+	_Atomic uint64_t *_Atomic scanned;  /* a bit a window of pages: mincore() was asked */
+	_Atomic bool no_nowait;             /* RWF_NOWAIT refused for writes */
 };
 
 struct extent {
 	uint32_t state, layer;
-	uint64_t offset, length;             /* in the layer's file; bytes */
+	uint64_t offset, length; /* in the layer's file; bytes */
 };
 
 struct retired {
 	struct retired *next;
 	void *memory;
-	size_t length;                       /* 0: free(), else munmap() */
+	size_t length; /* 0: free(), else munmap() */
 };
 
 struct vs_volume {
 	_Atomic uint32_t references;
 	_Atomic uint64_t length;
 	uint32_t shift;
-	pthread_mutex_t lock;                /* writers of the map and of the layer table */
-	_Atomic uint64_t whole;              /* not 0: every block lies in one run that starts with this entry */
-	_Atomic uint64_t *_Atomic pages;     /* 0 not loaded; a state: one run; else the address of 512 entries */
+	pthread_mutex_t lock;            /* writers of the map and of the layer table */
+	_Atomic uint64_t whole;          /* not 0: every block lies in one run that starts with this entry */
+	_Atomic uint64_t *_Atomic pages; /* 0 not loaded; a state: one run; else the address of 512 entries */
 	uint64_t page_count;
 	struct layer *layers[1 << 12];
-	struct retired *retired;             /* readers may still look at these: freed with the volume */
+	struct retired *retired; /* readers may still look at these: freed with the volume */
 };
 
 /* The longest piece at `offset`, at most `length` bytes, that lies in a row: the only place that cuts. */
@@ -289,7 +290,7 @@ struct loop {
 	bool has_uring;
 	uint32_t uring_in_flight, uring_queued;
 	struct io *backlog, **backlog_tail;
-	uint64_t poll_ns;                    /* today's budget: 0 .. settings.poll_ns */
+	uint64_t poll_ns; /* today's budget: 0 .. settings.poll_ns */
 	struct vring *rings[VS_MAX_VRINGS];
 	uint32_t ring_count;
 	struct vs_request *free_requests;
@@ -313,7 +314,7 @@ struct vs_device {
 	struct lun_table *targets[MAX_TARGETS];
 	pthread_mutex_t notice_lock;
 	struct vs_request *notices, **notices_tail;
-	uint64_t notice_rings[2];            /* bit set: rings[i].notices is not 0 */
+	uint64_t notice_rings[2]; /* bit set: rings[i].notices is not 0 */
 	int notice_fd;
 };
 

@@ -48,13 +48,15 @@ static int copy_mapped(const struct io *io, uint8_t *mapping)
 			      io->length);
 }
 
-static bool read_resident(struct loop *loop, struct layer *layer, const struct io *io)
+static bool move_resident(struct loop *loop, struct layer *layer, const struct io *io)
 {
-	if (!layer_resident(layer, io->offset, io->length))
+	bool write = io->operation == IO_WRITE;
+
+	if ((write && !(layer->flags & VS_FILE_INSTANT)) || !layer_resident(layer, io->offset, io->length))
 		return false;
 	if (copy_mapped(io, atomic_load_explicit(&layer->mapping, memory_order_relaxed))) {
 		layer_forget_resident(layer, io->offset, io->length);
-		return false;                        /* the file was cut short, or the guest's memory: the call below tells */
+		return false; /* the file was cut short, or the guest's memory: the call below tells */
 	}
 	watch_faults(loop, layer);
 	return true;
@@ -80,7 +82,7 @@ static struct iovec *kernel_iovs(struct io *io, uint32_t *count)
 	}
 	*count = io->left ? io->left_count : io->data_count;
 	if (*count > IOV_MAX)
-		*count = IOV_MAX;                    /* a short transfer; the rest follows */
+		*count = IOV_MAX; /* a short transfer; the rest follows */
 	return io->left ? io->left : (struct iovec *)(uintptr_t)io->data;
 }
 
@@ -168,18 +170,13 @@ static void prepare(struct io_uring_sqe *sqe, struct io *io)
 	struct iovec *iov = kernel_iovs(io, &count);
 
 	switch (io->operation) {
-	case IO_READ:
-		io_uring_prep_readv(sqe, fd, iov, count, io->offset);
-		break;
-	case IO_WRITE:
-		io_uring_prep_writev2(sqe, fd, iov, count, io->offset, io->durable ? RWF_DSYNC : 0);
-		break;
-	case IO_FLUSH:
-		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-		break;
+	case IO_READ: io_uring_prep_readv(sqe, fd, iov, count, io->offset); break;
+	case IO_WRITE: io_uring_prep_writev2(sqe, fd, iov, count, io->offset, io->durable ? RWF_DSYNC : 0); break;
+	case IO_FLUSH: io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC); break;
 	default:
-		io_uring_prep_fallocate(sqe, fd, keep | (io->operation == IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-					(off_t)io->offset, (off_t)io->length);
+		io_uring_prep_fallocate(
+			sqe, fd, keep | (io->operation == IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
+			(off_t)io->offset, (off_t)io->length);
 	}
 	io_uring_sqe_set_data(sqe, io);
 }
@@ -193,7 +190,7 @@ static void queue_uring(struct loop *loop, struct io *io)
 		sqe = io_uring_get_sqe(&loop->uring);
 	}
 	loop->uring_in_flight++;
-	if (!sqe) {                                      /* the kernel takes no more now: io_reap() tries again */
+	if (!sqe) { /* the kernel takes no more now: io_reap() tries again */
 		io->next = NULL;
 		*loop->backlog_tail = io;
 		loop->backlog_tail = &io->next;
@@ -313,10 +310,10 @@ static int try_now(struct layer *layer, struct io *io)
 
 	if (!read && (io->durable || atomic_load_explicit(&layer->no_nowait, memory_order_relaxed)))
 		return -EAGAIN;
-	ssize_t moved = read ? preadv2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT) :
-			       pwritev2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT);
+	ssize_t moved = read ? preadv2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT)
+			     : pwritev2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT);
 	if (moved < 0) {
-		if (errno == EOPNOTSUPP && !read)    /* tmpfs and ext4 refuse buffered writes that must not wait */
+		if (errno == EOPNOTSUPP && !read) /* tmpfs and ext4 refuse buffered writes that must not wait */
 			atomic_store(&layer->no_nowait, true);
 		return errno == EOPNOTSUPP || errno == EINTR ? -EAGAIN : -errno;
 	}
@@ -337,8 +334,9 @@ static int start_blocking(struct layer *layer, struct io *io)
 	uint64_t offset = io->offset, length = io->length;
 	/* one call nearly always moves all of it, and then no list needs to be copied */
 	if (!(layer->flags & VS_FILE_DIRECT) && !io->durable && io->data_count <= IOV_MAX) {
-		ssize_t moved = io->operation == IO_READ ? preadv(layer->fd, io->data, (int)io->data_count, (off_t)offset) :
-							   pwritev(layer->fd, io->data, (int)io->data_count, (off_t)offset);
+		ssize_t moved = io->operation == IO_READ
+					? preadv(layer->fd, io->data, (int)io->data_count, (off_t)offset)
+					: pwritev(layer->fd, io->data, (int)io->data_count, (off_t)offset);
 		if (LIKELY(moved == (ssize_t)length)) {
 			layer_note_resident(layer, offset, length, io->operation == IO_WRITE);
 			return 0;
@@ -353,17 +351,23 @@ int io_start(struct loop *loop, struct io *io)
 	struct layer *layer = io_layer(io);
 	bool moves = io->operation == IO_READ || io->operation == IO_WRITE;
 
+	if (layer->flags & VS_FILE_READ_ONLY && io->operation != IO_READ && io->operation != IO_FLUSH)
+		return -EROFS;
 	if (layer->flags & VS_FILE_NULL)
 		return 0;
+	if (layer->flags & VS_FILE_READ_ONLY && io->operation != IO_READ)
+		return io->operation == IO_FLUSH ? 0 : -EROFS;
 	if (layer->flags & VS_FILE_MEMORY)
 		return start_memory(layer, io);
-	if (io->operation == IO_READ && read_resident(loop, layer, io))
+	if (moves && move_resident(loop, layer, io))
 		return 0;
 	if (layer->flags & VS_FILE_INSTANT || !loop->has_uring)
 		return start_blocking(layer, io);
 	if (moves) {
 		bool direct = layer->flags & VS_FILE_DIRECT;
-		int error = !direct ? try_now(layer, io) : unfit_for_device(layer, io) ? make_bounce(layer, io) : -EAGAIN;
+		int error = !direct                       ? try_now(layer, io)
+			    : unfit_for_device(layer, io) ? make_bounce(layer, io)
+							  : -EAGAIN;
 
 		/* a bounced write or read still has to be made; everything else that is not EAGAIN is over */
 		if (error != -EAGAIN && (error || !direct))

@@ -15,12 +15,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { WINDOW_PAGES = 512 };
+
 void volume_retire(struct vs_volume *volume, void *memory, size_t length)
 {
 	struct retired *retired = malloc(sizeof(*retired));
 
 	if (!retired)
-		return;                              /* a leak is better than a reader on freed memory */
+		return; /* a leak is better than a reader on freed memory */
 	*retired = (struct retired){ volume->retired, memory, length };
 	volume->retired = retired;
 }
@@ -34,27 +36,33 @@ void layer_map(struct vs_volume *volume, struct layer *layer)
 
 	if (layer->flags & (VS_FILE_NULL | VS_FILE_DIRECT | VS_FILE_BLOCK_DEVICE) || fstat(layer->fd, &status))
 		return;
+	/* mincore() tells only owners the truth about a file; others hear that everything is resident */
+	if (!memory && status.st_uid != geteuid() && geteuid())
+		return;
 	uint64_t length = (uint64_t)status.st_size & ~(uint64_t)((1u << PAGE_BITS) - 1);
 	if (memory)
 		length = (uint64_t)status.st_size;
 	if (length == old_length || !length)
 		return;
-	uint8_t *mapping = mmap(NULL, length, memory ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE,
+	/* writing through a mapping is for files that live in memory: on a disk's file the first touch of a page may wait */
+	bool writable = layer->flags & (VS_FILE_INSTANT | VS_FILE_MEMORY) && !(layer->flags & VS_FILE_READ_ONLY);
+	uint8_t *mapping = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE,
 				layer->fd, 0);
 	uint64_t words = (length >> PAGE_BITS) / 64 + 1;
-	_Atomic uint64_t *resident = calloc(words, sizeof(*resident));
+	_Atomic uint64_t *resident = calloc(words + words / WINDOW_PAGES + 1, sizeof(*resident));
 	if (mapping == MAP_FAILED || !resident) {
 		free((void *)resident);
 		return;
 	}
 	madvise(mapping, length, MADV_DONTDUMP);
-	atomic_store(&layer->mapping_length, 0);     /* readers go to the file while the two pointers change */
+	atomic_store(&layer->mapping_length, 0); /* readers go to the file while the two pointers change */
 	if (old_length) {
 		volume_retire(volume, layer->mapping, old_length);
 		volume_retire(volume, (void *)layer->resident, 0);
 	}
 	atomic_store(&layer->mapping, mapping);
 	atomic_store(&layer->resident, resident);
+	atomic_store(&layer->scanned, resident + words);
 	atomic_store(&layer->mapping_length, length);
 }
 
@@ -86,22 +94,25 @@ static void mark(struct layer *layer, uint64_t first, uint64_t end, bool set)
 	}
 }
 
-/* On tmpfs a look through a mapping would allocate a hole, so only what is known to be data may be marked there. */
-static bool data_on_tmpfs(const struct layer *layer, uint64_t *first, uint64_t *end)
+/*
+ * A look through the mapping of a tmpfs file would allocate the holes it meets, so there only pages that are known to be
+ * data may be marked. mincore() knows; each window of pages is asked about once, since our own writes mark what they
+ * allocate. (lseek(SEEK_HOLE) knows too, but walks the whole file to say so.)
+ */
+static void scan_window(struct layer *layer, uint64_t page, uint64_t mapped)
 {
-	enum { AHEAD = 512 };                        /* pages: what is allocated on tmpfs is resident, so mark more at once */
-	off_t from = (off_t)(*first << PAGE_BITS), hole;
+	unsigned char resident[WINDOW_PAGES];
+	uint64_t window = page / WINDOW_PAGES, first = window * WINDOW_PAGES, bit = 1ull << (window % 64);
+	uint64_t count = mapped - first < WINDOW_PAGES ? mapped - first : WINDOW_PAGES;
+	uint8_t *mapping = atomic_load_explicit(&layer->mapping, memory_order_relaxed);
 
-	if (lseek(layer->fd, from, SEEK_DATA) != from)
-		return false;
-	hole = lseek(layer->fd, from, SEEK_HOLE);
-	if (hole < from)
-		return false;
-	if (*end < *first + AHEAD)
-		*end = *first + AHEAD;
-	if (*end > (uint64_t)hole >> PAGE_BITS)
-		*end = (uint64_t)hole >> PAGE_BITS;
-	return true;
+	if (atomic_fetch_or(&layer->scanned[window / 64], bit) & bit)
+		return;
+	if (mincore(mapping + (first << PAGE_BITS), count << PAGE_BITS, resident))
+		return;
+	for (uint64_t i = 0; i < count; i++)
+		if (resident[i] & 1)
+			mark(layer, first + i, first + i + 1, true);
 }
 
 void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, bool written)
@@ -111,12 +122,15 @@ void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, 
 
 	if (!mapped || (layer->flags & VS_FILE_MEMORY) || !length)
 		return;
-	if (layer->flags & VS_FILE_INSTANT && !written && !data_on_tmpfs(layer, &first, &end))
-		return;
 	if (end > mapped)
 		end = mapped;
-	if (first < end)
-		mark(layer, first, end, true);
+	if (!(layer->flags & VS_FILE_INSTANT) || written) {
+		if (first < end)
+			mark(layer, first, end, true);
+		return;
+	}
+	for (uint64_t page = first; page < end; page += WINDOW_PAGES - page % WINDOW_PAGES)
+		scan_window(layer, page, mapped);
 }
 
 void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length)

@@ -72,7 +72,7 @@ void loop_wake(struct loop *loop)
 	uint64_t one = 1;
 
 	if (write(loop->wake, &one, sizeof(one)) < 0)
-		return;                              /* EAGAIN: it is awake already */
+		return; /* EAGAIN: it is awake already */
 }
 
 /* ---- faults ---------------------------------------------------------------------------------- */

@@ -197,5 +197,5 @@ void request_to_python(struct vs_request *request)
 	device->notices_tail = &request->next;
 	pthread_mutex_unlock(&device->notice_lock);
 	if (write(device->notice_fd, &one, sizeof(one)) < 0)
-		return;                              /* EAGAIN: it is readable already */
+		return; /* EAGAIN: it is readable already */
 }

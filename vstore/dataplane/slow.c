@@ -18,7 +18,7 @@ void device_notice(struct vring *ring, uint32_t kind)
 	device->notice_rings[ring->index / 64] |= 1ull << (ring->index % 64);
 	pthread_mutex_unlock(&device->notice_lock);
 	if (write(device->notice_fd, &one, sizeof(one)) < 0)
-		return;                              /* EAGAIN: it is readable already */
+		return; /* EAGAIN: it is readable already */
 }
 
 int vs_device_notice_fd(vs_device *device)
@@ -28,9 +28,12 @@ int vs_device_notice_fd(vs_device *device)
 
 static void describe(const struct vs_request *request, vs_notice *notice)
 {
-	*notice = (vs_notice){ .kind = VS_NOTICE_REQUEST, .vring = request->ring->index,
-			       .request = (struct vs_request *)(uintptr_t)request, .data_out = request->out_length,
-			       .data_in = request->in_length, .header_length = request->header_length,
+	*notice = (vs_notice){ .kind = VS_NOTICE_REQUEST,
+			       .vring = request->ring->index,
+			       .request = (struct vs_request *)(uintptr_t)request,
+			       .data_out = request->out_length,
+			       .data_in = request->in_length,
+			       .header_length = request->header_length,
 			       .response_room = request->response_room };
 	memcpy(notice->header, request->header, request->header_length);
 }
@@ -85,7 +88,8 @@ int vs_request_read(vs_request *request, uint64_t offset, void *buffer, uint64_t
 {
 	if (offset > request->out_length || length > request->out_length - offset)
 		return -EINVAL;
-	return move_data(cursor_copy_out, &request->iov[request->out_first], request->out_count, offset, buffer, length);
+	return move_data(cursor_copy_out, &request->iov[request->out_first], request->out_count, offset, buffer,
+			 length);
 }
 
 int vs_request_write(vs_request *request, uint64_t offset, const void *buffer, uint64_t length)
@@ -100,7 +104,8 @@ static unsigned finish_one(void *argument)
 {
 	const vs_completion *completion = argument;
 
-	request_finish(completion->request, completion->response, completion->response_length, completion->data_in_length);
+	request_finish(completion->request, completion->response, completion->response_length,
+		       completion->data_in_length);
 	return 0;
 }
 
@@ -121,7 +126,8 @@ int vs_complete(vs_device *device, const vs_completion *completions, uint32_t co
 	for (uint32_t i = 0; i < count; i++) {
 		const vs_request *request = completions[i].request;
 
-		if (completions[i].response_length > request->response_room || completions[i].data_in_length > request->in_length)
+		if (completions[i].response_length > request->response_room ||
+		    completions[i].data_in_length > request->in_length)
 			return -EINVAL;
 	}
 	device_lock(device);

@@ -49,7 +49,7 @@ static void answer(struct vs_request *request)
 	uint64_t data_in = request->kind == VS_READ ? request->in_length : 0;
 
 	if (request->error == -EFAULT) {
-		vring_break(ring);                   /* its memory went away under the I/O */
+		vring_break(ring); /* its memory went away under the I/O */
 	} else if (request->error) {
 		request_to_python(request);
 		return;
@@ -76,7 +76,7 @@ static uint64_t big_endian(const uint8_t *at, unsigned width)
 	return value;
 }
 
-struct media {                                       /* what a CDB asks of the volume */
+struct media { /* what a CDB asks of the volume */
 	uint32_t operation;
 	uint64_t offset, length;
 	bool durable;
@@ -89,8 +89,12 @@ static struct io *request_io(struct vs_request *request, const struct media *med
 	if (!io)
 		return NULL;
 	request->io_busy = true;
-	*io = (struct io){ .request = request, .volume = request->lun->volume, .layer = extent->layer,
-			   .operation = media->operation, .offset = extent->offset, .length = extent->length,
+	*io = (struct io){ .request = request,
+			   .volume = request->lun->volume,
+			   .layer = extent->layer,
+			   .operation = media->operation,
+			   .offset = extent->offset,
+			   .length = extent->length,
 			   .durable = media->durable };
 	return io;
 }
@@ -118,7 +122,7 @@ static void segment(struct vs_request *request, const struct media *media, const
 {
 	bool moves = media->operation == IO_READ || media->operation == IO_WRITE;
 
-	if (extent->state != VS_DATA) {              /* zeros: nothing to write, see mapped() */
+	if (extent->state != VS_DATA) { /* zeros: nothing to write, see mapped() */
 		if (media->operation == IO_READ && cursor_guarded(cursor_fill_zero, data, NULL, extent->length))
 			request->error = -EFAULT;
 		return;
@@ -142,7 +146,8 @@ static bool mapped(struct vs_volume *volume, const struct media *media)
 	for (uint64_t done = 0; done < media->length;) {
 		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
 		bool zeros = extent.state == VS_ZERO || extent.state == VS_HOLE;
-		bool fine = extent.state == VS_DATA || (media->operation == IO_READ && (zeros || extent.state == VS_SHARED));
+		bool fine = extent.state == VS_DATA ||
+			    (media->operation == IO_READ && (zeros || extent.state == VS_SHARED));
 
 		if (!fine || !extent.length)
 			return false;
@@ -161,7 +166,7 @@ static void start_segments(struct vs_request *request, const struct media *media
 		struct extent extent = volume_extent(request->lun->volume, media->offset + done, media->length - done);
 
 		if (extent.state == VS_SHARED)
-			extent.state = VS_DATA;          /* mapped() let it through: a read */
+			extent.state = VS_DATA; /* mapped() let it through: a read */
 		segment(request, media, &extent, &data);
 		done += extent.length;
 	}
@@ -194,7 +199,7 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 			return;
 		}
 	link_in_flight(request);
-	request->pending = 1;                        /* ours, so that no segment ends the request before all are started */
+	request->pending = 1; /* ours, so that no segment ends the request before all are started */
 	for (uint32_t i = 0; i < count; i++)
 		start_segments(request, &ranges[i]);
 	if (!--request->pending)
@@ -234,8 +239,8 @@ static bool write_same(struct vs_request *request, const vs_fast_row *row, uint6
 	const uint8_t *cdb = request->header + 19;
 	bool no_data = row->ndob_mask && (cdb[row->ndob_at] & row->ndob_mask);
 	bool unmap = settings->deallocates && (cdb[row->unmap_at] & row->unmap_mask);
-	struct media media = { unmap ? IO_PUNCH : IO_ZERO, lba << settings->block_shift, blocks << settings->block_shift,
-			       false };
+	struct media media = { unmap ? IO_PUNCH : IO_ZERO, lba << settings->block_shift,
+			       blocks << settings->block_shift, false };
 
 	if (!blocks || blocks > settings->max_write_same || request->in_length || settings->write_through)
 		return false;
@@ -254,8 +259,9 @@ static bool unmap(struct vs_request *request, uint64_t list_length)
 	struct media ranges[MOST];
 	uint8_t list[8 + 16 * MOST];
 
-	if (!settings->deallocates || settings->write_through || request->in_length || list_length != request->out_length ||
-	    list_length < 24 || list_length > sizeof(list) || (list_length - 8) % 16)
+	if (!settings->deallocates || settings->write_through || request->in_length ||
+	    list_length != request->out_length || list_length < 24 || list_length > sizeof(list) ||
+	    (list_length - 8) % 16)
 		return false;
 	uint32_t count = (uint32_t)(list_length - 8) / 16;
 	cursor_copy_out(&from, list, list_length);
@@ -267,7 +273,8 @@ static bool unmap(struct vs_request *request, uint64_t list_length)
 
 		if (!blocks || lba > settings->blocks || blocks > settings->blocks - lba)
 			return false;
-		ranges[i] = (struct media){ IO_PUNCH, lba << settings->block_shift, blocks << settings->block_shift, false };
+		ranges[i] = (struct media){ IO_PUNCH, lba << settings->block_shift, blocks << settings->block_shift,
+					    false };
 	}
 	start_media(request, ranges, count);
 	return true;

@@ -134,7 +134,8 @@ static int store_run(struct vs_volume *volume, uint64_t first, uint64_t count, u
 			if (!entries)
 				return -ENOMEM;
 			for (uint64_t i = 0; i < take; i++)
-				atomic_store_explicit(&entries[within + i], advance(volume, entry, i), memory_order_release);
+				atomic_store_explicit(&entries[within + i], advance(volume, entry, i),
+						      memory_order_release);
 		}
 		entry = advance(volume, entry, take);
 		first += take;
@@ -298,8 +299,12 @@ int vs_volume_resize(vs_volume *volume, uint64_t length)
 	if (length > (uint64_t)INT64_MAX)
 		return -EINVAL;
 	pthread_mutex_lock(&volume->lock);
+	uint64_t before = block_count(volume, volume->length), after = block_count(volume, length);
 	if (pages_for(volume, length) > volume->page_count)
 		error = grow_pages(volume, pages_for(volume, length));
+	/* what is cut off must not come back when the volume grows again; one run for all blocks just goes on */
+	if (after < before && !volume->whole)
+		error = store_run(volume, after, before - after, 0);
 	for (unsigned i = 0; !error && i <= LAYER_MASK; i++)
 		if (volume->layers[i])
 			layer_map(volume, volume->layers[i]);

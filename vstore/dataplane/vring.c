@@ -20,7 +20,7 @@ struct walk {
 	struct vring *ring;
 	struct vs_request *request;
 	uint32_t hops, budget;
-	bool writing;                        /* a device-writable descriptor was seen: no readable one may follow */
+	bool writing; /* a device-writable descriptor was seen: no readable one may follow */
 	uint64_t total;
 };
 
@@ -41,7 +41,7 @@ static int add_buffer(struct walk *walk, uint64_t address, uint32_t length, bool
 		return -EPROTO;
 	walk->writing = writable;
 	walk->total += length;
-	if (walk->total > UINT32_MAX)                        /* virtio 1.2 2.7.5.2: at most 2^32 bytes */
+	if (walk->total > UINT32_MAX) /* virtio 1.2 2.7.5.2: at most 2^32 bytes */
 		return -EPROTO;
 	while (length) {
 		const struct region *region = guest_memory_region(&walk->ring->device->memory, address);
@@ -144,8 +144,8 @@ int vring_fetch(struct vring *ring, struct vs_request *request)
 		return 0;
 	if (waiting > ring->size)
 		return -EPROTO;
-	request->head = atomic_load_explicit(&ring->avail->ring[ring->next_avail & (ring->size - 1)],
-					     memory_order_relaxed);
+	request->head =
+		atomic_load_explicit(&ring->avail->ring[ring->next_avail & (ring->size - 1)], memory_order_relaxed);
 	walk.budget = ring->size > MIN_HOP_BUDGET ? ring->size : MIN_HOP_BUDGET;
 	int error = walk_chain(&walk, request->head);
 	if (error)
@@ -197,7 +197,7 @@ void vring_publish(struct vring *ring)
 		uint64_t one = 1;
 		ring->counters.calls++;
 		if (write(ring->call, &one, sizeof(one)) < 0)
-			return;                      /* EAGAIN: the counter is full, the driver has been told */
+			return; /* EAGAIN: the counter is full, the driver has been told */
 	}
 }
 
@@ -230,7 +230,7 @@ void vring_break(struct vring *ring)
 		return;
 	ring->broken = true;
 	if (ring->error >= 0 && write(ring->error, &one, sizeof(one)) < 0)
-		ring->counters.broken = 1;           /* nothing else can be done: the reader has not read the last one */
+		ring->counters.broken = 1; /* nothing else can be done: the reader has not read the last one */
 	device_notice(ring, VS_NOTICE_BROKEN);
 }
 
