@@ -1,0 +1,620 @@
+/*
+ * test_ring.c - descriptor chains, honest ones in every shape and lying ones of every kind. A lie breaks its own ring for
+ * good, signals that ring's error descriptor, and harms nothing else.
+ */
+#define _GNU_SOURCE
+#include "commands.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { HEADER = sizeof(struct virtio_scsi_cmd_req), RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
+
+static const struct setup plain = { .features = FEATURE(INDIRECT) };
+
+/* ---- honest drivers ---- */
+
+/* Cuts [guest, guest + length) into `pieces` buffers of about the same length. */
+static uint32_t cut(struct buffer *to, uint64_t guest, uint32_t length, uint32_t pieces, bool writable)
+{
+	for (uint32_t i = 0, at = 0; i < pieces; i++) {
+		uint32_t end = (uint32_t)((uint64_t)length * (i + 1) / pieces);
+
+		to[i] = (struct buffer){ guest + at, end - at, writable };
+		at = end;
+	}
+	return pieces;
+}
+
+static void assert_pattern(struct driver *driver, uint64_t guest, uint64_t offset, uint32_t length)
+{
+	uint8_t *bytes = malloc(length);
+
+	assert_non_null(bytes);
+	driver_read(driver, guest, bytes, length);
+	for (uint32_t i = 0; i < length; i++)
+		if (bytes[i] != pattern(offset + i))
+			fail_msg("byte %u of the data is %02x, not %02x", i, bytes[i], pattern(offset + i));
+	free(bytes);
+}
+
+/* One READ (10) of 4 KiB whose header lies in `headers` descriptors, response and data together in `ins`. */
+static void read_in_shape(bool indirect, uint32_t headers, uint32_t ins)
+{
+	struct driver *driver =
+		driver_with_disk(ON_MEMORY, (struct setup){ .features = FEATURE(INDIRECT), .ring_size = 1024 });
+	struct buffer buffers[MOST_BUFFERS];
+	struct vring_used_elem used;
+	uint64_t header = new_header(driver, read_10(8, 8), 7);
+	uint64_t in = driver_allocate(driver, 0, RESPONSE + PAGE, 8);
+	uint32_t count = cut(buffers, header, HEADER, headers, false);
+
+	count += cut(buffers + count, in, RESPONSE + PAGE, ins, true);
+	driver_offer(driver, REQUEST, (indirect ? driver_indirect : driver_chain)(driver, REQUEST, buffers, count));
+	driver_run(driver);
+	if (!driver_used(driver, REQUEST, &used))
+		fail_msg("no answer to %u + %u descriptors%s", headers, ins, indirect ? ", indirect" : "");
+	assert_int_equal(used.len, RESPONSE + PAGE);
+	assert_pattern(driver, in + RESPONSE, 8 * BLOCK, PAGE);
+	driver_free(driver);
+}
+
+static void test_header_response_and_data_may_be_cut_anywhere(void **state)
+{
+	static const uint32_t counts[] = { 1, 2, 3, 5, 6, 7, 8, 9, 15, 31, 32, 33 };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(counts); i++)
+		for (uint32_t indirect = 0; indirect < 2; indirect++) {
+			read_in_shape(indirect, counts[i], 1);
+			read_in_shape(indirect, 1, counts[i]);
+			read_in_shape(indirect, counts[i], counts[i]);
+		}
+}
+
+static void test_a_header_of_one_byte_per_descriptor_is_read(void **state)
+{
+	(void)state;
+	read_in_shape(false, HEADER, 2);
+	read_in_shape(true, HEADER, 2);
+}
+
+static void test_a_chain_of_515_descriptors_is_served_by_a_small_ring_through_a_table(void **state)
+{
+	(void)state;
+	read_in_shape(true, 1, 514);
+}
+
+static void test_data_that_crosses_regions_is_moved_whole(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ .regions = 3 });
+	/* begins 700 bytes before the second region, and one buffer covers a border by itself */
+	struct buffer in = { REGION_SIZE - 700, 8192, true }, out = { 2 * REGION_SIZE - 100, 512, false };
+
+	(void)state;
+	assert_good(command(driver, read_10(0, 16), NULL, 0, &in, 1), RESPONSE + 8192);
+	assert_pattern(driver, in.guest, 0, 8192);
+	driver_write(driver, out.guest, "crosses", 7);
+	assert_good(command(driver, write_10(3, 1), &out, 1, NULL, 0), RESPONSE);
+	uint8_t block[BLOCK];
+	assert_int_equal(vs_volume_read(driver->volume, 3 * BLOCK, block, BLOCK), 0);
+	assert_memory_equal(block, "crosses", 7);
+	driver_free(driver);
+}
+
+static void test_an_indirect_table_may_cross_regions(void **state)
+{
+	(void)state;
+	/* 8: an entry lies across the border; 16 and 32: entries meet at it */
+	for (uint32_t before = 8; before <= 40; before += 8) {
+		struct setup setup = { .features = FEATURE(INDIRECT), .regions = 2 };
+		struct driver *driver = driver_with_disk(ON_MEMORY, setup);
+		struct buffer in = data_in(driver, PAGE);
+		struct buffer buffers[] = { { new_header(driver, read_10(0, 8), 1), HEADER, false },
+					    { new_response(driver), RESPONSE, true },
+					    in };
+		struct vring_used_elem used;
+
+		driver_offer(driver, REQUEST, driver_indirect_at(driver, REQUEST, REGION_SIZE - before, buffers, 3));
+		driver_run(driver);
+		assert_true(driver_used(driver, REQUEST, &used));
+		assert_pattern(driver, in.guest, 0, PAGE);
+		driver_free(driver);
+	}
+}
+
+static void test_rings_wrap_around_for_ever(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_NULL, (struct setup){ .ring_size = 4 });
+	struct buffer in = data_in(driver, BLOCK);
+	struct buffer buffers[] = { { new_header(driver, read_10(0, 1), 1), HEADER, false },
+				    { new_response(driver), RESPONSE, true },
+				    in };
+	struct vring_used_elem used;
+
+	(void)state;
+	for (uint32_t i = 0; i < 70000; i++) { /* more than 2^16: the indices wrap too */
+		uint16_t head = driver_chain(driver, REQUEST, buffers, 3);
+
+		driver_offer(driver, REQUEST, head);
+		vs_device_step(driver->device);
+		if (!driver_used(driver, REQUEST, &used) || used.id != head)
+			fail_msg("chain %u was not answered", i);
+	}
+	driver_free(driver);
+}
+
+static void test_a_full_batch_is_answered_with_one_interrupt(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ .ring_size = 128 });
+	struct vring_used_elem used;
+
+	(void)state;
+	for (uint32_t i = 0; i < 16; i++) {
+		struct buffer buffers[] = { { new_header(driver, read_10(i, 1), i), HEADER, false },
+					    { new_response(driver), RESPONSE, true },
+					    data_in(driver, BLOCK) };
+		driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, buffers, 3));
+	}
+	driver_run(driver);
+	for (uint32_t i = 0; i < 16; i++)
+		assert_true(driver_used(driver, REQUEST, &used));
+	uint64_t calls = 0;
+	assert_int_equal(read(driver->rings[REQUEST].call, &calls, sizeof(calls)), sizeof(calls));
+	assert_int_equal(calls, 1);
+	driver_free(driver);
+}
+
+/* ---- interrupts wanted and not ---- */
+
+static struct answer read_one(struct driver *driver)
+{
+	struct buffer in = data_in(driver, BLOCK);
+
+	return command(driver, read_10(0, 1), NULL, 0, &in, 1);
+}
+
+static void test_no_interrupt_flag_is_obeyed_without_event_index(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, plain);
+	struct ring *ring = &driver->rings[REQUEST];
+
+	(void)state;
+	ring->avail->flags = VRING_AVAIL_F_NO_INTERRUPT;
+	assert_good(read_one(driver), RESPONSE + BLOCK);
+	assert_false(driver_signalled(ring->call));
+	ring->avail->flags = 0;
+	assert_good(read_one(driver), RESPONSE + BLOCK);
+	assert_true(driver_signalled(ring->call));
+	driver_free(driver);
+}
+
+static void test_event_index_names_the_completion_that_interrupts(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ .features = FEATURE(EVENT_IDX) });
+	struct ring *ring = &driver->rings[REQUEST];
+	struct vring vring = { .num = ring->size, .avail = ring->avail };
+
+	(void)state;
+	vring_used_event(&vring) = 1;
+	ring->avail->flags = VRING_AVAIL_F_NO_INTERRUPT; /* means nothing with EVENT_IDX */
+	assert_good(read_one(driver), RESPONSE + BLOCK);
+	assert_false(driver_signalled(ring->call));
+	assert_good(read_one(driver), RESPONSE + BLOCK);
+	assert_true(driver_signalled(ring->call));
+	assert_good(read_one(driver), RESPONSE + BLOCK);
+	assert_false(driver_signalled(ring->call));
+	driver_free(driver);
+}
+
+/* Whether the device wants to be kicked for the next chain: as virtio 1.2, 2.7.10 has a driver decide. */
+static bool wants_kick(const struct ring *ring, bool event_index)
+{
+	const struct vring vring = { .num = ring->size, .used = ring->used };
+
+	if (event_index)
+		return __atomic_load_n(&vring_avail_event(&vring), __ATOMIC_SEQ_CST) == ring->next_avail;
+	return !(__atomic_load_n(&ring->used->flags, __ATOMIC_SEQ_CST) & VRING_USED_F_NO_NOTIFY);
+}
+
+static void test_a_resting_device_asks_for_a_kick(void **state)
+{
+	(void)state;
+	for (int event_index = 0; event_index < 2; event_index++) {
+		struct setup setup = { .features = event_index ? FEATURE(EVENT_IDX) : 0, .threads = 1 };
+		struct driver *driver = driver_with_disk(ON_MEMORY, setup);
+		struct ring *ring = &driver->rings[REQUEST];
+
+		for (uint32_t turn = 0; turn < 100; turn++) {
+			struct buffer buffers[] = { { new_header(driver, read_10(0, 1), 1), HEADER, false },
+						    { new_response(driver), RESPONSE, true },
+						    data_in(driver, BLOCK) };
+			struct vring_used_elem used;
+
+			for (uint32_t tries = 0; !wants_kick(ring, event_index); tries++) {
+				assert_true(tries < 100000);
+				usleep(100);
+			}
+			driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, buffers, 3));
+			driver_kick(driver, REQUEST);
+			assert_true(driver_wait(driver, REQUEST));
+			assert_true(driver_used(driver, REQUEST, &used));
+		}
+		driver_free(driver);
+	}
+}
+
+/* ---- lying drivers ---- */
+
+/* A driver with two request rings; `lie` spoils ring 2, which must break alone and stay broken. */
+struct lie {
+	struct driver *driver;
+	struct buffer buffers[3]; /* an honest READ (10) of a block */
+	struct ring *ring;
+};
+
+static struct lie begin_lie(struct setup setup)
+{
+	struct lie lie = { 0 };
+
+	setup.rings = 4;
+	lie.driver = driver_with_disk(ON_MEMORY, setup);
+	lie.buffers[0] = (struct buffer){ new_header(lie.driver, read_10(0, 1), 1), HEADER, false };
+	lie.buffers[1] = (struct buffer){ new_response(lie.driver), RESPONSE, true };
+	lie.buffers[2] = data_in(lie.driver, BLOCK);
+	lie.ring = &lie.driver->rings[REQUEST];
+	return lie;
+}
+
+static void end_lie(struct lie *lie)
+{
+	struct driver *driver = lie->driver;
+	struct vring_used_elem used;
+	vs_notice notice;
+
+	driver_run(driver);
+	assert_true(driver_broken(driver, REQUEST));
+	assert_true(driver_signalled(lie->ring->error));
+	assert_false(driver_used(driver, REQUEST, &used));
+	assert_true(driver_notice(driver, &notice));
+	assert_int_equal(notice.kind, VS_NOTICE_BROKEN);
+	assert_int_equal(notice.vring, REQUEST);
+	/* for good: an honest chain now changes nothing */
+	driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, lie->buffers, 3));
+	driver_kick(driver, REQUEST);
+	driver_run(driver);
+	assert_false(driver_used(driver, REQUEST, &used));
+	assert_false(driver_signalled(lie->ring->error));
+	assert_int_equal(vs_vring_in_flight(driver->device, REQUEST), 0);
+	/* and nothing else: the next ring works */
+	assert_false(driver_broken(driver, REQUEST + 1));
+	struct buffer in = data_in(driver, BLOCK);
+	assert_good(command_on(driver, REQUEST + 1, read_10(0, 1), NULL, 0, &in, 1), RESPONSE + BLOCK);
+	driver_free(driver);
+}
+
+/* Offers the honest chain after `spoil` changed the descriptor that it names. */
+static void offer_spoiled(struct lie *lie, uint32_t at, struct vring_desc bits)
+{
+	uint16_t head = driver_chain(lie->driver, REQUEST, lie->buffers, 3);
+	struct vring_desc *desc = &lie->ring->desc[(head + at) % lie->ring->size];
+
+	desc->addr ^= bits.addr;
+	desc->len ^= bits.len;
+	desc->flags ^= bits.flags;
+	desc->next ^= bits.next;
+	driver_offer(lie->driver, REQUEST, head);
+}
+
+static void test_a_loop_of_descriptors_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+	uint16_t head = driver_chain(lie.driver, REQUEST, lie.buffers, 3);
+
+	(void)state;
+	lie.ring->desc[head + 2].flags |= VRING_DESC_F_NEXT;
+	lie.ring->desc[head + 2].next = (uint16_t)(head + 1);
+	driver_offer(lie.driver, REQUEST, head);
+	end_lie(&lie);
+}
+
+static void test_a_descriptor_that_follows_itself_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+
+	(void)state;
+	lie.ring->desc[0] = (struct vring_desc){ lie.buffers[0].guest, 1, VRING_DESC_F_NEXT, 0 };
+	driver_offer(lie.driver, REQUEST, 0);
+	end_lie(&lie);
+}
+
+static void test_a_zero_length_descriptor_breaks_the_ring(void **state)
+{
+	(void)state;
+	for (uint32_t at = 0; at < 3; at++) {
+		struct lie lie = begin_lie(plain);
+
+		lie.buffers[at].length = 0;
+		driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers, 3));
+		lie.buffers[at].length = BLOCK;
+		end_lie(&lie);
+	}
+}
+
+static void test_an_address_outside_guest_memory_breaks_the_ring(void **state)
+{
+	static const uint64_t addresses[] = { REGION_SIZE, REGION_SIZE - 1, 1ull << 40, UINT64_MAX, UINT64_MAX - 20 };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(addresses); i++)
+		for (uint32_t at = 0; at < 3; at++) {
+			struct lie lie = begin_lie(plain);
+			uint64_t honest = lie.buffers[at].guest;
+
+			offer_spoiled(&lie, at, (struct vring_desc){ .addr = honest ^ addresses[i] });
+			end_lie(&lie);
+		}
+}
+
+static void test_a_length_past_the_end_of_guest_memory_breaks_the_ring(void **state)
+{
+	static const uint32_t lengths[] = { REGION_SIZE, 0x7fffffff, 0xffffffff };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(lengths); i++)
+		for (uint32_t at = 0; at < 3; at++) {
+			struct lie lie = begin_lie(plain);
+
+			offer_spoiled(&lie, at, (struct vring_desc){ .len = lie.buffers[at].length ^ lengths[i] });
+			end_lie(&lie);
+		}
+}
+
+static void test_a_buffer_over_a_hole_between_regions_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie((struct setup){ .regions = 2, .apart = true });
+
+	(void)state;
+	lie.buffers[2] = (struct buffer){ REGION_SIZE - 256, BLOCK, true };
+	driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers, 3));
+	lie.buffers[2].guest = PAGE;
+	end_lie(&lie);
+}
+
+static void test_readable_after_writable_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+
+	(void)state;
+	offer_spoiled(&lie, 2, (struct vring_desc){ .flags = VRING_DESC_F_WRITE });
+	end_lie(&lie);
+}
+
+static void test_a_next_index_past_the_table_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+
+	(void)state;
+	offer_spoiled(&lie, 0, (struct vring_desc){ .next = 1 ^ 64 });
+	end_lie(&lie);
+}
+
+static void test_a_head_past_the_table_breaks_the_ring(void **state)
+{
+	static const uint16_t heads[] = { 64, 65, 0x8000, 0xffff };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(heads); i++) {
+		struct lie lie = begin_lie(plain);
+
+		driver_offer(lie.driver, REQUEST, heads[i]);
+		end_lie(&lie);
+	}
+}
+
+static void test_an_avail_index_that_jumps_further_than_the_ring_breaks_it(void **state)
+{
+	static const uint16_t jumps[] = { 65, 0x7fff, 0x8000, 0xffff };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(jumps); i++) {
+		struct lie lie = begin_lie(plain);
+
+		driver_chain(lie.driver, REQUEST, lie.buffers, 3);
+		lie.ring->avail->idx = jumps[i];
+		driver_run(lie.driver);
+		lie.ring->next_avail = 0; /* what end_lie() offers is an honest index again */
+		end_lie(&lie);
+	}
+}
+
+static void test_a_chain_without_a_writable_descriptor_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+
+	(void)state;
+	driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers, 1));
+	end_lie(&lie);
+}
+
+static void test_a_chain_without_a_readable_descriptor_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+
+	(void)state;
+	driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers + 1, 2));
+	end_lie(&lie);
+}
+
+static void test_a_short_header_breaks_the_ring(void **state)
+{
+	static const uint32_t lengths[] = { 1, 18, 19, 50 };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(lengths); i++) {
+		struct lie lie = begin_lie(plain);
+
+		lie.buffers[0].length = lengths[i];
+		driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers, 3));
+		lie.buffers[0].length = HEADER;
+		end_lie(&lie);
+	}
+}
+
+static void test_a_response_that_is_too_small_breaks_the_ring(void **state)
+{
+	static const uint32_t lengths[] = { 1, 11, 12, 107 };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(lengths); i++) {
+		struct lie lie = begin_lie(plain);
+
+		lie.buffers[1].length = lengths[i];
+		driver_offer(lie.driver, REQUEST, driver_chain(lie.driver, REQUEST, lie.buffers, 2));
+		lie.buffers[1].length = RESPONSE;
+		end_lie(&lie);
+	}
+}
+
+/* ---- lying tables ---- */
+
+static void spoil_table(uint32_t length, uint16_t extra_flags, struct vring_desc bits, uint32_t at)
+{
+	struct lie lie = begin_lie(plain);
+	uint64_t table = driver_allocate(lie.driver, 0, 16 * 16, 16);
+	uint16_t head = driver_indirect_at(lie.driver, REQUEST, table, lie.buffers, 3);
+	struct vring_desc *entry = (struct vring_desc *)driver_host(lie.driver, table) + at;
+
+	entry->flags ^= bits.flags;
+	entry->next ^= bits.next;
+	entry->addr ^= bits.addr;
+	if (length != 48)
+		lie.ring->desc[head].len = length;
+	lie.ring->desc[head].flags |= extra_flags;
+	driver_offer(lie.driver, REQUEST, head);
+	end_lie(&lie);
+}
+
+static void test_a_table_whose_length_is_no_multiple_of_16_breaks_the_ring(void **state)
+{
+	static const uint32_t lengths[] = { 0, 1, 15, 47, 49, 0xffffffff };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(lengths); i++)
+		spoil_table(lengths[i], 0, (struct vring_desc){ 0 }, 0);
+}
+
+static void test_a_table_that_ends_before_its_chain_breaks_the_ring(void **state)
+{
+	(void)state;
+	spoil_table(32, 0, (struct vring_desc){ 0 }, 0);
+}
+
+static void test_indirect_with_next_breaks_the_ring(void **state)
+{
+	(void)state;
+	spoil_table(48, VRING_DESC_F_NEXT, (struct vring_desc){ 0 }, 0);
+}
+
+static void test_a_table_inside_a_table_breaks_the_ring(void **state)
+{
+	(void)state;
+	for (uint32_t at = 0; at < 3; at++)
+		spoil_table(48, 0, (struct vring_desc){ .flags = VRING_DESC_F_INDIRECT }, at);
+}
+
+static void test_a_loop_in_a_table_breaks_the_ring(void **state)
+{
+	(void)state;
+	spoil_table(48, 0, (struct vring_desc){ .flags = VRING_DESC_F_NEXT, .next = 2 }, 2);
+}
+
+static void test_a_next_index_past_the_end_of_a_table_breaks_the_ring(void **state)
+{
+	(void)state;
+	spoil_table(48, 0, (struct vring_desc){ .next = 1 ^ 3 }, 0);
+	spoil_table(48, 0, (struct vring_desc){ .next = 1 ^ 0xffff }, 0);
+}
+
+static void test_a_table_outside_guest_memory_breaks_the_ring(void **state)
+{
+	static const uint64_t tables[] = { REGION_SIZE, REGION_SIZE - 8, REGION_SIZE - 40, UINT64_MAX - 15,
+					   UINT64_MAX };
+
+	(void)state;
+	for (uint32_t i = 0; i < COUNT(tables); i++) {
+		struct lie lie = begin_lie(plain);
+		uint16_t head = driver_indirect(lie.driver, REQUEST, lie.buffers, 3);
+
+		lie.ring->desc[head].addr = tables[i];
+		driver_offer(lie.driver, REQUEST, head);
+		end_lie(&lie);
+	}
+}
+
+static void test_a_table_without_the_feature_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie((struct setup){ .features = 0 });
+
+	(void)state;
+	driver_offer(lie.driver, REQUEST, driver_indirect(lie.driver, REQUEST, lie.buffers, 3));
+	end_lie(&lie);
+}
+
+static void test_a_table_of_too_many_descriptors_breaks_the_ring(void **state)
+{
+	struct lie lie = begin_lie(plain);
+	struct buffer *many = calloc(MOST_BUFFERS, sizeof(*many));
+
+	(void)state;
+	assert_non_null(many);
+	many[0] = lie.buffers[0];
+	many[1] = lie.buffers[1];
+	for (uint32_t i = 2; i < MOST_BUFFERS; i++)
+		many[i] = (struct buffer){ lie.buffers[2].guest, 1, true };
+	driver_offer(lie.driver, REQUEST, driver_indirect(lie.driver, REQUEST, many, MOST_BUFFERS));
+	end_lie(&lie);
+	free(many);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_header_response_and_data_may_be_cut_anywhere),
+		cmocka_unit_test(test_a_header_of_one_byte_per_descriptor_is_read),
+		cmocka_unit_test(test_a_chain_of_515_descriptors_is_served_by_a_small_ring_through_a_table),
+		cmocka_unit_test(test_data_that_crosses_regions_is_moved_whole),
+		cmocka_unit_test(test_an_indirect_table_may_cross_regions),
+		cmocka_unit_test(test_rings_wrap_around_for_ever),
+		cmocka_unit_test(test_a_full_batch_is_answered_with_one_interrupt),
+		cmocka_unit_test(test_no_interrupt_flag_is_obeyed_without_event_index),
+		cmocka_unit_test(test_event_index_names_the_completion_that_interrupts),
+		cmocka_unit_test(test_a_resting_device_asks_for_a_kick),
+		cmocka_unit_test(test_a_loop_of_descriptors_breaks_the_ring),
+		cmocka_unit_test(test_a_descriptor_that_follows_itself_breaks_the_ring),
+		cmocka_unit_test(test_a_zero_length_descriptor_breaks_the_ring),
+		cmocka_unit_test(test_an_address_outside_guest_memory_breaks_the_ring),
+		cmocka_unit_test(test_a_length_past_the_end_of_guest_memory_breaks_the_ring),
+		cmocka_unit_test(test_a_buffer_over_a_hole_between_regions_breaks_the_ring),
+		cmocka_unit_test(test_readable_after_writable_breaks_the_ring),
+		cmocka_unit_test(test_a_next_index_past_the_table_breaks_the_ring),
+		cmocka_unit_test(test_a_head_past_the_table_breaks_the_ring),
+		cmocka_unit_test(test_an_avail_index_that_jumps_further_than_the_ring_breaks_it),
+		cmocka_unit_test(test_a_chain_without_a_writable_descriptor_breaks_the_ring),
+		cmocka_unit_test(test_a_chain_without_a_readable_descriptor_breaks_the_ring),
+		cmocka_unit_test(test_a_short_header_breaks_the_ring),
+		cmocka_unit_test(test_a_response_that_is_too_small_breaks_the_ring),
+		cmocka_unit_test(test_a_table_whose_length_is_no_multiple_of_16_breaks_the_ring),
+		cmocka_unit_test(test_a_table_that_ends_before_its_chain_breaks_the_ring),
+		cmocka_unit_test(test_indirect_with_next_breaks_the_ring),
+		cmocka_unit_test(test_a_table_inside_a_table_breaks_the_ring),
+		cmocka_unit_test(test_a_loop_in_a_table_breaks_the_ring),
+		cmocka_unit_test(test_a_next_index_past_the_end_of_a_table_breaks_the_ring),
+		cmocka_unit_test(test_a_table_outside_guest_memory_breaks_the_ring),
+		cmocka_unit_test(test_a_table_without_the_feature_breaks_the_ring),
+		cmocka_unit_test(test_a_table_of_too_many_descriptors_breaks_the_ring),
+	};
+
+	return cmocka_run_group_tests_name("ring", tests, NULL, NULL);
+}
