@@ -68,7 +68,7 @@ class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6):
     start = bit(4, 0)
 
 
-class ReadCapacity10(Cdb, name="READ CAPACITY (10)", opcode=0x25, length=10, access=Access.READ):
+class ReadCapacity10(Cdb, name="READ CAPACITY (10)", opcode=0x25, length=10):
     lba = u32(2, ZERO)  # obsolete, as PMI is
     pmi = bit(8, 0, ZERO)
 
@@ -188,7 +188,7 @@ class WriteSame16(Cdb, name="WRITE SAME (16)", opcode=0x93, length=16, access=Ac
     group_number = bits(14, 4, 0, IGNORED)
 
 
-class ReadCapacity16(Cdb, name="READ CAPACITY (16)", opcode=0x9E, service_action=0x10, length=16, access=Access.READ):
+class ReadCapacity16(Cdb, name="READ CAPACITY (16)", opcode=0x9E, service_action=0x10, length=16):
     lba = u64(2, ZERO)  # obsolete, as PMI is
     allocation_length = u32(10)
     pmi = bit(14, 0, ZERO)

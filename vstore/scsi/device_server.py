@@ -28,19 +28,20 @@ Handlers = Mapping[type[Cdb], Handler]
 
 _log = logging.getLogger(__name__)
 
-_READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR)
-_WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR)
+READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.UNRECOVERED_READ_ERROR)
+WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR)
 _SPACE = Sense(SenseKey.DATA_PROTECT, AdditionalSense.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
-_ILLNESSES = (errno.EIO, errno.ENODATA, errno.EILSEQ)  # of the medium itself; ENODATA: how some devices say bad block
-_ERRORS = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: WRITE_PROTECTED}
+# Of the medium itself; ENODATA and EILSEQ are how some block devices say that a block is bad.
+ILLNESSES = (errno.EIO, errno.ENODATA, errno.EILSEQ)
+ERRORS = {errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE, errno.EROFS: WRITE_PROTECTED}
 _FAILURE = Sense(SenseKey.HARDWARE_ERROR, AdditionalSense.INTERNAL_TARGET_FAILURE)
 
 
 def sense_of(error: OSError, access: Access) -> Sense:
     """What an initiator is told of an error of the medium. Commands that do not read meet one only when they flush."""
-    if error.errno in _ILLNESSES:
-        return _READ_ERROR if access is Access.READ else _WRITE_ERROR
-    return _ERRORS.get(error.errno or 0, _FAILURE)
+    if error.errno in ILLNESSES:
+        return READ_ERROR if access is Access.READ else WRITE_ERROR
+    return ERRORS.get(error.errno or 0, _FAILURE)
 
 
 class DeviceServer:

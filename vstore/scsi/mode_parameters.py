@@ -26,9 +26,21 @@ class PageAddress:
     subpage: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ModePage:
+    name: str
+    layout: type[Layout]
+
+
 READ_WRITE_ERROR_RECOVERY = PageAddress(0x01)
 CACHING = PageAddress(0x08)
 CONTROL = PageAddress(0x0A)
+
+MODE_PAGES: Mapping[PageAddress, ModePage] = {
+    READ_WRITE_ERROR_RECOVERY: ModePage("Read-Write Error Recovery", ReadWriteErrorRecovery),
+    CACHING: ModePage("Caching", Caching),
+    CONTROL: ModePage("Control", Control),
+}
 
 
 def page_header(address: PageAddress, body_length: int) -> bytes:
@@ -44,11 +56,9 @@ class ModeParameters:
     """One layout per page address; what a page holds without its header."""
 
     def __init__(self, caching: Caching, control: Control) -> None:
-        self.defaults: Mapping[PageAddress, Layout] = {
-            READ_WRITE_ERROR_RECOVERY: ReadWriteErrorRecovery(),
-            CACHING: caching,
-            CONTROL: control,
-        }
+        """Of a page that is not given, every default is zero."""
+        zeros = {address: page.layout() for address, page in MODE_PAGES.items()}
+        self.defaults: Mapping[PageAddress, Layout] = zeros | {CACHING: caching, CONTROL: control}
         self.current = dict(self.defaults)
 
     @property

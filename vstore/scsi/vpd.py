@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vstore.scsi.direct_access import MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
+from vstore.scsi.field import Layout
 from vstore.scsi.pages import BlockDeviceCharacteristics, BlockLimits, DesignationDescriptor, LogicalBlockProvisioning
 
 Body = Callable[[DirectAccessDevice], bytes]
@@ -16,20 +17,26 @@ _NO_LIMIT = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class VpdPage:
+    """`layout`: where the page is one structure; what it holds otherwise, the docstring of `body` says."""
+
     name: str
     body: Body
+    layout: type[Layout] | None = None
 
 
 def supported_pages(_: DirectAccessDevice) -> bytes:
+    """The codes of these pages, ascending."""
     return bytes(sorted(VPD_PAGES))
 
 
 def unit_serial_number(unit: DirectAccessDevice) -> bytes:
+    """The serial number, in ASCII."""
     return unit.identity.serial.encode("ascii")
 
 
 def device_identification(unit: DirectAccessDevice) -> bytes:
-    """NAA first, which initiators prefer; both designators are short (virtio-win 1622)."""
+    """Two designators of the logical unit: NAA, locally assigned, 8 bytes; T10 vendor identification and serial."""
+    # NAA first, which initiators prefer; both are short, because long ones break some (virtio-win 1622).
     identity = unit.identity
     naa = identity.naa.to_bytes(8)
     t10 = f"{identity.vendor:8}{identity.serial}".encode("ascii")
@@ -42,7 +49,7 @@ def device_identification(unit: DirectAccessDevice) -> bytes:
 
 
 def block_limits(unit: DirectAccessDevice) -> bytes:
-    """Every limit here is one that sbc.py enforces."""
+    """The limits that the block commands hold to; without thin provisioning, those of UNMAP are zero."""
     physical_block = 1 << unit.physical_block_exponent
     return BlockLimits.of(
         wsnz=1,
@@ -57,10 +64,12 @@ def block_limits(unit: DirectAccessDevice) -> bytes:
 
 
 def block_device_characteristics(unit: DirectAccessDevice) -> bytes:
+    """A medium that does not rotate, unless told otherwise."""
     return BlockDeviceCharacteristics.of(medium_rotation_rate=unit.rotation_rate, fuab=1, vbuls=1).encode()
 
 
 def logical_block_provisioning(unit: DirectAccessDevice) -> bytes:
+    """UNMAP, WRITE SAME (10) and WRITE SAME (16) deallocate, and what is deallocated reads as zeros; or all zero."""
     if not unit.thin:
         return LogicalBlockProvisioning().encode()
     return LogicalBlockProvisioning.of(
@@ -72,7 +81,7 @@ VPD_PAGES = {
     0x00: VpdPage("Supported VPD Pages", supported_pages),
     0x80: VpdPage("Unit Serial Number", unit_serial_number),
     0x83: VpdPage("Device Identification", device_identification),
-    0xB0: VpdPage("Block Limits", block_limits),
-    0xB1: VpdPage("Block Device Characteristics", block_device_characteristics),
-    0xB2: VpdPage("Logical Block Provisioning", logical_block_provisioning),
+    0xB0: VpdPage("Block Limits", block_limits, BlockLimits),
+    0xB1: VpdPage("Block Device Characteristics", block_device_characteristics, BlockDeviceCharacteristics),
+    0xB2: VpdPage("Logical Block Provisioning", logical_block_provisioning, LogicalBlockProvisioning),
 }

@@ -1,0 +1,174 @@
+"""Writes docs/scsi.md from the tables: `python -m vstore.scsi.reference > docs/scsi.md`. A test compares the two."""
+
+import errno
+from collections.abc import Iterable, Iterator
+
+from vstore.scsi import direct_access
+from vstore.scsi.cdb import Cdb
+from vstore.scsi.commands import COMMANDS
+from vstore.scsi.device_server import ERRORS, ILLNESSES, READ_ERROR, WRITE_ERROR
+from vstore.scsi.field import CHANGEABLE, Field, Layout
+from vstore.scsi.mode_parameters import MODE_PAGES
+from vstore.scsi.sense import AdditionalSense, Sense
+from vstore.scsi.vpd import VPD_PAGES
+
+_INTRODUCTION = """\
+# SCSI reference
+
+What a vstore disk answers, generated from the tables in `vstore/scsi` by `python -m vstore.scsi.reference`.
+The version claimed is SPC-4, with SBC-3.
+
+What happens to a field of a CDB:
+
+| use | meaning |
+|---|---|
+| evaluated | its value changes the answer; reported in CDB USAGE DATA |
+| accepted | supported, with no effect that could be seen (DPO); reported in CDB USAGE DATA |
+| ignored | any value is accepted |
+| must be zero | not supported; any other value is refused |
+
+A bit that must be zero, or that belongs to no field, is refused with CHECK CONDITION, ILLEGAL REQUEST, INVALID FIELD IN
+CDB; the sense-key specific data points at the byte and the leftmost bit of the field. The CONTROL byte is such: there is
+no ACA.
+"""
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    columns = list(head)
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for row in rows:
+        yield "| " + " | ".join(map(str, row)) + " |"
+    yield ""
+
+
+def _place(member: Field) -> str:
+    """`1.4` one bit, `1.7:5` several bits of a byte, `2-5` whole bytes, `14.5-15` a field that starts inside a byte."""
+    last = member.byte + member.size - 1
+    start = f"{member.byte}" if member.msb == 7 and member.width >= 8 else f"{member.byte}.{member.msb}"
+    if last > member.byte:
+        return f"{start}-{last}"
+    return start if member.width in (1, 8) else f"{start}:{member.msb - member.width + 1}"
+
+
+def _words(name: str) -> str:
+    return name.upper().replace("_", " ")
+
+
+def _code(row: type[Cdb]) -> str:
+    return f"{row.opcode:02X}h" + (f"/{row.service_action:02X}h" if row.service_action is not None else "")
+
+
+def _command_list() -> Iterator[str]:
+    yield "## Commands\n"
+    yield from _table(
+        ("code", "command", "CDB", "medium", "with a unit attention pending", "data plane"),
+        (
+            (
+                _code(row),
+                f"[{row.name}](#{_anchor(row.name)})",
+                row.length,
+                row.access.value,
+                "served" if row.passes_attention else "reports it",
+                "fast path" if row.fast else "-",
+            )
+            for row in COMMANDS
+        ),
+    )
+
+
+def _anchor(title: str) -> str:
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -")
+    return kept.replace(" ", "-")
+
+
+def _command(row: type[Cdb]) -> Iterator[str]:
+    yield f"### {row.name}\n"
+    yield f"{_code(row)}, {row.length} bytes. CDB USAGE DATA: `{row.usage_data().hex(' ')}`\n"
+    if row.fields:
+        yield from _table(
+            ("byte.bit", "field", "use"),
+            ((_place(member), _words(name), member.use.value) for name, member in row.fields.items()),
+        )
+
+
+def _layout(layout: type[Layout], start: int) -> Iterator[tuple[str, str, Field]]:
+    """The fields as they lie in the page, whose body starts at byte `start`."""
+    for name, member in layout.fields.items():
+        moved = Field(member.byte + start, member.msb, member.width, member.use)
+        yield _place(moved), _words(name), member
+
+
+def _vital_product_data() -> Iterator[str]:
+    yield "## Vital product data\n"
+    for code, page in sorted(VPD_PAGES.items()):
+        yield f"### {code:02X}h {page.name}\n"
+        yield f"{page.body.__doc__}\n"
+        if page.layout:
+            yield from _table(("byte.bit", "field"), ((at, name) for at, name, _ in _layout(page.layout, 4)))
+
+
+def _mode_pages() -> Iterator[str]:
+    yield "## Mode pages\n"
+    yield "Current, changeable and default values; none can be saved (SAVING PARAMETERS NOT SUPPORTED).\n"
+    for address, page in sorted(MODE_PAGES.items()):
+        yield f"### {address.page:02X}h {page.name}\n"
+        yield from _table(
+            ("byte.bit", "field", "MODE SELECT"),
+            (
+                (at, name, member.use.value if member.use is CHANGEABLE else "-")
+                for at, name, member in _layout(page.layout, 2)
+            ),
+        )
+
+
+def _limits() -> Iterator[str]:
+    mib = direct_access.MIB
+    yield "## Limits\n"
+    yield from _table(
+        ("limit", "value"),
+        (
+            ("logical block length", ", ".join(map(str, direct_access.LOGICAL_BLOCK_LENGTHS))),
+            ("transfer length", f"{direct_access.MAXIMUM_TRANSFER_BYTES // mib} MiB"),
+            ("WRITE SAME length", f"{direct_access.MAXIMUM_WRITE_SAME_BYTES // mib} MiB"),
+            ("UNMAP block descriptors", direct_access.MAXIMUM_UNMAP_DESCRIPTORS),
+            ("UNMAP LBA count", "none"),
+        ),
+    )
+
+
+def _sense() -> Iterator[str]:
+    yield "## Sense data\n"
+    yield "Additional sense codes in use:\n"
+    yield from _table(
+        ("ASC/ASCQ", "meaning"),
+        ((f"{code.asc:02X}h/{code.ascq:02X}h", _words(code.name)) for code in AdditionalSense),
+    )
+    yield "Errors of the host, where INTERNAL TARGET FAILURE is what is not listed:\n"
+    yield from _table(
+        ("errno", "answer"),
+        [
+            *(
+                (errno.errorcode[number], f"{_told(READ_ERROR)} when reading, {_told(WRITE_ERROR)} else")
+                for number in ILLNESSES
+            ),
+            *((errno.errorcode[number], _told(sense)) for number, sense in ERRORS.items()),
+            ("ENOMEM", "TASK SET FULL status"),
+        ],
+    )
+
+
+def _told(sense: Sense) -> str:
+    return f"{_words(sense.key.name)}, {_words(sense.code.name)}"
+
+
+def reference() -> str:
+    parts = [_INTRODUCTION, *_command_list()]
+    for row in COMMANDS:
+        parts.extend(_command(row))
+    parts.extend([*_vital_product_data(), *_mode_pages(), *_limits(), *_sense()])
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
