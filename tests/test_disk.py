@@ -13,7 +13,7 @@ import pytest
 from formats.errors import ImageInUse, InvalidArgument
 from formats.image import Geometry, Image, Layer, Run
 from formats.registry import create_image, open_image
-from vstore.dataplane import Volume
+from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunSettings, Volume
 from vstore.disk import Disk
 from vstore.scsi.medium import Medium
 
@@ -202,6 +202,19 @@ def test_the_lock_lasts_as_long_as_the_disk(path: Path) -> None:
     assert [reader.read_blocking(0, 1) for reader in readers] == [b"\0", b"\0"]
     for reader in readers:
         reader.close()
+
+
+def test_a_logical_unit_that_still_serves_the_volume_keeps_the_lock(path: Path) -> None:
+    disk = Disk(open_image("raw", path))
+    device = Device(vrings=3)
+    gate = GATE_READ | GATE_WRITE
+    device.lun_set(0, 0, disk.volume, LunSettings(9, gate, False, 2048, 256, True, 4 * MIB // 512, 2048))
+    disk.close()
+    with pytest.raises(ImageInUse):
+        open_image("raw", path)
+    device.lun_remove(0, 0)
+    open_image("raw", path).close()
+    device.close()
 
 
 def test_a_length_that_no_disk_can_have_is_refused_before_anything_changes(disk: Disk, path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from formats import direct_io
 from formats.host_file import HostFile
 from formats.registry import create_image
+from tests.formats.loop_device import loop_device, needs_root
 from tests.formats.reference import Reference
-from tests.formats.test_raw import loop_device, needs_root
 
 
 @pytest.mark.parametrize("unit", [512, 4096])

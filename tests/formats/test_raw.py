@@ -1,9 +1,7 @@
 """The raw format: files and block devices."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from formats.image import BlockState, LayerFlags, entry
 from formats.raw import Raw
 from formats.registry import create_image, open_image
 from tests.formats.contract import FileImageContract
+from tests.formats.loop_device import loop_device, needs_root
 from tests.formats.reference import Reference, assert_equal_for_qemu, run
 from vstore.disk import Disk
 
@@ -167,21 +166,6 @@ def test_a_resize_that_the_host_refuses_changes_nothing(tmp_path: Path, monkeypa
         assert disk.length == 4 * MIB
         assert disk.read_blocking(4 * MIB - 5, 5) == b"tail!"
     disk.close()
-
-
-# Block devices: a loop device over a file, which only root may set up.
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="needs root")
-
-
-@contextlib.contextmanager
-def loop_device(path: Path, sector: int) -> Iterator[Path]:
-    made = run("losetup", "--find", "--show", "--sector-size", str(sector), path)
-    assert made.returncode == 0, made.stderr
-    device = Path(made.stdout.strip())
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
 
 
 @needs_root
