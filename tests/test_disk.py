@@ -243,6 +243,15 @@ def test_what_was_cut_off_reads_as_zeros_even_where_it_was_cached(disk: Disk) ->
         assert disk.read_blocking(MIB, 3 * MIB) == data[:MIB] + bytes(2 * MIB), seed
 
 
+def test_a_file_that_another_cuts_short_reads_as_zeros_there_and_hurts_nobody(disk: Disk, path: Path) -> None:
+    disk.write_blocking(0, b"x" * 4 * MIB)
+    assert disk.read_blocking(3 * MIB, 4096) == b"x" * 4096
+    os.truncate(path, 2 * MIB - 100)
+    assert disk.read_blocking(2 * MIB - 200, 2 * MIB) == b"x" * 100 + bytes(2 * MIB - 100)
+    disk.write_blocking(4 * MIB - 1, b"y")
+    assert disk.read_blocking(3 * MIB, MIB) == bytes(MIB - 1) + b"y"
+
+
 class Broken(Image):
     """An image whose map cannot be loaded."""
 
