@@ -53,7 +53,7 @@ class ImageVerbs(Parts):
         }
         if labels is not None:
             wanted["labels"] = check_labels(labels)
-        with self.holding(image=f"{pool}/{check_name('name', name)}"):
+        with self.holding(image=f"{pool}/{check_name('image', name)}"):
             with self.catalog.read() as connection, suppress(NotFound):
                 return self._image(
                     connection, where, same_or_taken(image_row(connection, where, name), wanted, f"image {name}")
@@ -132,7 +132,7 @@ class ImageVerbs(Parts):
     def _resize(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> None:
         if size < row.virtual_size_bytes and not shrink:
             raise Conflict(
-                f"image {row.name} has {row.virtual_size_bytes} bytes; to cut off its end for good, ask with shrink",
+                f"image {row.name} has {row.virtual_size_bytes} bytes; to cut off its end for good, ask with shrink (--shrink)",
                 field="virtual_size_bytes",
             )
         with self.catalog.read() as connection:

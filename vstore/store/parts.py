@@ -72,7 +72,7 @@ def check_revision(row: Row[Any], expected: int | None, what: str) -> None:
 
 
 def same_or_taken(row: Row[Any], wanted: Mapping[str, object], what: str) -> Row[Any]:
-    """`row`, if it is all that was asked for, so asking twice is no error. Raises AlreadyExists naming the difference."""
+    """`row`, if it is all that was asked for, so asking twice is no error. Raises AlreadyExists: it differs."""
     for field, value in wanted.items():
         if getattr(row, field) != value:
             raise AlreadyExists(

@@ -69,7 +69,7 @@ class Supervisor:
         excess = len(os.fsencode(self.socket_path(name))) - LONGEST_PATH
         if excess > 0:
             right = f"choose a name at least {excess} characters shorter, or a shorter runtime directory"
-            raise InvalidArgument("name", f"its socket's path would be longer than {LONGEST_PATH} bytes", right)
+            raise InvalidArgument("target", f"its socket's path would be longer than {LONGEST_PATH} bytes", right)
 
     def check_free(self, name: str) -> None:
         """Raises Conflict when a process that the catalog does not know serves that name."""

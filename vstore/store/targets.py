@@ -53,7 +53,7 @@ class TargetVerbs(Parts):
         }
         if labels is not None:
             wanted["labels"] = check_labels(labels)
-        self.supervisor.check_socket_path(check_name("name", name))
+        self.supervisor.check_socket_path(check_name("target", name))
         with self.holding(target=name):
             with self.catalog.read() as connection, suppress(NotFound):
                 row = same_or_taken(target_row(connection, name), wanted, f"target {name}")

@@ -1,0 +1,61 @@
+"""Arguments and options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from api.cli.client import Client
+from vstore.sizes import parse_size
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+pass_client = click.make_pass_decorator(Client)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the REST body.")
+pool_option = click.option("--pool", default="default", show_default=True, help="Pool of the image.")
+
+
+class Size(click.ParamType[int]):
+    """Bytes, as `vstore.sizes` reads them."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Label(click.ParamType[tuple[str, str]]):
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, equals, content = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is no label; write KEY=VALUE", param, ctx)
+        return key, content
+
+
+label_option = click.option("--label", "labels", type=_Label(), multiple=True, help="KEY=VALUE; may come again.")
+
+
+def label_change_options(function: Function) -> Function:
+    removal = click.option("--remove-label", "removed", metavar="KEY", multiple=True, help="Take a label away.")
+    return label_option(removal(function))
+
+
+def url_path(*parts: str) -> str:
+    """A path below /v1, each part quoted."""
+    return "/v1/" + "/".join(quote(part, safe=":") for part in parts)
+
+
+def given(**fields: object) -> dict[str, object]:
+    """The fields of a request that the user gave: neither None nor empty."""
+    return {name: value for name, value in fields.items() if value is not None and value != {}}
+
+
+def label_changes(labels: tuple[tuple[str, str], ...], removed: tuple[str, ...]) -> dict[str, str | None]:
+    """A JSON Merge Patch of labels."""
+    return {**dict.fromkeys(removed), **dict(labels)}

@@ -1,0 +1,1 @@
+"""One file per REST resource: parse, call one Store verb, answer."""

@@ -1,0 +1,77 @@
+"""`/v1/pools/{pool}/images`: disk images."""
+
+from typing import Any
+
+from fastapi import APIRouter, Query
+
+from api.conditional import Changing, Creating, Reading
+from api.routes.access import Paging, TheStore, examples, problems
+from api.schemas import ImageChange, ImageSpec, Listing
+from vstore.store.records import Image
+
+router = APIRouter(prefix="/v1/pools/{pool}/images", tags=["images"])
+
+EXAMPLE: dict[str, Any] = {
+    "id": "01a207a4-bba0-73fa-b3e7-183abdf9284e",
+    "name": "web-root",
+    "pool": "default",
+    "format": "raw",
+    "file": "web-root.raw",
+    "state": "ready",
+    "virtual_size_bytes": 10737418240,
+    "actual_size_bytes": 1196032,
+    "preallocation": "off",
+    "luns": ["web/0"],
+    "created_at": "2026-11-23T09:02:46.176303Z",
+    "revision": 1,
+    "labels": {"owner": "web"},
+}
+
+
+@router.get("", operation_id="ImageList", responses=problems("not_found"))
+def list_images(pool: str, store: TheStore, paging: Paging) -> Listing[Image]:
+    """The images of a pool, by name."""
+    return paging.listing(store.list_images(pool, limit=paging.limit, cursor=paging.cursor))
+
+
+@router.put(
+    "/{image}",
+    operation_id="ImageCreate",
+    status_code=201,
+    responses=examples(EXAMPLE, 200, 201) | problems("not_found", "already_exists", "exists", "pool_full"),
+)
+def create_image(pool: str, image: str, spec: ImageSpec, store: TheStore, creating: Creating) -> Image:
+    """Makes an empty image: 201; 200 if it is there already just so; 409 if it differs."""
+    return creating.done(store.create_image(pool, image, **spec.given()), f"image {image}")
+
+
+@router.get("/{image}", operation_id="ImageShow", responses=examples(EXAMPLE, 200) | problems("not_found"))
+def show_image(pool: str, image: str, store: TheStore, reading: Reading) -> Image:
+    return reading.answer(store.show_image(pool, image))
+
+
+@router.patch(
+    "/{image}",
+    operation_id="ImageUpdate",
+    responses=examples(EXAMPLE, 200) | problems("not_found", "in_use", "stale", "locked", "target_unavailable"),
+)
+def update_image(
+    pool: str,
+    image: str,
+    change: ImageChange,
+    store: TheStore,
+    changing: Changing,
+    *,
+    shrink: bool = Query(False, description="cutting off the end of the disk is meant"),
+) -> Image:
+    """Resizes the image, also under a running guest, and merges labels."""
+    record = store.update_image(pool, image, shrink=shrink, revision=changing.revision, **change.given())
+    return changing.answer(record)
+
+
+@router.delete(
+    "/{image}", operation_id="ImageDelete", status_code=204, responses=problems("in_use", "stale", "gone", "locked")
+)
+def delete_image(pool: str, image: str, store: TheStore, changing: Changing) -> None:
+    """Removes the image and its file. Deleting what is gone is no error, unless `If-Match` insists."""
+    changing.deleted(store.delete_image(pool, image, revision=changing.revision), f"image {image} in pool {pool}")

@@ -1,0 +1,102 @@
+"""Bodies of requests, and what wraps answers; the answers themselves are the records of `vstore.store`.
+
+Shapes are checked here (types, unknown fields), values in the store, which knows what they mean.
+"""
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+
+def _absent(description: str) -> Any:
+    """A field that may be left out but, if it is there, not be null."""
+    return Field(None, description=description)
+
+
+class Body(BaseModel):
+    """A request body: unknown fields are refused, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that the client sent."""
+        return self.model_dump(exclude_unset=True)
+
+
+class ImageSpec(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"virtual_size_bytes": 10737418240, "format": "raw"}]})
+
+    virtual_size_bytes: int = Field(description="size of the disk in bytes, a multiple of 512")
+    format: str = Field("raw", description="image format")
+    preallocation: str = Field("off", description="off (sparse), falloc (space reserved) or full (zeros written)")
+    labels: dict[str, str] | None = None
+
+
+class ImageChange(Body):
+    """JSON Merge Patch (RFC 7396)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"virtual_size_bytes": 21474836480, "labels": {"owner": "web", "old": None}}]}
+    )
+
+    virtual_size_bytes: int = _absent("new size in bytes; a running guest is told")
+    labels: dict[str, str | None] = _absent("null takes a label away")
+
+
+class TargetSpec(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_queues": 4, "config_space": False}]})
+
+    request_queues: int = Field(4, description="1 to 64; best one per virtual CPU")
+    threads: int = Field(1, description="threads that serve the queues")
+    poll_us: int | None = Field(None, description="longest busy wait in microseconds; null: the default")
+    config_space: bool = Field(False, description="needed by every VMM but QEMU")
+    labels: dict[str, str] | None = None
+
+
+class TargetChange(Body):
+    """JSON Merge Patch (RFC 7396)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"host": "rack-3"}}]})
+
+    labels: dict[str, str | None] = _absent("null takes a label away")
+
+
+class LunSpec(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": "web-root", "read_only": False}]})
+
+    image: str = Field(description="name of the image")
+    pool: str = Field("default", description="pool of the image")
+    read_only: bool = False
+    direct: bool = Field(False, description="bypass the host's page cache (O_DIRECT)")
+    logical_block_length_bytes: int = Field(512, description="512 or 4096")
+    serial: str | None = Field(None, description="unit serial number; null: made from the image's id")
+    labels: dict[str, str] | None = None
+
+
+class Listing(BaseModel, Generic[Item]):
+    """One page; `next` is the path of the next one, null at the end."""
+
+    items: list[Item]
+    next: str | None
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    errors: list[dict[str, str]] = []
+
+
+class Service(BaseModel):
+    name: str
+    version: str
+    api_versions: list[str]
+    capabilities: list[str]
+    image_formats: list[str]

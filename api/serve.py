@@ -1,0 +1,133 @@
+"""`vstore serve`: one Store behind a UNIX socket and, if asked for, a loopback address, until SIGTERM or SIGINT.
+
+Order of the start: sockets are bound first (so a second daemon fails at once), then the Store comes up, then requests
+are served. Order of the end: requests are finished, targets flushed and stopped (or left to the next daemon), sockets
+removed.
+"""
+
+import grp
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import uvicorn
+
+from api.app import create_app
+from api.paths import Paths
+from api.security import is_loopback
+from vstore.store import Store
+from vstore.target.errors import TargetError
+from vstore.target.listener import Listener
+
+_log = logging.getLogger(__name__)
+
+GROUP = "vstore"  # whose members may use root's daemon
+_GRACE = 5  # seconds for requests that run when the signal comes
+_BACKLOG = 128
+
+
+class ServeError(Exception):
+    """The daemon cannot start; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A loopback TCP address."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """`HOST:PORT`, `[::1]:PORT` or `PORT`. Raises ServeError, also for what others could reach."""
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+        if not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise ServeError(f"{text!r} is no address to listen at; write 127.0.0.1:PORT or [::1]:PORT")
+        if not is_loopback(host):
+            raise ServeError(
+                f"{host} is not a loopback address, and without TLS and tokens nothing else is served; "
+                "listen at 127.0.0.1 or [::1] and forward to it, for example with ssh -L"
+            )
+        return cls(host, int(port))
+
+
+def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
+    """Blocks until a signal ends it. Raises ServeError, StoreError."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with ExitStack() as cleanup:
+        sockets = [cleanup.enter_context(_unix_socket(paths))]
+        if listen is not None:
+            sockets.append(cleanup.enter_context(_tcp_socket(listen)))
+        store = Store(paths.state, paths.runtime)
+        cleanup.callback(store.close, stop_targets=not keep_targets)
+        for each in sockets:
+            _log.info("listening", extra={"address": _shown(each, paths)})
+        _Server(_config(store)).run(sockets=sockets)
+        _log.info("stopping", extra={"targets": "kept" if keep_targets else "stopped"})
+
+
+def _config(store: Store) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(store),
+        http="httptools",
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn raises the signal again when it is done, which would end the process before the targets are flushed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+
+@contextmanager
+def _unix_socket(paths: Paths) -> Iterator[socket.socket]:
+    """Mode 0600; root's daemon lets the group in, if there is one."""
+    try:
+        paths.runtime.mkdir(parents=True, exist_ok=True)
+        listener = Listener(str(paths.api_socket), socket.SOCK_STREAM)
+    except (OSError, TargetError) as error:
+        raise ServeError(f"cannot serve at {paths.api_socket}: {error}") from error
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            os.chown(paths.api_socket, 0, grp.getgrnam(GROUP).gr_gid)
+            paths.api_socket.chmod(0o660)
+    try:
+        yield listener.socket
+    finally:
+        listener.close()
+
+
+@contextmanager
+def _tcp_socket(address: Address) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address.host, address.port))
+            listening.listen(_BACKLOG)
+        except OSError as error:
+            raise ServeError(f"cannot listen at {address.host}:{address.port}: {error.strerror}") from error
+        yield listening
+
+
+def _shown(listening: socket.socket, paths: Paths) -> str:
+    if listening.family == socket.AF_UNIX:
+        return f"unix://{paths.api_socket}"
+    name = listening.getsockname()
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http://{host}:{name[1]}"
