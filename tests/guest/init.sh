@@ -16,6 +16,11 @@ for module in /modules/*.ko; do
     insmod "$module" || echo "init: $module was not loaded"
 done
 
+if grep -qw shell /proc/cmdline; then # by hand: README.md
+    setsid cttyhack /usr/bin/dash -i
+    poweroff -f
+fi
+
 agent_port() {
     for port in /sys/class/virtio-ports/*; do
         if [ "$(cat "$port/name" 2>/dev/null)" = agent ]; then
