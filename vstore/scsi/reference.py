@@ -27,9 +27,9 @@ What happens to a field of a CDB:
 | ignored | any value is accepted |
 | must be zero | not supported; any other value is refused |
 
-A bit that must be zero, or that belongs to no field, is refused with CHECK CONDITION, ILLEGAL REQUEST, INVALID FIELD IN
-CDB; the sense-key specific data points at the byte and the leftmost bit of the field. The CONTROL byte is such: there is
-no ACA.
+A bit that must be zero, or that belongs to no field, is refused with CHECK CONDITION, ILLEGAL REQUEST, INVALID FIELD
+IN CDB; the sense-key specific data points at the byte and the leftmost bit of the field. The CONTROL byte is
+such: there is no ACA.
 """
 
 

@@ -1,0 +1,81 @@
+"""Sense data read again, from the byte offsets SPC-4 4.5 prints: shares nothing with the code that wrote it."""
+
+from dataclasses import dataclass
+
+
+class MalformedSenseError(AssertionError):
+    """What vstore wrote is not sense data."""
+
+
+@dataclass(frozen=True)
+class ParsedSense:
+    descriptor: bool
+    deferred: bool
+    key: int
+    asc: int
+    ascq: int
+    information: int | None = None
+    in_cdb: bool | None = None  # None: no field pointer
+    byte: int | None = None
+    bit: int | None = None
+
+    @property
+    def code(self) -> tuple[int, int, int]:
+        return self.key, self.asc, self.ascq
+
+
+def parse_sense(data: bytes) -> ParsedSense:
+    """MalformedSenseError when a length, a reserved bit or a descriptor is not as printed."""
+    _expect(len(data) >= 8, "sense data has at least 8 bytes")
+    response = data[0] & 0x7F
+    _expect(response in (0x70, 0x71, 0x72, 0x73), f"response code {response:#x}")
+    if response in (0x70, 0x71):
+        return _fixed(data, deferred=response == 0x71)
+    return _descriptor(data, deferred=response == 0x73)
+
+
+def _expect(holds: bool, what: str) -> None:
+    if not holds:
+        raise MalformedSenseError(what)
+
+
+def _fixed(data: bytes, *, deferred: bool) -> ParsedSense:
+    _expect(len(data) == 18, f"fixed sense data of {len(data)} bytes")
+    _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
+    _expect(data[1] == 0 and data[2] & 0xF0 == 0, "reserved and stream bits")
+    _expect(data[8:12] == bytes(4) and data[14] == 0, "command specific information, FRU code")
+    information = int.from_bytes(data[3:7]) if data[0] & 0x80 else None
+    _expect(information is not None or data[3:7] == bytes(4), "INFORMATION without VALID")
+    pointer = _pointer(data[15:18], data[2])
+    return ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer)
+
+
+def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
+    _expect(data[0] & 0x80 == 0 and data[1] & 0xF0 == 0 and data[4:7] == bytes(3), "reserved bits")
+    _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
+    information: int | None = None
+    pointer: tuple[bool | None, int | None, int | None] = (None, None, None)
+    at = 8
+    while at < len(data):
+        kind, length = data[at], data[at + 1]
+        body = data[at + 2 : at + 2 + length]
+        _expect(len(body) == length, "descriptor past the end")
+        if kind == 0:
+            _expect(length == 10 and body[0] == 0x80 and body[1] == 0, "information descriptor")
+            information = int.from_bytes(body[2:10])
+        elif kind == 2:
+            _expect(length == 6 and body[:2] == bytes(2) and body[5] == 0, "sense key specific descriptor")
+            pointer = _pointer(body[2:5], data[1])
+        else:
+            raise MalformedSenseError(f"descriptor type {kind}")
+        at += 2 + length
+    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer)
+
+
+def _pointer(data: bytes, key: int) -> tuple[bool | None, int | None, int | None]:
+    if not data[0] & 0x80:
+        _expect(data == bytes(3), "sense key specific data without SKSV")
+        return None, None, None
+    _expect(key == 5, "a field pointer belongs to ILLEGAL REQUEST")
+    _expect(data[0] & 0x30 == 0 and data[0] & 0x08 != 0, "BPV, reserved bits")
+    return bool(data[0] & 0x40), int.from_bytes(data[1:3]), data[0] & 7
