@@ -58,7 +58,12 @@ class VstoreDevice:
         self.driver = socket_path if isinstance(socket_path, ScsiDriver) else ScsiDriver(socket_path, settings)
 
     def command(self, cdb: bytes | bytearray, data_out: bytes = b"", data_in_length: int = 0) -> CommandResult:
-        """Executes any CDB and returns whatever became of it; lengths in bytes. No status or response raises."""
+        """Executes any CDB and returns whatever became of it; lengths in bytes. No status or response raises.
+
+        ValueError for data both ways, which needs a feature that no back-end offers, and for a CDB beyond 32 bytes.
+        """
+        if data_out and data_in_length:
+            raise ValueError("a command has data-out or data-in, not both")
         return self.driver.wait(self.driver.submit(self.address, cdb, data_out, data_in_length), self.timeout)
 
     def execute(self, cmd: Any, en_raw_sense: bool = False) -> CommandResult:

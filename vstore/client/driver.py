@@ -83,21 +83,20 @@ class ScsiDriver:
         queue: int = 0,
         tag: int | None = None,
         publish: bool = True,
+        segment_bytes: int | None = None,
     ) -> Pending[CommandResult]:
         """Puts a command on request queue `queue`; with `publish` False the device sees it at the next `kick`.
 
-        Raises ValueError for a CDB longer than 32 bytes and for data both ways, which needs a feature nobody offers.
+        `segment_bytes` stands in for that of the settings. Raises ValueError for a CDB longer than 32 bytes.
         """
         if len(cdb) > CDB_BYTES:
             raise ValueError(f"a CDB has at most {CDB_BYTES} bytes here, not {len(cdb)}")
-        if data_out and data_in_length:
-            raise ValueError("a command has data-out or data-in, not both")
         tag = self._new_tag() if tag is None else tag
         request = Command(
             self.transport.memory, encode_command(lun, tag, attribute, bytes(cdb)), data_out, data_in_length
         )
         pending = Pending(f"the command {bytes(cdb[:16]).hex()}", tag, request)
-        self._send(FIRST_REQUEST_QUEUE + queue, pending, publish=publish)
+        self._send(FIRST_REQUEST_QUEUE + queue, pending, publish=publish, segment_bytes=segment_bytes)
         return pending
 
     def kick(self, queue: int = 0) -> None:
@@ -145,8 +144,9 @@ class ScsiDriver:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, queue: int, pending: Pending[Any], *, publish: bool) -> None:
-        segments = [piece for part in pending.request.segments for piece in _cut(part, self.settings.segment_bytes)]
+    def _send(self, queue: int, pending: Pending[Any], *, publish: bool, segment_bytes: int | None = None) -> None:
+        limit = segment_bytes or self.settings.segment_bytes
+        segments = [piece for part in pending.request.segments for piece in _cut(part, limit)]
         try:
             head = self.transport.add(queue, segments)
         except ClientError:
