@@ -69,10 +69,7 @@ static void step_aside(struct loop *loop)
 
 void loop_wake(struct loop *loop)
 {
-	uint64_t one = 1;
-
-	if (write(loop->wake, &one, sizeof(one)) < 0)
-		return; /* EAGAIN: it is awake already */
+	poke(loop->wake);
 }
 
 /* ---- faults ---------------------------------------------------------------------------------- */

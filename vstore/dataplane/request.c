@@ -186,7 +186,6 @@ void request_dropped(struct vs_request *request)
 void request_to_python(struct vs_request *request)
 {
 	struct vs_device *device = request->ring->device;
-	uint64_t one = 1;
 
 	request->slow = true;
 	request->ring->loop->serving = NULL;
@@ -196,6 +195,5 @@ void request_to_python(struct vs_request *request)
 	*device->notices_tail = request;
 	device->notices_tail = &request->next;
 	pthread_mutex_unlock(&device->notice_lock);
-	if (write(device->notice_fd, &one, sizeof(one)) < 0)
-		return; /* EAGAIN: it is readable already */
+	poke(device->notice_fd);
 }

@@ -11,14 +11,12 @@
 void device_notice(struct vring *ring, uint32_t kind)
 {
 	struct vs_device *device = ring->device;
-	uint64_t one = 1;
 
 	pthread_mutex_lock(&device->notice_lock);
 	ring->notices |= 1u << kind;
 	device->notice_rings[ring->index / 64] |= 1ull << (ring->index % 64);
 	pthread_mutex_unlock(&device->notice_lock);
-	if (write(device->notice_fd, &one, sizeof(one)) < 0)
-		return; /* EAGAIN: it is readable already */
+	poke(device->notice_fd);
 }
 
 int vs_device_notice_fd(vs_device *device)

@@ -238,11 +238,13 @@ static bool write_same(struct vs_request *request, const vs_fast_row *row, uint6
 	const vs_lun_settings *settings = &request->lun->settings;
 	const uint8_t *cdb = request->header + 19;
 	bool no_data = row->ndob_mask && (cdb[row->ndob_at] & row->ndob_mask);
-	bool unmap = settings->deallocates && (cdb[row->unmap_at] & row->unmap_mask);
+	bool unmap = cdb[row->unmap_at] & row->unmap_mask;
 	struct media media = { unmap ? IO_PUNCH : IO_ZERO, lba << settings->block_shift,
 			       blocks << settings->block_shift, false };
 
 	if (!blocks || blocks > settings->max_write_same || request->in_length || settings->write_through)
+		return false;
+	if (unmap && !settings->deallocates)
 		return false;
 	if (request->out_length != (no_data ? 0 : 1ull << settings->block_shift) || (!no_data && !all_zero(request)))
 		return false;

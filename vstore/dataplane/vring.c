@@ -194,10 +194,8 @@ void vring_publish(struct vring *ring)
 	/* orders the index above before the driver's event index below; pairs with the driver's barrier between them */
 	atomic_thread_fence(memory_order_seq_cst);
 	if (ring->call >= 0 && wants_interrupt(ring, before)) {
-		uint64_t one = 1;
 		ring->counters.calls++;
-		if (write(ring->call, &one, sizeof(one)) < 0)
-			return; /* EAGAIN: the counter is full, the driver has been told */
+		poke(ring->call);
 	}
 }
 
@@ -224,13 +222,11 @@ void vring_notify(struct vring *ring, bool on)
 
 void vring_break(struct vring *ring)
 {
-	uint64_t one = 1;
-
 	if (ring->broken)
 		return;
 	ring->broken = true;
-	if (ring->error >= 0 && write(ring->error, &one, sizeof(one)) < 0)
-		ring->counters.broken = 1; /* nothing else can be done: the reader has not read the last one */
+	if (ring->error >= 0)
+		poke(ring->error);
 	device_notice(ring, VS_NOTICE_BROKEN);
 }
 
