@@ -133,9 +133,11 @@ class LunMap:
 
     def busy(self, units: Collection[Mapped], tag: int | None = None) -> bool:
         """Whether the data plane has commands in flight on these units, or one with this tag."""
-        return any(
-            self._device.lun_in_flight(mapped.target, mapped.lun, tag) for mapped in units if mapped.pushed is not None
-        )
+        return any(self.in_flight(mapped, tag) for mapped in units)
+
+    def in_flight(self, mapped: Mapped, tag: int | None = None) -> int:
+        """Commands of this unit that the data plane has in flight."""
+        return self._device.lun_in_flight(mapped.target, mapped.lun, tag) if mapped.pushed else 0
 
     def _push(self, mapped: Mapped) -> None:
         """Tells the data plane what it may do now, if that is not what it knows already."""

@@ -10,7 +10,7 @@ One virtual machine is one I_T nexus, from its connection to the end of that.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vstore.dataplane import Counters, Device, Notice, NoticeKind, Volume
 from vstore.scsi.commands import fast_rows
@@ -35,6 +35,7 @@ from vstore.vhost_user.request_queue import RequestQueue
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_QUEUES = 64
+POLL_NS = 100_000  # longest adaptive polling where nobody says otherwise
 MEMORY_SLOTS = 509  # VS_MAX_REGIONS of dataplane.h
 
 # ANY_LAYOUT is true: headers may be scattered over descriptors as the driver likes. NOTIFY_ON_EMPTY would not be.
@@ -71,7 +72,7 @@ class ScsiEndpoint:
         *,
         request_queues: int = MAX_REQUEST_QUEUES,
         threads: int = 1,
-        poll_ns: int = 100_000,
+        poll_ns: int = POLL_NS,
         config_space: bool = False,
         name: str = "vhost-user-scsi",
         device: Device | None = None,
@@ -94,6 +95,7 @@ class ScsiEndpoint:
         self._idle = asyncio.Event()
         self._ending = False  # the nexus is being lost: what still comes from the rings is not executed
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken_listeners: list[Callable[[int], None]] = []
 
     # ---- logical units ----
 
@@ -121,6 +123,15 @@ class ScsiEndpoint:
         """Call it when the unit's medium has another length. Raises LookupError, ValueError when it is too short."""
         self._luns[target, lun].unit.capacity_changed()
         self._events.capacity_changed(target, lun)
+
+    def in_flight(self, target: int, lun: int) -> int:
+        """Commands of one unit that the data plane or the unit itself is busy with. Raises LookupError."""
+        mapped = self._luns[target, lun]
+        return len(self._requests.of(target, lun)) + self._luns.in_flight(mapped)
+
+    def on_ring_broken(self, listener: Callable[[int], None]) -> None:
+        """Calls it with the number of a vring that its driver broke."""
+        self._broken_listeners.append(listener)
 
     def counters(self) -> list[Counters]:
         """Of every vring: control, event, request queues."""
@@ -201,6 +212,8 @@ class ScsiEndpoint:
             self._events.send_waiting()
         else:
             log.warning("%s: vring %d was broken by its driver and is served no more", self.name, notice.vring)
+            for listener in self._broken_listeners:
+                listener(notice.vring)
 
     def _request(self, notice: Notice) -> None:
         nexus = self._luns.nexus
