@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,10 @@ def test_relative_path_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Listener("s", STREAM).close()
 
 
-def test_adopting_what_is_no_stream_socket_is_refused_and_stays_the_callers(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w") as file, pytest.raises(TargetError, match="is not a socket"):
-        adopt(file.fileno())
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other,
-        pytest.raises(TargetError, match="is not a UNIX stream socket"),
-    ):
-        adopt(other.fileno())
+@pytest.mark.parametrize("make", [os.eventfd, lambda _: socket.socket(socket.AF_INET, socket.SOCK_STREAM).detach()])
+def test_adopting_what_is_no_unix_stream_socket_is_refused_and_closes_it(make: Callable[[int], int]) -> None:
+    descriptor = make(0)
+    with pytest.raises(TargetError, match="is not a"):
+        adopt(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -8,7 +8,6 @@ class ErrorCode(StrEnum):
 
     INVALID_REQUEST = "invalid_request"  # malformed packet, unknown verb or field, value out of range
     NOT_ALLOWED = "not_allowed"  # the peer's uid may not steer this process
-    NOT_CONFIGURED = "not_configured"  # the verb needs `configure` first
     ALREADY_CONFIGURED = "already_configured"  # configured otherwise
     LUN_EXISTS = "lun_exists"
     NO_SUCH_LUN = "no_such_lun"

@@ -38,16 +38,15 @@ class Listener:
 
 
 def adopt(descriptor: int) -> socket.socket:
-    """A socket object for a handed-over listening (or connected) UNIX stream socket. Raises TargetError."""
+    """Takes over a UNIX stream socket that was handed in, and closes what is none. Raises TargetError."""
     try:
         adopted = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise TargetError(
-            ErrorCode.INVALID_REQUEST, f"descriptor {descriptor} is not a socket: {error.strerror}"
-        ) from None
+        os.close(descriptor)
+        raise TargetError(ErrorCode.INVALID_REQUEST, f"the descriptor is not a socket: {error.strerror}") from None
     if (adopted.family, adopted.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-        adopted.detach()
-        raise TargetError(ErrorCode.INVALID_REQUEST, f"descriptor {descriptor} is not a UNIX stream socket")
+        adopted.close()
+        raise TargetError(ErrorCode.INVALID_REQUEST, "the descriptor is not a UNIX stream socket")
     return adopted
 
 

@@ -7,6 +7,7 @@ The process has one method per verb, the client too, and both get their types fr
 
 from dataclasses import dataclass
 
+from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, text, whole
 
 PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
@@ -14,12 +15,12 @@ MOST_LUNS_PER_ANSWER = 32  # keeps an answer with 66 vrings below the packet lim
 LARGEST_LENGTH = 2**63 - 512
 
 # SPC-4 6.6: identification is ASCII; the lengths are the standard INQUIRY data's fields.
-_ASCII = r"[\x20-\x7e]*"
-_NAA = r"[0-9a-f]{16}"
+_ASCII = r"[\x20-\x7e]+"
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def _ascii(most: int) -> Check:
-    return text(most, _ASCII, "printable ASCII")
+    return text(most, _ASCII, "at least one, printable ASCII")
 
 
 _target = whole(0, 255)  # virtio 1.2 5.6.6.1: one byte
@@ -70,8 +71,8 @@ class MapLun:
     write_cache: bool = declared(flag, True)
     vendor: str = declared(_ascii(8), "VSTORE")
     product: str = declared(_ascii(16), "DISK")
-    serial: str = declared(_ascii(64))
-    naa: str | None = declared(optional(text(16, _NAA, "16 hexadecimal digits")), None)  # None: from the serial
+    serial: str = declared(_ascii(SERIAL_LENGTH))
+    uuid: str | None = declared(optional(text(36, _UUID, "a UUID")), None)  # None: one from the serial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,7 @@ class FrontendConnected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendDisconnected:
-    reason: str = declared(text(512), "")
+    """It left, and everything that it had set up is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,83 @@
+"""`vstore export`: the same target process in the foreground, with its LUNs mapped before the first VMM can connect."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from formats.errors import ImageError
+from formats.host_file import HostFile
+from formats.registry import probe
+from vstore.target import log
+from vstore.target.errors import TargetError
+from vstore.target.lun import refusal
+from vstore.target.main import DONE, FAILED, end_on_signals, raise_descriptor_limit
+from vstore.target.packet import Descriptors
+from vstore.target.process import TargetProcess
+from vstore.target.verbs import Configure, MapLun
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What to serve: the endpoint, each LUN with its file's path if it has one, and a socket that was handed in."""
+
+    endpoint: Configure
+    luns: Sequence[tuple[MapLun, Path | None]]
+    handed_socket: int | None = None
+
+
+def export(request: Export, announce: Callable[[], None]) -> int:
+    """Serves until a signal ends it; calls `announce` once the socket listens. Returns the exit code.
+
+    Raises TargetError when it cannot start; then nothing is left behind.
+    """
+    log.set_up()
+    raise_descriptor_limit()
+    return asyncio.run(_serve(request, announce))
+
+
+async def _serve(request: Export, announce: Callable[[], None]) -> int:
+    process = TargetProcess()
+    end_on_signals(process)
+    try:
+        for lun, path in request.luns:
+            with Descriptors(_opened(lun, path)) as descriptors:
+                await process.map_lun(lun, descriptors)
+        handed = [] if request.handed_socket is None else [request.handed_socket]
+        with Descriptors(handed) as descriptors:
+            await process.configure(request.endpoint, descriptors)
+    except BaseException:
+        with contextlib.suppress(TargetError):
+            await process.end()
+        raise
+    announce()
+    await process.stopped.wait()
+    return FAILED if process.unflushed else DONE
+
+
+def stable_serial(name: str) -> str:
+    """The same for the same name, so that a guest knows its disk again."""
+    return hashlib.sha256(os.path.realpath(name).encode()).hexdigest()[:20]
+
+
+def looks_like(path: Path) -> str:
+    """The format that the file's bytes look like: for a sentence to a person, never to open by. Raises TargetError."""
+    try:
+        with HostFile.from_path(path, read_only=True, lock=False) as file:
+            return probe(file)
+    except (ImageError, OSError) as error:
+        raise refusal(error) from error
+
+
+def _opened(lun: MapLun, path: Path | None) -> list[int]:
+    """A descriptor as a daemon would hand it over; whoever opens the image from it locks it."""
+    if path is None:
+        return []
+    try:
+        with HostFile.from_path(path, read_only=lun.read_only, direct=lun.image.direct, lock=False) as file:
+            return [os.dup(file.descriptor)]
+    except (ImageError, OSError) as error:
+        raise refusal(error) from error

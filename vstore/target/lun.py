@@ -1,0 +1,125 @@
+"""One mapped LUN: image -> disk -> logical unit, opened and closed as one.
+
+    descriptor --> formats.Image --> vstore.disk.Disk --> vstore.scsi.LogicalUnit --> endpoint
+                   where blocks lie   moves the bytes      what a CDB means
+
+Whatever fails on the way up, everything below it is closed again before the error is told.
+"""
+
+import asyncio
+from contextlib import ExitStack
+from typing import Self
+from uuid import UUID
+
+from formats.errors import HostRefusal, ImageError, ImageInUse
+from formats.host_file import HostFile
+from formats.image import Image
+from formats.registry import open_image
+from vstore.disk import Disk
+from vstore.scsi.identity import Identity
+from vstore.scsi.logical_unit import LogicalUnit
+from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.packet import Descriptors
+from vstore.target.verbs import MapLun
+
+PHYSICAL_BLOCK = 4096  # bytes, unless the one who maps it says otherwise
+_CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
+
+
+class MappedLun:
+    """What stands behind one LUN, as it was asked for (`settings`) and as it is."""
+
+    def __init__(self, settings: MapLun, disk: Disk, unit: LogicalUnit) -> None:
+        self.settings = settings
+        self.disk = disk
+        self.unit = unit
+
+    @property
+    def thin(self) -> bool:
+        """Whether the guest is told that it may give space back."""
+        return self.disk.deallocates if self.settings.thin is None else self.settings.thin
+
+    @classmethod
+    async def open(cls, settings: MapLun, descriptors: Descriptors) -> Self:
+        """Raises TargetError. Opening may wait for the image's bytes, so it happens beside the event loop."""
+        return await asyncio.to_thread(cls._open, settings, descriptors.take())
+
+    @classmethod
+    def _open(cls, settings: MapLun, descriptor: int | None) -> Self:
+        with ExitStack() as undo:
+            disk = Disk(_open_image(settings, descriptor, undo))
+            undo.callback(disk.close)
+            unit = _logical_unit(settings, disk)
+            undo.pop_all()
+        return cls(settings, disk, unit)
+
+    async def resize(self, length: int) -> None:
+        """Raises TargetError."""
+        _check_length(length, self.settings)
+        try:
+            await asyncio.to_thread(self.disk.resize, length)
+        except (ImageError, OSError) as error:
+            raise refusal(error) from error
+
+    async def close(self) -> None:
+        """Makes everything durable, and closes even if that fails. Raises TargetError."""
+        try:
+            await asyncio.to_thread(self.disk.close)
+        except OSError as error:
+            name = self.settings.image.name or "the image"
+            detail = f"{name}: the last flush failed, so writes since the one before may be lost: {error.strerror}"
+            raise TargetError(ErrorCode.HOST_ERROR, detail) from error
+
+
+def _open_image(settings: MapLun, descriptor: int | None, undo: ExitStack) -> Image:
+    source = settings.image
+    try:
+        file = None
+        if descriptor is not None:
+            file = HostFile.from_descriptor(descriptor, name=source.name or "the image", read_only=settings.read_only)
+            undo.callback(file.close)
+        image = open_image(source.format, file, length=source.length)
+    except (ImageError, OSError) as error:
+        raise refusal(error) from error
+    undo.callback(image.close)
+    _check_length(image.geometry.length, settings)
+    return image
+
+
+def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
+    exponent = settings.physical_block_exponent
+    if exponent is None:
+        exponent = (PHYSICAL_BLOCK // settings.logical_block_length).bit_length() - 1
+    return LogicalUnit(
+        disk,
+        Identity(
+            serial=settings.serial,
+            uuid=UUID(settings.uuid) if settings.uuid else None,
+            vendor=settings.vendor,
+            product=settings.product,
+        ),
+        logical_block_length=settings.logical_block_length,
+        physical_block_exponent=exponent,
+        thin=settings.thin,
+        read_only=settings.read_only,
+        write_cache=settings.write_cache,
+    )
+
+
+def _check_length(length: int, settings: MapLun) -> None:
+    """A logical unit has whole logical blocks only (SBC-4 5.18: the capacity is told as an LBA)."""
+    block = settings.logical_block_length
+    if length % block:
+        below = length - length % block
+        detail = (
+            f"{settings.image.name or 'the image'}: {length} bytes are not a multiple of "
+            f"the {block}-byte logical block; {below} or {below + block} bytes would be"
+        )
+        raise TargetError(ErrorCode.IMAGE_REFUSED, detail)
+
+
+def refusal(error: ImageError | OSError) -> TargetError:
+    if isinstance(error, OSError):
+        return TargetError(ErrorCode.HOST_ERROR, error.strerror or str(error))
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), ErrorCode.IMAGE_REFUSED)
+    return TargetError(code, str(error))

@@ -1,0 +1,90 @@
+"""`python -m vstore.target`: a target process under a daemon, from its first line to its orderly end.
+
+It lives as long as its guest needs it: a daemon that goes away leaves it serving, and the next one connects to the
+same control socket. It ends on the verb `stop`, or on SIGTERM or SIGINT, after flushing; a second signal does not wait.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+from vstore.target import log
+from vstore.target.control import ControlServer
+from vstore.target.errors import TargetError
+from vstore.target.listener import Listener
+from vstore.target.process import TargetProcess
+
+_log = logging.getLogger(__name__)
+
+DONE, FAILED = 0, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    log.set_up()
+    raise_descriptor_limit()
+    try:
+        listener = Listener(options.control, socket.SOCK_SEQPACKET)
+    except TargetError as error:
+        _log.error("control_socket_refused", extra={"detail": error.detail})
+        return FAILED
+    try:
+        return asyncio.run(_serve(listener, options.ready_fd))
+    finally:
+        listener.close()
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m vstore.target", description=__doc__)
+    parser.add_argument("--control", metavar="PATH", required=True, help="control socket to make")
+    parser.add_argument("--ready-fd", metavar="N", type=int, help="descriptor that gets a line once the socket listens")
+    return parser.parse_args(arguments)
+
+
+async def _serve(listener: Listener, ready: int | None) -> int:
+    process = TargetProcess()
+    end_on_signals(process, listener.close)
+    control = ControlServer(process, listener.socket)
+    accepting = asyncio.create_task(control.serve())
+    if ready is not None:
+        os.write(ready, b"ready\n")
+        os.close(ready)
+    _log.info("target_started", extra={"control": listener.path})
+    await process.stopped.wait()
+    accepting.cancel()
+    await control.close()
+    _log.info("target_ended")
+    return FAILED if process.unflushed else DONE
+
+
+def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda: None) -> None:
+    """The first SIGTERM or SIGINT ends `process` in order; the next calls `at_once` and ends it without waiting."""
+    ending: list[asyncio.Task[None]] = []
+
+    async def end() -> None:
+        try:
+            await process.end()
+        except TargetError as error:
+            _log.error("stop_incomplete", extra={"detail": error.detail})
+
+    def received() -> None:
+        if ending:
+            _log.error("ended_without_flushing")
+            process.abandon()
+            at_once()
+            os._exit(FAILED)
+        ending.append(asyncio.create_task(end()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, received)
+
+
+def raise_descriptor_limit() -> None:
+    """A VMM may send 509 memory regions and three descriptors for each of 66 vrings; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

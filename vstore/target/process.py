@@ -1,0 +1,271 @@
+"""TargetProcess: one endpoint and its LUNs, with one method per verb of the control channel.
+
+    new --configure--> listening <--VMM connects, VMM leaves--> connected
+                           \\________________ stop ________________/ --> stopping --> `stopped` is set
+
+`vstore export` and the daemon's target processes run the same class; they differ in who calls its verbs. Verbs that
+change something run one after the other; `status` answers also while another verb waits for I/O.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from vstore.target import verbs
+from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.listener import Listener, adopt
+from vstore.target.lun import MappedLun
+from vstore.target.packet import Descriptors
+from vstore.vhost_user.server import Server
+from vstore.vhost_user.virtio_scsi import POLL_NS, ScsiEndpoint
+
+_log = logging.getLogger(__name__)
+
+try:
+    _VERSION = version("vstore")
+except PackageNotFoundError:  # a source tree that is not installed
+    _VERSION = "unknown"
+
+
+class TargetProcess:
+    """Errors of every verb: TargetError. Descriptors that a verb does not keep stay the caller's to close."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+        self.unflushed: list[str] = []  # what `stop` could not make durable, a sentence each
+        self._configuration: verbs.Configure | None = None
+        self._endpoint: ScsiEndpoint | None = None
+        self._server: Server | None = None
+        self._listener: Listener | None = None
+        self._luns: dict[tuple[int, int], MappedLun] = {}
+        self._changing = asyncio.Lock()
+        self._stopping = False
+        self._tell: list[Callable[[verbs.Event], None]] = []
+
+    def on_event(self, listener: Callable[[verbs.Event], None]) -> None:
+        self._tell.append(listener)
+
+    async def run(self, verb: verbs.Verb, request: Any, descriptors: Descriptors) -> Any:
+        """Runs the method that has the verb's name."""
+        return await getattr(self, verb.name)(request, descriptors)
+
+    async def configure(self, request: verbs.Configure, descriptors: Descriptors) -> verbs.Empty:
+        """Again with the same settings it changes nothing. LUNs mapped before are there when the first VMM comes."""
+        async with self._changing:
+            self._refuse_if_stopping()
+            if self._configuration is not None:
+                _refuse_difference(self._configuration, request)
+                return verbs.Empty()
+            await self._listen(request, descriptors)
+            self._configuration = request
+        _log.info("target_configured", extra={"target": request.name, "socket": request.socket})
+        return verbs.Empty()
+
+    async def map_lun(self, request: verbs.MapLun, descriptors: Descriptors) -> verbs.Mapped:
+        address = (request.target, request.lun)
+        async with self._changing:
+            self._refuse_if_stopping()
+            if address in self._luns:
+                detail = f"LUN {request.target}:{request.lun} has an image; unmap it first or choose another LUN"
+                raise TargetError(ErrorCode.LUN_EXISTS, detail)
+            mapped = await MappedLun.open(request, descriptors)
+            try:
+                self._put_on_endpoint(mapped)
+            except BaseException:
+                await mapped.close()
+                raise
+            self._luns[address] = mapped
+        _log.info("lun_mapped", extra=_told(mapped))
+        return verbs.Mapped(length=mapped.disk.length, read_only=mapped.disk.read_only, thin=mapped.thin)
+
+    async def unmap_lun(self, request: verbs.LunAddress, descriptors: Descriptors) -> verbs.Empty:
+        """Waits for the commands in flight, and makes durable what they wrote."""
+        del descriptors
+        async with self._changing:
+            self._refuse_if_stopping()
+            mapped = self._lun(request.target, request.lun)
+            await self._drop(mapped)
+        _log.info("lun_unmapped", extra=_told(mapped))
+        return verbs.Empty()
+
+    async def resize_lun(self, request: verbs.ResizeLun, descriptors: Descriptors) -> verbs.Resized:
+        del descriptors
+        async with self._changing:
+            self._refuse_if_stopping()
+            mapped = self._lun(request.target, request.lun)
+            await mapped.resize(request.length)
+            if self._endpoint:
+                self._endpoint.capacity_changed(request.target, request.lun)
+        self._emit(verbs.LunCapacityChanged(target=request.target, lun=request.lun, length=mapped.disk.length))
+        return verbs.Resized(length=mapped.disk.length)
+
+    async def status(self, request: verbs.StatusRequest, descriptors: Descriptors) -> verbs.Status:
+        """The vrings come with the first page of LUNs only."""
+        del descriptors
+        first, end = request.first_lun, request.first_lun + verbs.MOST_LUNS_PER_ANSWER
+        return verbs.Status(
+            protocol=verbs.PROTOCOL,
+            version=_VERSION,
+            pid=os.getpid(),
+            state=self._state(),
+            configuration=self._configuration,
+            vrings=tuple(self._vrings()) if first == 0 else (),
+            luns=tuple(self._lun_status(mapped) for mapped in list(self._luns.values())[first:end]),
+            next_lun=end if end < len(self._luns) else None,
+        )
+
+    async def stop(self, request: verbs.Empty, descriptors: Descriptors) -> verbs.Empty:
+        """Ends the process in order, also when something cannot be made durable; then it raises TargetError."""
+        del request, descriptors
+        await self.end()
+        return verbs.Empty()
+
+    async def end(self) -> None:
+        """What `stop` does, for a signal. Raises TargetError."""
+        self._stopping = True
+        async with self._changing:
+            if not self.stopped.is_set():
+                await self._end()
+        if self.unflushed:
+            raise TargetError(ErrorCode.HOST_ERROR, "; ".join(self.unflushed))
+
+    def abandon(self) -> None:
+        """Removes what is left in the file system; all that a process may still do that cannot wait for its I/O."""
+        if self._listener:
+            self._listener.close()
+
+    async def _end(self) -> None:
+        """Rings first, so that nothing new comes; then the images; what was made is removed whatever fails."""
+        try:
+            if self._server:
+                await self._server.stop()
+            for mapped in list(self._luns.values()):
+                await self._drop_at_end(mapped)
+            if self._endpoint:
+                await self._endpoint.close()
+        except Exception:
+            _log.exception("stop_failed")
+            self.unflushed.append("stopping failed; the log tells more")
+        finally:
+            self.abandon()
+            self.stopped.set()
+
+    async def _drop_at_end(self, mapped: MappedLun) -> None:
+        try:
+            await self._drop(mapped)
+        except TargetError as error:
+            _log.error("flush_failed", extra={"detail": error.detail})
+            self.unflushed.append(error.detail)
+
+    async def _drop(self, mapped: MappedLun) -> None:
+        settings = mapped.settings
+        if self._endpoint:
+            await self._endpoint.unmap_lun(settings.target, settings.lun)
+        del self._luns[settings.target, settings.lun]
+        await mapped.close()
+
+    def _put_on_endpoint(self, mapped: MappedLun) -> None:
+        if self._endpoint:
+            self._endpoint.map_lun(mapped.settings.target, mapped.settings.lun, mapped.unit, mapped.disk.volume)
+
+    async def _listen(self, request: verbs.Configure, descriptors: Descriptors) -> None:
+        """All or nothing."""
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(self._forget_endpoint)
+            listening = self._listening_socket(request, descriptors, undo)
+            self._endpoint = _endpoint(request)
+            undo.push_async_callback(self._endpoint.close)
+            self._endpoint.on_ring_broken(lambda vring: self._emit(verbs.RingBroken(vring=vring)))
+            for mapped in self._luns.values():
+                self._put_on_endpoint(mapped)
+            self._server = Server(self._endpoint, listener=listening)
+            self._server.on_connection(self._frontend)
+            await self._server.start()
+            undo.pop_all()
+
+    def _listening_socket(
+        self, request: verbs.Configure, descriptors: Descriptors, undo: contextlib.AsyncExitStack
+    ) -> socket.socket:
+        handed = descriptors.take()
+        if handed is not None:
+            adopted = adopt(handed)
+            undo.callback(adopted.close)
+            return adopted
+        self._listener = Listener(request.socket, socket.SOCK_STREAM)
+        undo.callback(self._listener.close)
+        return self._listener.socket
+
+    def _forget_endpoint(self) -> None:
+        self._endpoint = self._server = self._listener = None
+
+    def _frontend(self, connected: bool) -> None:
+        self._emit(verbs.FrontendConnected() if connected else verbs.FrontendDisconnected())
+
+    def _vrings(self) -> Iterator[verbs.VringStatus]:
+        for vring, counters in enumerate(self._endpoint.counters() if self._endpoint else ()):
+            flags = {name: bool(getattr(counters, name)) for name in ("started", "enabled", "broken")}
+            yield verbs.VringStatus(vring=vring, **{**asdict(counters), **flags})
+
+    def _lun_status(self, mapped: MappedLun) -> verbs.LunStatus:
+        settings, disk = mapped.settings, mapped.disk
+        in_flight = self._endpoint.in_flight(settings.target, settings.lun) if self._endpoint else 0
+        return verbs.LunStatus(
+            settings=settings, length=disk.length, read_only=disk.read_only, thin=mapped.thin, in_flight=in_flight
+        )
+
+    def _state(self) -> str:
+        if self._stopping:
+            return "stopping"
+        if self._configuration is None:
+            return "new"
+        return "connected" if self._server and self._server.connected else "listening"
+
+    def _refuse_if_stopping(self) -> None:
+        if self._stopping:
+            raise TargetError(ErrorCode.STOPPING, "this target is stopping; start another one")
+
+    def _lun(self, target: int, lun: int) -> MappedLun:
+        mapped = self._luns.get((target, lun))
+        if mapped is None:
+            known = ", ".join(f"{t}:{n}" for t, n in list(self._luns)[:20]) or "none"
+            raise TargetError(ErrorCode.NO_SUCH_LUN, f"LUN {target}:{lun} has no image; those that have one: {known}")
+        return mapped
+
+    def _emit(self, event: verbs.Event) -> None:
+        for tell in self._tell:
+            tell(event)
+
+
+def _endpoint(request: verbs.Configure) -> ScsiEndpoint:
+    try:
+        return ScsiEndpoint(
+            request_queues=request.request_queues,
+            threads=request.threads,
+            config_space=request.config_space,
+            name=request.name,
+            poll_ns=POLL_NS if request.poll_us is None else request.poll_us * 1000,
+        )
+    except OSError as error:
+        raise TargetError(ErrorCode.HOST_ERROR, f"the data plane cannot start: {error.strerror}") from error
+
+
+def _refuse_difference(present: verbs.Configure, asked: verbs.Configure) -> None:
+    for field in fields(verbs.Configure):
+        old, new = getattr(present, field.name), getattr(asked, field.name)
+        if old != new:
+            detail = (
+                f"{field.name} is {old!r} since this target was configured and cannot become {new!r}; start another"
+            )
+            raise TargetError(ErrorCode.ALREADY_CONFIGURED, detail)
+
+
+def _told(mapped: MappedLun) -> dict[str, object]:
+    """What the log says of a LUN."""
+    settings = mapped.settings
+    return {"target": settings.target, "lun": settings.lun, "image": settings.image.name or settings.image.format}
