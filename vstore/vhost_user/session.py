@@ -209,12 +209,12 @@ class Session:
     def get_features(self, _: Nothing, __: list[int]) -> Reply:
         return Integer(self._endpoint.features)
 
-    def set_features(self, wanted: Integer, _: list[int]) -> Reply:
+    async def set_features(self, wanted: Integer, _: list[int]) -> Reply:
         features = Feature(wanted.value)
         if foreign := features & ~self._endpoint.features:
             remedies = [option for feature, option in REMEDIES.items() if feature in foreign]
             raise RefusalError(f"features {foreign:#x} are not offered" + "".join(f"; use {o}" for o in remedies))
-        if self._vrings.running and (features ^ self._features) & ~Feature.LOG_ALL:
+        if (features ^ self._features) & ~Feature.LOG_ALL and not await self._vrings.quiet():
             raise RefusalError("features other than logging cannot change while rings run")
         self._device.set_features(features)
         if Feature.LOG_ALL in self._features & ~features:
@@ -287,12 +287,12 @@ class Session:
 
     # ---- rings ----
 
-    def set_vring_num(self, state: VringState, _: list[int]) -> Reply:
-        self._vrings.set_size(state.index, state.num)
+    async def set_vring_num(self, state: VringState, _: list[int]) -> Reply:
+        await self._vrings.set_size(state.index, state.num)
         return None
 
-    def set_vring_base(self, state: VringState, _: list[int]) -> Reply:
-        self._vrings.set_base(state.index, state.num)
+    async def set_vring_base(self, state: VringState, _: list[int]) -> Reply:
+        await self._vrings.set_base(state.index, state.num)
         return None
 
     def set_vring_addr(self, address: VringAddress, _: list[int]) -> Reply:
@@ -319,7 +319,7 @@ class Session:
         if state.num > 1:
             raise RefusalError(f"vring {state.index}: enable is 0 or 1, not {state.num}")
         if self._serves(state.index):
-            self._device.vring_enable(state.index, bool(state.num))
+            self._vrings.enable(state.index, enabled=bool(state.num))
         return None
 
     async def get_vring_base(self, state: VringState, _: list[int]) -> Reply:

@@ -8,9 +8,10 @@ more (at once), and nothing that was fetched is still in flight (awaited).
 """
 
 import contextlib
+import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from vstore.dataplane import Device
 from vstore.vhost_user.errors import RefusalError
@@ -25,13 +26,28 @@ class Vring:
 
     index: int
     size: int = 0
-    addressed: bool = False
+    address: VringAddress | None = None
     kicked: bool = False
+    enabled: bool = False
     started: bool = False
 
     @property
     def complete(self) -> bool:
-        return bool(self.size and self.addressed and self.kicked)
+        return bool(self.size and self.address and self.kicked)
+
+    def check_layout(self) -> None:
+        """Raises RefusalError when the ring's parts overlap: libkrun tells so of queues that no driver uses."""
+        if not (self.address and self.size):
+            return
+        parts = sorted(
+            (
+                (self.address.descriptor, 16 * self.size),
+                (self.address.available, 6 + 2 * self.size),
+                (self.address.used, 6 + 8 * self.size),
+            )
+        )
+        if any(start + length > following for (start, length), (following, _) in itertools.pairwise(parts)):
+            raise RefusalError(f"vring {self.index}: descriptors, available and used ring overlap")
 
 
 class Vrings:
@@ -51,18 +67,19 @@ class Vrings:
             raise RefusalError(f"vring {index} of a device with {len(self._rings)} vrings: lower num_queues")
         return self._rings[index]
 
-    @property
-    def running(self) -> bool:
-        return any(vring.started for vring in self._rings)
+    async def quiet(self) -> bool:
+        """Whether no ring runs; rings that are disabled are stopped for it."""
+        await self._stop([vring for vring in self._rings if not vring.enabled], forget=True)
+        return not any(vring.started for vring in self._rings)
 
-    def set_size(self, index: int, size: int) -> None:
-        vring = self._stopped(index, "size")
+    async def set_size(self, index: int, size: int) -> None:
+        vring = await self._stopped(index, "size")
         self._device.vring_set_size(index, size)
         vring.size = size
         self._start_if_complete(vring)
 
-    def set_base(self, index: int, base: int) -> None:
-        self._stopped(index, "base")
+    async def set_base(self, index: int, base: int) -> None:
+        await self._stopped(index, "base")
         if base > 0xFFFF:
             raise RefusalError(f"vring {index}: base {base:#x} is no index of a split ring")
         self._device.vring_set_base(index, base)
@@ -70,10 +87,11 @@ class Vrings:
     def set_addresses(self, address: VringAddress) -> None:
         """Also for a running ring: migration switches its dirty logging on that way."""
         vring = self[address.index]
+        replace(vring, address=address).check_layout()
         self._device.vring_set_addresses(
             address.index, address.flags, address.descriptor, address.used, address.available, address.log
         )
-        vring.addressed = True
+        vring.address = address
         self._start_if_complete(vring)
 
     def set_kick(self, index: int, descriptor: int) -> None:
@@ -82,41 +100,44 @@ class Vrings:
         vring.kicked = True
         self._start_if_complete(vring)
 
+    def enable(self, index: int, *, enabled: bool) -> None:
+        self._device.vring_enable(index, enabled)
+        self[index].enabled = enabled
+
     def enable_all(self) -> None:
         for vring in self._rings:
-            self._device.vring_enable(vring.index, True)
+            self.enable(vring.index, enabled=True)
 
     def start_complete(self) -> None:
         """Starts what could not start before, because memory or features were missing."""
         for vring in self._rings:
             try:
                 self._start_if_complete(vring)
-            except OSError as error:
+            except (OSError, RefusalError) as error:
                 log.debug("vring %d still cannot start: %s", vring.index, error)
 
     async def base(self, index: int) -> int:
         """Stops the ring and says, once nothing of it is in flight, which available entry it would fetch next."""
         vring = self[index]
-        await self._stop([vring])
-        vring.kicked = False
-        self._device.vring_set_kick(index, -1)
+        await self._stop([vring], forget=True)
         return self._device.vring_base(index)
 
     @contextlib.asynccontextmanager
     async def suspended(self) -> AsyncIterator[None]:
-        """No ring runs and nothing is in flight inside; what ran before runs again afterwards."""
+        """No ring runs and nothing is in flight inside; what ran before, and was not broken, runs again afterwards."""
         running = [vring for vring in self._rings if vring.started]
+        whole = [vring for vring in running if not self._device.vring_count(vring.index).broken]
         await self._stop(running)
         try:
             yield
         finally:
-            for vring in running:
+            for vring in whole:
                 self._restart(vring)
 
     def halt(self) -> None:
         """Nothing is fetched from any ring from now on. What is in flight goes on; see clear()."""
         for vring in self._rings:
-            self._device.vring_enable(vring.index, False)
+            self.enable(vring.index, enabled=False)
             if vring.started:
                 self._device.vring_stop(vring.index)
                 vring.started = False
@@ -134,27 +155,34 @@ class Vrings:
             self._device.vring_set_call(vring.index, -1)
             self._device.vring_set_error(vring.index, -1)
 
-    def _stopped(self, index: int, what: str) -> Vring:
+    async def _stopped(self, index: int, what: str) -> Vring:
+        """A ring to be set up. Cloud Hypervisor before v28 only disables its rings before it sets them up anew."""
         vring = self[index]
-        if vring.started:
+        if vring.started and vring.enabled:
             raise RefusalError(f"vring {index} runs: its {what} cannot change")
+        await self._stop([vring], forget=True)
         return vring
 
     def _start_if_complete(self, vring: Vring) -> None:
         if self.negotiated and vring.complete and not vring.started:
+            vring.check_layout()
             self._device.vring_start(vring.index)
             vring.started = True
 
     def _restart(self, vring: Vring) -> None:
         try:
             self._start_if_complete(vring)
-        except OSError as error:
+        except (OSError, RefusalError) as error:
             log.error("vring %d cannot go on after guest memory changed: %s", vring.index, error)
 
-    async def _stop(self, vrings: Iterable[Vring]) -> None:
+    async def _stop(self, vrings: Sequence[Vring], *, forget: bool = False) -> None:
+        """`forget`: they start again only with another SET_VRING_KICK."""
         stopping = [vring for vring in vrings if vring.started]
         for vring in stopping:
             self._device.vring_stop(vring.index)
             vring.started = False
         for vring in stopping:
             await self._wait_idle(vring.index)
+        for vring in vrings if forget else []:
+            vring.kicked = False
+            self._device.vring_set_kick(vring.index, -1)
