@@ -143,6 +143,7 @@ static unsigned start(void *argument)
 		return (unsigned)-error;
 	ring->started = true;
 	ring->broken = ring->wants_idle = ring->notify_on = false;
+	loop_refresh(ring->loop);
 	return 0;
 }
 
@@ -176,6 +177,7 @@ int vs_vring_stop(vs_device *device, uint32_t vring)
 	if (!ring)
 		return -EINVAL;
 	ring->started = false;
+	loop_refresh(ring->loop);
 	if (ring->in_flight)
 		ring->wants_idle = true;
 	else
@@ -271,8 +273,10 @@ int vs_event_send(vs_device *device, const void *event, uint32_t length)
 		return unlock_ring(ring, 0);
 	}
 	loop_guarded(ring->loop, send_event, &job);
-	if (job.result == 0)
+	if (job.result == 0) {
 		ring->starved = true;
+		ring->notify_on = false;             /* the loop asks anew, from where the driver's next buffer will be */
+	}
 	if (job.result == -EPROTO)
 		vring_break(ring);
 	loop_wake(ring->loop);

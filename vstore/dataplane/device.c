@@ -48,7 +48,6 @@ static int open_loops(struct vs_device *device)
 		*ring = (struct vring){
 			.device = device, .loop = loop, .index = i, .kick = -1, .call = -1, .error = -1
 		};
-		loop->rings[loop->ring_count++] = ring;
 	}
 	for (uint32_t i = 0; i < device->settings.threads && !error; i++)
 		error = loop_run(&device->loops[i]);

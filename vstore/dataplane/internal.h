@@ -300,8 +300,8 @@ struct loop {
 	bool has_uring;
 	uint32_t uring_in_flight, uring_queued;
 	struct io *backlog, **backlog_tail;
-	uint64_t poll_ns; /* today's budget: 0 .. settings.poll_ns */
-	struct vring *rings[VS_MAX_VRINGS];
+	uint64_t poll_ns;                   /* today's budget: 0 .. settings.poll_ns */
+	struct vring *rings[VS_MAX_VRINGS]; /* those that run, or have something in flight: see loop_refresh() */
 	uint32_t ring_count;
 	struct vs_request *free_requests;
 	struct vs_request *newest;           /* fast requests in flight */
@@ -335,6 +335,7 @@ void loop_close(struct loop *loop);
 void loop_lock(struct loop *loop);
 void loop_unlock(struct loop *loop);
 void loop_wake(struct loop *loop);
+void loop_refresh(struct loop *loop);
 /* One turn over the rings and completions; returns what was done. With no thread (settings.threads = 0) tests call it. */
 unsigned loop_step(struct loop *loop);
 unsigned vs_device_step(struct vs_device *device);

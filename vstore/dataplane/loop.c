@@ -72,6 +72,20 @@ void loop_wake(struct loop *loop)
 	poke(loop->wake);
 }
 
+/* A device may have 66 rings of which a guest uses three: a turn looks at no others. */
+void loop_refresh(struct loop *loop)
+{
+	struct vs_device *device = loop->device;
+
+	loop->ring_count = 0;
+	for (uint32_t i = 0; i < device->settings.vrings; i++) {
+		struct vring *ring = &device->rings[i];
+
+		if (ring->loop == loop && (ring->started || ring->in_flight))
+			loop->rings[loop->ring_count++] = ring;
+	}
+}
+
 /* ---- faults ---------------------------------------------------------------------------------- */
 
 static void recover(struct loop *loop)
