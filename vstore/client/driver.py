@@ -91,6 +91,7 @@ class ScsiDriver:
         """
         if len(cdb) > CDB_BYTES:
             raise ValueError(f"a CDB has at most {CDB_BYTES} bytes here, not {len(cdb)}")
+        self.transport.check_usable()
         tag = self._new_tag() if tag is None else tag
         request = Command(
             self.transport.memory, encode_command(lun, tag, attribute, bytes(cdb)), data_out, data_in_length
@@ -105,6 +106,7 @@ class ScsiDriver:
 
     def manage(self, function: TaskManagementFunction, lun: bytes, tag: int = 0) -> Pending[Response]:
         """Puts a task management function on the control queue."""
+        self.transport.check_usable()
         request = TaskManagement(self.transport.memory, encode_task_management(function, lun, tag))
         pending = Pending(function.name, tag, request)
         self._send(CONTROL_QUEUE, pending, publish=True)

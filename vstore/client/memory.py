@@ -20,6 +20,7 @@ from typing import Self
 from vstore.client.errors import ClientError
 
 MIB = 1 << 20
+_ALIGNMENT = 16  # what a descriptor table needs, the most of all (virtio 1.2 2.7)
 _FIRST_GUEST_ADDRESS = 1 << 30
 _USER_OFFSET = 0x7E00_0000_0000
 _USER_STRIDE = 1 << 40
@@ -65,8 +66,9 @@ class GuestMemory:
             self.regions.append(_map_region(address, size, user_address, mmap_offset))
             address += size + gap
         self._starts = [region.guest_address for region in self.regions]
-        self._free = [Span(region.guest_address, region.size) for region in self.regions]
-        self._join_free()
+        self._free: list[Span] = []
+        for region in self.regions:
+            self.release(Span(region.guest_address, region.size))
 
     def read(self, address: int, length: int) -> bytes:
         return b"".join(bytes(mapping[at : at + count]) for mapping, at, count in self._pieces(address, length))
@@ -88,21 +90,29 @@ class GuestMemory:
         region, at = self._locate(address)
         return region.user_address + at
 
-    def allocate(self, length: int, alignment: int = 16, *, one_region: bool = False) -> Span:
-        """First fit; with `one_region` the span does not cross a region's border."""
+    def allocate(self, length: int, *, one_region: bool = False) -> Span:
+        """First fit, aligned to 16 bytes; with `one_region` the span does not cross a region's border."""
+        rounded = _round_up(length)
         for index, free in enumerate(self._free):
-            address = self._fit(free, length, alignment, one_region)
+            if free.length < rounded:
+                continue
+            address = self._fit(free, rounded, one_region)
             if address is not None:
-                taken = Span(address, length)
-                self._free[index : index + 1] = _around(free, taken)
-                return taken
+                self._free[index : index + 1] = _around(free, Span(address, rounded))
+                return Span(address, length)
         room = sum(free.length for free in self._free)
         raise ClientError(f"guest memory has no room for {length} bytes in a row ({room} bytes are free)")
 
     def release(self, span: Span) -> None:
-        place = bisect_right([free.address for free in self._free], span.address)
+        """Gives back what `allocate` gave; it joins the free spans beside it."""
+        span = Span(span.address, _round_up(span.length))
+        place = bisect_right(self._free, span.address, key=_address)
+        if place < len(self._free) and self._free[place].address == span.end:
+            span = Span(span.address, span.length + self._free.pop(place).length)
+        if place and self._free[place - 1].end == span.address:
+            place -= 1
+            span = Span(self._free[place].address, self._free.pop(place).length + span.length)
         self._free.insert(place, span)
-        self._join_free()
 
     def close(self) -> None:
         """Unmaps all regions; every view is dead afterwards."""
@@ -135,27 +145,24 @@ class GuestMemory:
             address += count
             length -= count
 
-    def _fit(self, free: Span, length: int, alignment: int, one_region: bool) -> int | None:
+    def _fit(self, free: Span, length: int, one_region: bool) -> int | None:
         """The lowest fit address of a free span: its start, or, not to cross a border, the start of a region in it."""
-        starts = [free.address, *(start for start in self._starts if free.address < start < free.end)]
-        for start in starts:
-            address = -(-start // alignment) * alignment
-            if address + length <= free.end and not (one_region and self._crosses(address, length)):
-                return address
-        return None
+        if not (one_region and self._crosses(free.address, length)):
+            return free.address
+        later = (start for start in self._starts if free.address < start and start + length <= free.end)
+        return next((start for start in later if not self._crosses(start, length)), None)
 
     def _crosses(self, address: int, length: int) -> bool:
         region, at = self._locate(address)
         return at + length > region.size
 
-    def _join_free(self) -> None:
-        joined: list[Span] = []
-        for free in self._free:
-            if joined and joined[-1].end == free.address:
-                joined[-1] = Span(joined[-1].address, joined[-1].length + free.length)
-            else:
-                joined.append(free)
-        self._free = joined
+
+def _round_up(length: int) -> int:
+    return -(-length // _ALIGNMENT) * _ALIGNMENT
+
+
+def _address(span: Span) -> int:
+    return span.address
 
 
 def _around(free: Span, taken: Span) -> list[Span]:

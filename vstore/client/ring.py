@@ -88,9 +88,9 @@ class Vring:
         self.indirect = indirect
         self._memory = memory
         self._spans = [
-            memory.allocate(16 * size, 16, one_region=True),
-            memory.allocate(6 + 2 * size, 2, one_region=True),
-            memory.allocate(6 + 8 * size, 4, one_region=True),
+            memory.allocate(16 * size, one_region=True),
+            memory.allocate(6 + 2 * size, one_region=True),
+            memory.allocate(6 + 8 * size, one_region=True),
         ]
         self.descriptors_at, self.available_at, self.used_at = (
             memory.user_address(span.address) for span in self._spans

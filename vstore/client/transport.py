@@ -87,13 +87,19 @@ class Transport:
     def ring(self, queue: int) -> Vring:
         return self._queues[queue].ring
 
+    def check_usable(self) -> None:
+        """Raises what made the connection unusable, if anything did."""
+        self._check_open()
+        if self._failure is not None:
+            raise self._failure
+
     def add(self, queue: int, segments: Sequence[Segment]) -> int:
         """Adds a chain that the device does not see before `publish`; returns its head. Raises RingFull."""
-        self._check_usable()
+        self.check_usable()
         return self._queues[queue].ring.add(segments)
 
     def publish(self, queue: int) -> None:
-        self._check_usable()
+        self.check_usable()
         if self._queues[queue].ring.publish():
             os.eventfd_write(self._queues[queue].kick, 1)
 
@@ -102,7 +108,7 @@ class Transport:
         self._check_open()
         deadline = time.monotonic() + timeout
         while not (found := self._collect()):
-            self._check_usable()  # Only now: what was completed before a failure still counts.
+            self.check_usable()  # Only now: what was completed before a failure still counts.
             if not self._wait(max(deadline - time.monotonic(), 0.0)) and time.monotonic() >= deadline:
                 break
         return found
@@ -197,11 +203,6 @@ class Transport:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendGone("the connection is closed")
-
-    def _check_usable(self) -> None:
-        self._check_open()
-        if self._failure is not None:
-            raise self._failure
 
     def _release(self) -> None:
         self._closed = True
