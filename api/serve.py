@@ -20,8 +20,7 @@ from api.app import create_app
 from api.paths import Paths
 from api.security import is_loopback
 from vstore.store import Store
-from vstore.target.errors import TargetError
-from vstore.target.listener import Listener
+from vstore.vhost_user.listener import Listener, Permissions
 
 _log = logging.getLogger(__name__)
 
@@ -99,17 +98,20 @@ def _unix_socket(paths: Paths) -> Iterator[socket.socket]:
     """Mode 0600; root's daemon lets the group in, if there is one."""
     try:
         paths.runtime.mkdir(parents=True, exist_ok=True)
-        listener = Listener(str(paths.api_socket), socket.SOCK_STREAM)
-    except (OSError, TargetError) as error:
+        listener = Listener(paths.api_socket, _permissions())
+    except (OSError, ValueError) as error:
         raise ServeError(f"cannot serve at {paths.api_socket}: {error}") from error
-    if os.geteuid() == 0:
-        with suppress(KeyError):
-            os.chown(paths.api_socket, 0, grp.getgrnam(GROUP).gr_gid)
-            paths.api_socket.chmod(0o660)
     try:
         yield listener.socket
     finally:
         listener.close()
+
+
+def _permissions() -> Permissions:
+    if os.geteuid() == 0:
+        with suppress(KeyError):  # there is no such group
+            return Permissions(0o660, group=grp.getgrnam(GROUP).gr_gid)
+    return Permissions(0o600)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ class ImageVerbs(Parts):
     def _resize(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> None:
         if size < row.virtual_size_bytes and not shrink:
             raise Conflict(
-                f"image {row.name} has {row.virtual_size_bytes} bytes; to cut off its end for good, ask with shrink (--shrink)",
+                f"image {row.name} has {row.virtual_size_bytes} bytes; cutting off its end takes shrink (--shrink)",
                 field="virtual_size_bytes",
             )
         with self.catalog.read() as connection:

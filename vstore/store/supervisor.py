@@ -24,8 +24,8 @@ from vstore.store.plans import LunPlan, TargetPlan
 from vstore.store.records import Process
 from vstore.store.running import RunningTarget, Spawn
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.listener import LONGEST_PATH
 from vstore.target.spawn import START_TIMEOUT, spawn
+from vstore.vhost_user.listener import LONGEST_PATH
 
 _log = logging.getLogger(__name__)
 

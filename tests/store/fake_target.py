@@ -1,0 +1,132 @@
+"""A target process without rings: it speaks the control channel, keeps descriptors, and fails when it is told to.
+
+`python -m tests.store.fake_target CONTROL`. A file `faults.json` beside CONTROL maps a verb to a fault: an error code
+to answer with, `die` (before doing it), `die_after`, or `hang`.
+"""
+
+import json
+import os
+import select
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vstore.target.declaration import parse, plain
+from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.packet import Packet, encode, receive, send
+from vstore.target.sockets import listen
+from vstore.target.verbs import (
+    VERBS,
+    Configure,
+    Empty,
+    LunAddress,
+    LunStatus,
+    MapLun,
+    Mapped,
+    Resized,
+    ResizeLun,
+    Status,
+    StatusRequest,
+)
+from vstore.vhost_user.listener import Listener
+
+
+class FakeTarget:
+    def __init__(self) -> None:
+        self.configuration: Configure | None = None
+        self.listener: Listener | None = None
+        self.luns: dict[tuple[int, int], tuple[LunStatus, int | None]] = {}
+        self.stopped = False
+
+    def configure(self, request: Configure, _fd: int | None) -> Empty:
+        if self.configuration is None:
+            self.listener = listen(request.socket, socket.SOCK_STREAM)
+            self.configuration = request
+        elif request != self.configuration:
+            raise TargetError(ErrorCode.ALREADY_CONFIGURED, "configured otherwise")
+        return Empty()
+
+    def map_lun(self, request: MapLun, fd: int | None) -> Mapped:
+        if (request.target, request.lun) in self.luns:
+            raise TargetError(ErrorCode.LUN_EXISTS, "there is one")
+        length = request.image.length or 0 if fd is None else os.fstat(fd).st_size
+        status = LunStatus(settings=request, length=length, read_only=request.read_only, thin=True, in_flight=0)
+        self.luns[request.target, request.lun] = (status, fd)
+        return Mapped(length=length, read_only=request.read_only, thin=True)
+
+    def unmap_lun(self, request: LunAddress, _fd: int | None) -> Empty:
+        if (request.target, request.lun) not in self.luns:
+            raise TargetError(ErrorCode.NO_SUCH_LUN, "there is none")
+        _, fd = self.luns.pop((request.target, request.lun))
+        if fd is not None:
+            os.close(fd)
+        return Empty()
+
+    def resize_lun(self, request: ResizeLun, _fd: int | None) -> Resized:
+        status, fd = self.luns[request.target, request.lun]
+        if fd is not None:
+            os.ftruncate(fd, request.length)
+        self.luns[request.target, request.lun] = (replace(status, length=request.length), fd)
+        return Resized(length=request.length)
+
+    def status(self, _request: StatusRequest, _fd: int | None) -> Status:
+        return Status(
+            protocol=1,
+            version="fake",
+            pid=os.getpid(),
+            state="listening" if self.configuration else "new",
+            configuration=self.configuration,
+            vrings=(),
+            luns=tuple(status for status, _ in self.luns.values()),
+            next_lun=None,
+        )
+
+    def stop(self, _request: Empty, _fd: int | None) -> Empty:
+        self.stopped = True
+        return Empty()
+
+
+def answer(target: FakeTarget, packet: Packet, faults: Path) -> dict[str, Any]:
+    message = packet.message()
+    number, verb = message.pop("id"), VERBS[message.pop("verb")]
+    fault = json.loads(faults.read_text()).get(verb.name) if faults.exists() else None
+    if fault == "die":
+        os._exit(9)
+    if fault == "hang":
+        select.select([], [], [])
+    try:
+        if fault and fault != "die_after":
+            raise TargetError(ErrorCode(fault), f"{verb.name} fails as it was told to")
+        outcome = getattr(target, verb.name)(parse(verb.request, message), packet.descriptors.take())
+    except TargetError as error:
+        return {"id": number, "error": {"code": error.code, "detail": error.detail}}
+    if fault == "die_after":
+        os._exit(9)
+    return {"id": number, "ok": plain(outcome)}
+
+
+def main(control: str) -> None:
+    target, listener = FakeTarget(), listen(control, socket.SOCK_SEQPACKET)
+    print("ready", flush=True)
+    open_sockets = [listener.socket]
+    while not target.stopped:
+        for ready in select.select(open_sockets, [], [])[0]:
+            if ready is listener.socket:
+                open_sockets.append(ready.accept()[0])
+                continue
+            packet = receive(ready)
+            if packet is None:
+                open_sockets.remove(ready)
+                ready.close()
+                continue
+            with packet.descriptors:
+                send(ready, encode(answer(target, packet, Path(control).parent / "faults.json")))
+    listener.close()
+    if target.listener:
+        target.listener.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

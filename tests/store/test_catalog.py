@@ -1,0 +1,97 @@
+"""The catalog file: one transaction per verb, foreign keys, versions."""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from vstore.store import schema
+from vstore.store.catalog import Catalog, birth
+from vstore.store.errors import CatalogUnavailable
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return Catalog(tmp_path / "catalog.sqlite")
+
+
+def _target(name: str) -> dict[str, object]:
+    return {
+        **birth(),
+        "labels": {"a": "b"},
+        "name": name,
+        "request_queues": 1,
+        "threads": 1,
+        "config_space": False,
+    }
+
+
+def _names(catalog: Catalog) -> list[str]:
+    with catalog.read() as connection:
+        return list(connection.scalars(select(schema.targets.c.name)))
+
+
+def test_what_was_written_is_there_after_opening_again(catalog: Catalog, tmp_path: Path) -> None:
+    with catalog.write() as connection:
+        connection.execute(insert(schema.targets).values(**_target("t")))
+    catalog.close()
+    again = Catalog(tmp_path / "catalog.sqlite")
+    assert _names(again) == ["t"]
+    again.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
+    with contextlib.suppress(ZeroDivisionError), catalog.write() as connection:
+        connection.execute(insert(schema.targets).values(**_target("t")))
+        _ = 1 / 0
+    assert _names(catalog) == []
+    catalog.close()
+
+
+def test_a_reader_sees_one_snapshot_while_a_writer_commits(catalog: Catalog) -> None:
+    with catalog.read() as reader:
+        assert reader.scalar(select(schema.targets.c.name)) is None
+        with catalog.write() as writer:
+            writer.execute(insert(schema.targets).values(**_target("t")))
+        assert reader.scalar(select(schema.targets.c.name)) is None
+    assert _names(catalog) == ["t"]
+    catalog.close()
+
+
+def test_a_lun_without_its_image_is_refused_by_the_database(catalog: Catalog) -> None:
+    target = _target("t")
+    lun = {**birth(), "labels": {}, "target_id": target["id"], "scsi_target": 0, "lun": 0, "image_id": "gone"}
+    lun |= {"read_only": False, "direct": False, "logical_block_length_bytes": 512, "serial": "s"}
+    with catalog.write() as connection:
+        connection.execute(insert(schema.targets).values(**target))
+        with pytest.raises(IntegrityError):
+            connection.execute(insert(schema.luns).values(**lun))
+    catalog.close()
+
+
+def test_a_commit_is_on_disk_before_it_returns(catalog: Catalog) -> None:
+    with catalog.read() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert connection.scalar(text("PRAGMA synchronous")) == 2  # FULL
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+    catalog.close()
+
+
+def test_a_newer_catalog_is_refused_and_left_as_it_is(catalog: Catalog, tmp_path: Path) -> None:
+    with catalog.write() as connection:
+        connection.execute(update(schema.schema_version).values(version=schema.VERSION + 1))
+    catalog.close()
+    with pytest.raises(CatalogUnavailable, match="run the version that wrote it"):
+        Catalog(tmp_path / "catalog.sqlite")
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchone() == (schema.VERSION + 1,)
+    connection.close()
+
+
+def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "catalog.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(CatalogUnavailable, match="not a database"):
+        Catalog(tmp_path / "catalog.sqlite")

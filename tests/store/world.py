@@ -1,0 +1,90 @@
+"""A store in directories of its own, over fake target processes that end with the test."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from vstore.store import Store
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+class World:
+    """`root` has a short name, because sockets live below it."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="vs"))
+        self.state = self.root / "state"
+        self.runtime = self.root / "run"
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.stores: list[Store] = []
+
+    def open(self) -> Store:
+        store = Store(self.state, self.runtime, spawn=self.spawn)
+        self.stores.append(store)
+        return store
+
+    def close_store(self, store: Store, *, stop_targets: bool) -> None:
+        self.stores.remove(store)
+        store.close(stop_targets=stop_targets)
+
+    def spawn(self, control: str, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tests.store.fake_target", control],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.close()
+        self.children.append(child)
+        return child
+
+    def fail(self, target: str, **faults: str) -> None:
+        """What the process of `target` shall do wrong from now on."""
+        (self.runtime / "targets" / target / "faults.json").write_text(json.dumps(faults))
+
+    def pool(self) -> Path:
+        return self.state / "pools" / "default"
+
+    def files(self) -> list[str]:
+        return sorted(os.listdir(self.pool()))
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close(stop_targets=False)
+        for child in self.children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        shutil.rmtree(self.root)
+
+
+def alive(pid: int | None) -> bool:
+    """Whether the process runs; one that ended and was not reaped yet does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def eventually(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Waits for something that another thread or process brings about."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
