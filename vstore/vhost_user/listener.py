@@ -27,12 +27,17 @@ class Permissions:
 class Listener:
     """Listens at `path` from its creation to close(). Raises ValueError for an impossible path, OSError."""
 
-    def __init__(self, path: str | os.PathLike[str], permissions: Permissions | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        permissions: Permissions | None = None,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
         self.path = os.fspath(path)
         if not 0 < len(os.fsencode(self.path)) <= LONGEST_PATH:
             raise ValueError(f"{self.path}: a UNIX socket's path has 1 to {LONGEST_PATH} bytes")
-        _remove_dead(self.path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _remove_dead(self.path, kind)
+        self.socket = socket.socket(socket.AF_UNIX, kind)
         try:
             self.socket.bind(self.path)
             self._file = _identity(self.path)
@@ -58,14 +63,14 @@ class Listener:
         self.socket.listen(BACKLOG)
 
 
-def _remove_dead(path: str) -> None:
+def _remove_dead(path: str, kind: socket.SocketKind) -> None:
     try:
         found = _identity(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "exists and is no socket: name another path or remove it", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         result = probe.connect_ex(path)
     if result != errno.ECONNREFUSED:

@@ -69,7 +69,7 @@ class Vrings:
 
     async def quiet(self) -> bool:
         """Whether no ring runs; rings that are disabled are stopped for it."""
-        await self._stop([vring for vring in self._rings if not vring.enabled], forget=True)
+        await self._stop([vring for vring in self._rings if vring.started and not vring.enabled], forget=True)
         return not any(vring.started for vring in self._rings)
 
     async def set_size(self, index: int, size: int) -> None:
@@ -156,11 +156,12 @@ class Vrings:
             self._device.vring_set_error(vring.index, -1)
 
     async def _stopped(self, index: int, what: str) -> Vring:
-        """A ring to be set up. Cloud Hypervisor before v28 only disables its rings before it sets them up anew."""
+        """A ring to be set up. Early Cloud Hypervisor only disables its rings before it sets them up anew."""
         vring = self[index]
         if vring.started and vring.enabled:
             raise RefusalError(f"vring {index} runs: its {what} cannot change")
-        await self._stop([vring], forget=True)
+        if vring.started:
+            await self._stop([vring], forget=True)
         return vring
 
     def _start_if_complete(self, vring: Vring) -> None:
