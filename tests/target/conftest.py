@@ -1,5 +1,6 @@
 """A real target process per test, steered over its control socket and used through its vhost-user socket."""
 
+import contextlib
 import os
 import queue
 import signal
@@ -56,8 +57,11 @@ class Running:
 
     def descriptors(self) -> list[str]:
         """What the process has open, by kind."""
-        folder = Path(f"/proc/{self.process.pid}/fd")
-        return sorted(os.readlink(entry).split("[")[0] for entry in folder.iterdir())
+        found = []
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+                found.append(os.readlink(entry).split("[")[0])
+        return sorted(found)
 
     def wait(self) -> int:
         return self.process.wait(timeout=15)
@@ -75,14 +79,13 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Running]:
+def running(folder: Path) -> Iterator[Running]:
     events: queue.Queue[Event] = queue.Queue()
-    control = str(tmp_path / "control.sock")
-    process = spawn(control, tmp_path / "target.log")
+    control = str(folder / "control.sock")
+    process = spawn(control, folder / "target.log")
     try:
         with TargetClient(control, on_event=events.put, timeout=15) as client:
-            yield Running(process, client, tmp_path, events)
+            yield Running(process, client, folder, events)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -92,6 +95,11 @@ def target(tmp_path: Path) -> Iterator[Running]:
                 process.kill()
                 process.wait()
                 raise
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Running]:
+    yield from running(tmp_path)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The control channel takes whatever comes: what is malformed gets a clear error and costs nothing."""
 
+import contextlib
 import json
 import os
 import socket
@@ -9,22 +10,36 @@ from typing import Any
 
 import pytest
 
-from tests.target.conftest import MIB, Running, request, until
+from tests.target.conftest import MIB, Running, request, running, until
 from vstore.target.declaration import plain
 from vstore.target.packet import LARGEST_PACKET, MOST_DESCRIPTORS
 from vstore.target.verbs import VERBS, ImageSource
 
+SOCKETS = 4  # of the process with one connection: that, what listens, and the two ends that wake its event loop
 STATUS = {"id": 1, "verb": "status"}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One process for all tests here: none of them may hurt it."""
+    yield from running(tmp_path_factory.mktemp("control"))
 
 
 @pytest.fixture
 def raw(target: Running) -> Iterator[socket.socket]:
-    """A second connection, without a client around it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(10)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        connection.connect(target.control)
+    """A second connection, without a client around it; the only one."""
+    until(lambda: target.descriptors().count("socket:") == SOCKETS)
+    with connected(target) as connection:
+        exchange(connection, json.dumps(STATUS).encode())  # it has been accepted now
         yield connection
+
+
+def connected(target: Running) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    connection.connect(target.control)
+    connection.settimeout(10)
+    return connection
 
 
 def exchange(connection: socket.socket, data: bytes, descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -121,26 +136,16 @@ def test_connection_that_ends_in_the_middle_of_a_verb_leaves_the_verb_done(targe
     source = ImageSource(format="memory", length=MIB)
     raw.send(json.dumps({"id": 1, "verb": "map_lun", **plain(request(5, image=source))}).encode())
     raw.close()
-    until(lambda: [lun.settings.lun for lun in target.client.status().luns] == [5])
+    until(lambda: 5 in [lun.settings.lun for lun in target.client.status().luns])
 
 
 def test_more_connections_than_there_is_room_for_are_told_so(target: Running) -> None:
-    opened = []
-    for _ in range(20):
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(10)
-        connection.connect(target.control)
-        opened.append(connection)
-    answers = []
-    for connection in opened:
-        try:
-            answers.append(exchange(connection, json.dumps(STATUS).encode()))
-        except OSError:
-            answers.append({"closed": True})
-    assert sum("ok" in answer for answer in answers) == 15
-    for connection in opened:
-        connection.close()
-    until(target.client.status)
+    with contextlib.ExitStack() as opened:
+        for _ in range(15):  # and the client's own
+            assert "ok" in exchange(opened.enter_context(connected(target)), json.dumps(STATUS).encode())
+        error = json.loads(opened.enter_context(connected(target)).recv(LARGEST_PACKET))["error"]
+    assert error == {"code": "busy", "detail": "16 control connections are open; close one first"}
+    assert target.client.status().pid == target.process.pid
 
 
 def test_control_socket_is_for_its_owner_alone(target: Running) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,9 @@ def capacity(device: VstoreDevice) -> int:
     return (int.from_bytes(data[:8], "big") + 1) * int.from_bytes(data[8:12], "big")
 
 
-def refusal(call: object, *arguments: object) -> TargetError:
+def refusal(call: Callable[..., object], *arguments: object) -> TargetError:
     with pytest.raises(TargetError) as caught:
-        call(*arguments)  # type: ignore[operator]
+        call(*arguments)
     return caught.value
 
 
@@ -202,25 +203,23 @@ def test_image_off_the_block_size_is_refused_with_both_numbers(target: Running, 
     )
 
 
-@pytest.mark.parametrize(
-    ("verb", "code", "sentence"),
-    [
-        (lambda c: c.unmap_lun(3), ErrorCode.NO_SUCH_LUN, "LUN 0:3 has no image; those that have one: 0:0"),
-        (lambda c: c.resize_lun(3, MIB), ErrorCode.NO_SUCH_LUN, "LUN 0:3 has no image"),
-        (lambda c: c.resize_lun(0, 1000), ErrorCode.IMAGE_REFUSED, "1000 bytes are not a multiple of the 512-byte"),
-        (lambda c: c.map_lun(request(0)), ErrorCode.LUN_EXISTS, "LUN 0:0 has an image; unmap it first"),
-        (lambda c: c.map_lun(request(1)), ErrorCode.IMAGE_REFUSED, "raw images lie in a file"),
-        (lambda c: c.map_lun(request(1, image=ImageSource(format="qcow9"))), ErrorCode.IMAGE_REFUSED, "'qcow9' is not"),
-        (lambda c: c.configure(Configure(name="x", socket="/")), ErrorCode.ALREADY_CONFIGURED, "name is 'vm0' since"),
-    ],
-)
-def test_impossible_verb_is_refused_by_name(
-    target: Running, disk: Path, verb: object, code: ErrorCode, sentence: str
-) -> None:
+IMPOSSIBLE: list[tuple[Callable[[TargetClient], object], ErrorCode, str]] = [
+    (lambda c: c.unmap_lun(3), ErrorCode.NO_SUCH_LUN, "LUN 0:3 has no image; those that have one: 0:0"),
+    (lambda c: c.resize_lun(3, MIB), ErrorCode.NO_SUCH_LUN, "LUN 0:3 has no image"),
+    (lambda c: c.resize_lun(0, 1000), ErrorCode.IMAGE_REFUSED, "1000 bytes are not a multiple of the 512-byte"),
+    (lambda c: c.map_lun(request(0)), ErrorCode.LUN_EXISTS, "LUN 0:0 has an image; unmap it first"),
+    (lambda c: c.map_lun(request(1)), ErrorCode.IMAGE_REFUSED, "raw images lie in a file"),
+    (lambda c: c.map_lun(request(1, image=ImageSource(format="qcow9"))), ErrorCode.IMAGE_REFUSED, "'qcow9' is not"),
+    (lambda c: c.configure(Configure(name="x", socket="/")), ErrorCode.ALREADY_CONFIGURED, "name is 'vm0' since"),
+]
+
+
+def test_impossible_verbs_are_refused_by_name(target: Running, disk: Path) -> None:
     target.configure()
     target.map_file(disk)
-    error = refusal(verb, target.client)
-    assert (error.code, sentence in error.detail) == (code, True), error.detail
+    for verb, code, sentence in IMPOSSIBLE:
+        error = refusal(verb, target.client)
+        assert (error.code, sentence in error.detail) == (code, True), error.detail
 
 
 def test_configure_again_with_the_same_settings_is_no_change(target: Running) -> None:
@@ -321,5 +320,5 @@ def test_process_outlives_a_killed_daemon_and_is_adopted(tmp_path: Path, disk: P
 def test_second_process_on_the_same_control_socket_says_why_it_does_not_start(target: Running, tmp_path: Path) -> None:
     error = refusal(spawn, target.control, tmp_path / "second.log")
     assert error.code is ErrorCode.NOT_STARTED
-    assert "in use by another process" in error.detail
+    assert "in use" in error.detail
     assert target.client.status().pid == target.process.pid

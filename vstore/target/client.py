@@ -168,10 +168,9 @@ class TargetClient:
 def _connect(path: str, timeout: float) -> socket.socket:
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        connected.settimeout(timeout)
-        connected.connect(path)
-        connected.settimeout(None)
+        # A timeout of Python's would make the socket non-blocking, and connect(2) fail when others wait before us.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout) + 1, 0))
+        connected.connect(path)
     except OSError as error:
         connected.close()
         raise TargetError(

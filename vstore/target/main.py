@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from vstore.target import log
 from vstore.target.control import ControlServer
 from vstore.target.errors import TargetError
-from vstore.target.listener import Listener
 from vstore.target.process import TargetProcess
+from vstore.target.sockets import listen
+from vstore.vhost_user.listener import Listener
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.set_up()
     raise_descriptor_limit()
     try:
-        listener = Listener(options.control, socket.SOCK_SEQPACKET)
+        listener = listen(options.control, socket.SOCK_SEQPACKET)
     except TargetError as error:
         _log.error("control_socket_refused", extra={"detail": error.detail})
         return FAILED

@@ -19,9 +19,10 @@ from typing import Any
 
 from vstore.target import verbs
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.listener import Listener, adopt
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
+from vstore.target.sockets import adopt, listen
+from vstore.vhost_user.listener import Listener
 from vstore.vhost_user.server import Server
 from vstore.vhost_user.virtio_scsi import POLL_NS, ScsiEndpoint
 
@@ -197,7 +198,7 @@ class TargetProcess:
             adopted = adopt(handed)
             undo.callback(adopted.close)
             return adopted
-        self._listener = Listener(request.socket, socket.SOCK_STREAM)
+        self._listener = listen(request.socket, socket.SOCK_STREAM)
         undo.callback(self._listener.close)
         return self._listener.socket
 
