@@ -3,6 +3,7 @@
 It judges arguments as dataplane.h promises, as far as the sessions depend on it, so that a session is tested alone.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Sequence
@@ -68,7 +69,9 @@ class FakeDevice(Device):
 
     # ---- what tests do ----
 
-    def make_available(self, vring: int, header: bytes, data_out: bytes = b"", room: int = 0, response: int = 108) -> Any:
+    def make_available(
+        self, vring: int, header: bytes, data_out: bytes = b"", room: int = 0, response: int = 108
+    ) -> Any:
         """The driver makes a chain available; the loop has not seen it yet."""
         request = FakeRequest(vring, data_out, bytearray(room))
         self.unfetched.append((request, header, response))
@@ -76,7 +79,7 @@ class FakeDevice(Device):
 
     def fetch(self, *arguments: Any, **options: Any) -> FakeRequest:
         """The same, and the loop hands it to Python."""
-        request: FakeRequest = self.make_available(*arguments, **options)
+        request = self.make_available(*arguments, **options)
         self.fetch_all()
         return request
 
@@ -213,10 +216,8 @@ class FakeDevice(Device):
     def take(self) -> list[Notice]:
         taken, self._notices = self._notices[:64], self._notices[64:]
         if not self._notices:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._notice_fd)
-            except BlockingIOError:
-                pass
         return taken
 
     def request_read(self, request: FakeRequest, offset: int, length: int) -> bytes:

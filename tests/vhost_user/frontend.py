@@ -99,7 +99,9 @@ class Frontend:
         self.send("SET_PROTOCOL_FEATURES", protocol_features)
         assert await self.tell("SET_FEATURES", features) == 0
 
-    async def add_memory(self, guest: int = 0, size: int = 0x200000, user: int = 0x7F0000000000, offset: int = 0) -> int:
+    async def add_memory(
+        self, guest: int = 0, size: int = 0x200000, user: int = 0x7F0000000000, offset: int = 0
+    ) -> int:
         return await self.tell("ADD_MEM_REG", 0, guest, size, user, offset, descriptors=[self.memory])
 
     def start_ring(self, vring: int, *, base: int = 0) -> None:

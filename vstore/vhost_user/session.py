@@ -211,10 +211,10 @@ class Session:
 
     async def set_features(self, wanted: Integer, _: list[int]) -> Reply:
         features = Feature(wanted.value)
-        if foreign := features & ~self._endpoint.features:
+        if foreign := beyond(features, self._endpoint.features):
             remedies = [option for feature, option in REMEDIES.items() if feature in foreign]
             raise RefusalError(f"features {foreign:#x} are not offered" + "".join(f"; use {o}" for o in remedies))
-        if (features ^ self._features) & ~Feature.LOG_ALL and not await self._vrings.quiet():
+        if beyond(features ^ self._features, Feature.LOG_ALL) and not await self._vrings.quiet():
             raise RefusalError("features other than logging cannot change while rings run")
         self._device.set_features(features)
         if Feature.LOG_ALL in self._features & ~features:
@@ -233,7 +233,7 @@ class Session:
     def set_protocol_features(self, wanted: Integer, _: list[int]) -> Reply:
         # What was offered counts even if more was asked for: whether acknowledgements flow must never be in doubt.
         self._protocol_features = ProtocolFeature(wanted.value) & self._endpoint.protocol_features
-        if wanted.value & ~self._endpoint.protocol_features:
+        if beyond(wanted.value, self._endpoint.protocol_features):
             raise RefusalError(f"protocol features {wanted.value:#x} are more than is offered")
         return None
 
@@ -343,6 +343,11 @@ class Session:
 METHODS: dict[int, Method] = {
     row.id: vars(Session)[row.method] for row in MESSAGES.values() if row.method in vars(Session)
 }
+
+
+def beyond(bits: int, allowed: int) -> Feature:
+    """The bits that are not allowed. By plain integers: the inverse of an IntFlag has no bits that it cannot name."""
+    return Feature(int(bits) & ~int(allowed))
 
 
 def _vring_descriptor(word: Integer, descriptors: list[int]) -> tuple[int, int]:
