@@ -1,31 +1,10 @@
-"""How each virtual machine monitor attaches to a target: one row per monitor, exact for its version.
-
-vhost-user needs the guest's memory in a descriptor that both processes map, so every line shares the guest's memory.
-A virtio-scsi device of vhost-user has one control and one event queue beside its request queues (virtio 1.3 5.6.2).
-"""
-
-import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+"""How each virtual machine monitor attaches to a target of the catalog; the rows are in vstore.vhost_user.attach."""
 
 from vstore.store.errors import InvalidArgument
 from vstore.store.records import Attach, AttachLine, Target
+from vstore.vhost_user.attach import VMMS, Vmm, command_line
 
 _MIB = 1 << 20
-_QUEUE_SIZE = 256
-_VIRTIO_ID_SCSI = 8  # virtio 1.3 5
-
-
-@dataclass(frozen=True)
-class Vmm:
-    """One row: `argv` of (target, bytes of guest memory)."""
-
-    name: str
-    versions: str
-    argv: Callable[[Target, int], list[str]]
-    notes: tuple[str, ...]
-    needs_config_space: bool = False  # it asks the backend for virtio_scsi_config; QEMU has its own
-    kind: str = "command"
 
 
 def lines(target: Target, memory: int) -> Attach:
@@ -47,87 +26,4 @@ def _line(vmm: Vmm, target: Target, memory: int) -> AttachLine:
         notes.insert(0, "this target offers no configuration space, which this VMM needs: create it with config_space")
     elif target.config_space and not vmm.needs_config_space:
         notes.append("this target offers a configuration space, which QEMU ignores with a warning")
-    command_line = _c_call(argv) if vmm.kind == "c_call" else shlex.join(argv)
-    return AttachLine(vmm.name, vmm.versions, vmm.kind, command_line, argv, ready, notes)
-
-
-def _c_call(argv: list[str]) -> str:
-    return f"{argv[0]}({', '.join(argv[1:])});"
-
-
-def _qemu(target: Target, memory: int, reconnect: str = "") -> list[str]:
-    size = f"{memory // _MIB}M"
-    return [
-        "qemu-system-x86_64",
-        *("-machine", "q35,accel=kvm:tcg,memory-backend=mem"),
-        *("-m", size),
-        *("-object", f"memory-backend-memfd,id=mem,size={size},share=on"),
-        *("-chardev", f"socket,id=vstore-{target.name},path={_qemu_escaped(target.socket)}{reconnect}"),
-        *("-device", f"vhost-user-scsi-pci,chardev=vstore-{target.name},num_queues={target.request_queues}"),
-    ]
-
-
-def _qemu_escaped(value: str) -> str:
-    """In QEMU's option lists a comma is written twice."""
-    return value.replace(",", ",,")
-
-
-def _qemu_reconnecting(target: Target, memory: int) -> list[str]:
-    return _qemu(target, memory, ",reconnect-ms=1000")
-
-
-def _cloud_hypervisor(target: Target, memory: int) -> list[str]:
-    sizes = ",".join([str(_QUEUE_SIZE)] * (2 + target.request_queues))
-    device = f"socket={target.socket},device_type=scsi,queue_sizes=[{sizes}]"
-    size = f"size={memory // _MIB}M,shared=on"
-    return ["cloud-hypervisor", "--memory", size, "--generic-vhost-user", device]
-
-
-def _crosvm(target: Target, memory: int) -> list[str]:
-    return ["crosvm", "run", "--mem", f"size={memory // _MIB}", "--vhost-user", f"scsi,socket={target.socket}"]
-
-
-def _libkrun(target: Target, _memory: int) -> list[str]:
-    socket = '"' + target.socket.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return ["krun_add_vhost_user_device", "ctx", str(_VIRTIO_ID_SCSI), socket, "NULL", "0", "NULL"]
-
-
-_QEMU_NOTES = (
-    "shared memory is needed: keep memory-backend and share=on, with the size of -m",
-    "to boot from it, add bootindex=1 to the -device (SeaBIOS; OVMF ignores it); the boot disk is LUN 0",
-)
-
-VMMS = (
-    Vmm(
-        "qemu-7.2",
-        "QEMU 5.0 to 9.1",
-        _qemu,
-        (*_QEMU_NOTES, "no reconnect option: before 8.2 QEMU refuses it for vhost-user-scsi"),
-    ),
-    Vmm("qemu-9.2", "QEMU 9.2 and later", _qemu_reconnecting, _QEMU_NOTES),
-    Vmm(
-        "cloud-hypervisor",
-        "Cloud Hypervisor v52 and later",
-        _cloud_hypervisor,
-        (
-            "shared memory is needed: keep shared=on",
-            "after hot-plugging a LUN, rescan the SCSI host in the guest",
-        ),
-        needs_config_space=True,
-    ),
-    Vmm(
-        "crosvm",
-        "crosvm with --vhost-user",
-        _crosvm,
-        ("crosvm's guest memory is always shared",),
-        needs_config_space=True,
-    ),
-    Vmm(
-        "libkrun",
-        "libkrun with krun_add_vhost_user_device",
-        _libkrun,
-        ("a call before krun_start_enter; the guest kernel needs virtio_scsi",),
-        needs_config_space=True,
-        kind="c_call",
-    ),
-)
+    return AttachLine(vmm.name, vmm.versions, vmm.kind, command_line(vmm, target, memory), argv, ready, notes)
