@@ -1,4 +1,4 @@
-"""vstore's data path judged by vubench: every byte verified in each ring and memory variant; hostile cases in thousands.
+"""vstore's data path judged by vubench: each byte verified in each ring and memory variant; hostile cases by the hundred.
 
 VUBENCH_CASES and VUBENCH_SEED choose how many hostile cases are played and from which seed.
 """
