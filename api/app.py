@@ -4,11 +4,9 @@ from fastapi import FastAPI
 
 from api import errors
 from api.routes import images, luns, service, targets
-from api.security import LoopbackNamesOnly
+from api.security import BoundedBody, LoopbackNamesOnly
 from api.version import vstore_version
 from vstore.store import Store
-
-LARGEST_BODY = 1 << 20  # bytes
 
 ROUTERS = (service.router, images.router, targets.router, luns.router)
 
@@ -20,12 +18,12 @@ def create_app(store: Store) -> FastAPI:
         version=vstore_version(),
         docs_url=None,  # the stock page loads its scripts from a CDN; /openapi.json is there
         redoc_url=None,
-        max_body_size=LARGEST_BODY,
         redirect_slashes=False,
     )
     app.state.store = store
     for router in ROUTERS:
         app.include_router(router)
     errors.install(app)
+    app.add_middleware(BoundedBody)
     app.add_middleware(LoopbackNamesOnly)
     return app

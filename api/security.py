@@ -9,10 +9,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import MEDIA_TYPE, problem_body
+
+LARGEST_BODY = 1 << 20  # bytes
 
 
 class LoopbackNamesOnly:
@@ -28,6 +31,26 @@ class LoopbackNamesOnly:
             return
         body = problem_body("host_refused", fault, scope["path"])
         await JSONResponse(body, body["status"], media_type=MEDIA_TYPE)(scope, receive, send)
+
+
+class BoundedBody:
+    """ASGI middleware: a body longer than LARGEST_BODY is refused before it fills the memory."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = LARGEST_BODY
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, counted, send)
 
 
 def is_loopback(host: str) -> bool:

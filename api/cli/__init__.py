@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command, and answers its exit code; a failure is one line on stderr."""
     try:
         outcome: Any = vstore.main(args=arguments, prog_name="vstore", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return exits.USAGE
     except (click.ClickException, click.Abort, KeyboardInterrupt, ClientError) as error:
         click.echo(f"vstore: {_sentence(error)}", err=True)
         return _code(error)

@@ -86,9 +86,9 @@ def test_a_newer_catalog_is_refused_and_left_as_it_is(catalog: Catalog, tmp_path
     catalog.close()
     with pytest.raises(CatalogUnavailable, match="run the version that wrote it"):
         Catalog(tmp_path / "catalog.sqlite")
-    with sqlite3.connect(tmp_path / "catalog.sqlite") as connection:
-        assert connection.execute("SELECT version FROM schema_version").fetchone() == (schema.VERSION + 1,)
-    connection.close()
+    with sqlite3.connect(tmp_path / "catalog.sqlite") as plain:
+        assert plain.execute("SELECT version FROM schema_version").fetchone() == (schema.VERSION + 1,)
+    plain.close()
 
 
 def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:

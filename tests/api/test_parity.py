@@ -1,0 +1,61 @@
+"""One Store method is one REST operation is one command: the three sets are the same."""
+
+import re
+
+import click
+from fastapi.testclient import TestClient
+
+from api.cli import vstore
+from vstore.store import store
+
+RUNNING_THINGS = {"serve", "export"}  # they do not talk to the daemon
+SHORTHANDS = {"image resize": "update_image"}  # one half of an update, under the name that people look for
+NOT_A_VERB = {"ServiceShow"}
+PLURALS = ("images", "targets", "luns", "lines")
+
+
+def _singular(verb: str) -> str:
+    """`list_images` is told of the noun `image`, as all its kin."""
+    name, _, noun = verb.partition("_")
+    return f"{name}_{noun.removesuffix('s') if noun in PLURALS else noun}"
+
+
+def store_verbs() -> set[str]:
+    return {_singular(verb) for verb in store.VERBS}
+
+
+def operations(client: TestClient) -> set[str]:
+    document = client.get("/openapi.json").json()
+    ids = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    return {_of_operation(each) for each in ids - NOT_A_VERB}
+
+
+def _of_operation(operation_id: str) -> str:
+    match = re.fullmatch(r"([A-Z][a-z]+)([A-Z][a-z]+)", operation_id)  # NounVerb
+    assert match, operation_id
+    return _singular(f"{match[2].lower()}_{match[1].lower()}")
+
+
+def commands() -> set[str]:
+    context = click.Context(vstore)
+    names = set()
+    for name in vstore.list_commands(context):
+        command = vstore.get_command(context, name)
+        children = command.commands if isinstance(command, click.Group) else {}
+        names |= {f"{name} {child}" for child in children} or {name}
+    return {_of_command(each) for each in names - RUNNING_THINGS}
+
+
+def _of_command(path: str) -> str:
+    if path in SHORTHANDS:
+        return SHORTHANDS[path]
+    noun, _, verb = path.partition(" ")
+    return f"{verb}_{noun}" if verb else f"{noun}_line"
+
+
+def test_every_store_verb_is_a_rest_operation_and_the_other_way_round(client: TestClient) -> None:
+    assert operations(client) == store_verbs()
+
+
+def test_every_store_verb_is_a_command_and_the_other_way_round() -> None:
+    assert commands() == store_verbs()
