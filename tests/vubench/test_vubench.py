@@ -1,7 +1,4 @@
-"""vstore's data path judged by vubench: each byte verified in each ring and memory variant; hostile cases by the hundred.
-
-VUBENCH_CASES and VUBENCH_SEED choose how many hostile cases are played and from which seed.
-"""
+"""vstore's data path judged by vubench: each byte verified in each ring and memory variant; hostile cases by count."""
 
 import json
 import os
@@ -15,6 +12,7 @@ import pytest
 from tests.vubench.exported import Exported, exported
 
 HERE = Path(__file__).parent
+# How many hostile cases are played, and from which seed.
 CASES = int(os.environ.get("VUBENCH_CASES", "300"))
 SEED = int(os.environ.get("VUBENCH_SEED", "1"))
 DISK_MIB = 128
