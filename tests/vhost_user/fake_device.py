@@ -78,9 +78,9 @@ class FakeDevice(Device):
         return request
 
     def fetch(self, *arguments: Any, **options: Any) -> FakeRequest:
-        """The same, and the loop hands it to Python."""
+        """The same, and the loop finds it and hands it to Python; others stay unseen."""
         request = self.make_available(*arguments, **options)
-        self.fetch_all()
+        self._hand_over(*self.unfetched.pop())
         return request
 
     def notify(self, kind: NoticeKind, vring: int) -> None:
@@ -129,9 +129,9 @@ class FakeDevice(Device):
     def vring_set_base(self, vring: int, base: int) -> None:
         self._idle_ring(vring).base = base
 
-    def vring_set_addresses(self, vring: int, flags: int, desc: int, used: int, avail: int, log: int) -> None:
+    def vring_set_addresses(self, vring: int, flags: int, *addresses: int) -> None:  # desc, used, avail, log
         self.calls.append(("vring_set_addresses", vring, flags))
-        self.rings[vring].addresses = (flags, desc, used, avail, log)
+        self.rings[vring].addresses = addresses
 
     def vring_set_kick(self, vring: int, fd: int) -> None:
         self.rings[vring].kick = _replace(self.rings[vring].kick, fd)
@@ -146,8 +146,7 @@ class FakeDevice(Device):
     def vring_start(self, vring: int) -> None:
         self.calls.append(("vring_start", vring))
         ring = self.rings[vring]
-        _, desc, used, avail, _ = ring.addresses
-        for address in (desc, used, avail):
+        for address in ring.addresses[:3]:
             if not any(user <= address < user + size for _, size, user in self.regions):
                 raise OSError(errno.EFAULT, "not in guest memory")
         ring.started, ring.broken = True, False
@@ -196,19 +195,8 @@ class FakeDevice(Device):
     def fetch_all(self) -> None:
         self.calls.append(("fetch_all",))
         unfetched, self.unfetched = self.unfetched, []
-        for request, header, response in unfetched:
-            self.rings[request.vring].in_flight += 1
-            self._post(
-                Notice(
-                    NoticeKind.REQUEST,
-                    request.vring,
-                    request,
-                    len(request.data_out),
-                    len(request.data_in),
-                    header,
-                    response,
-                )
-            )
+        for chain in unfetched:
+            self._hand_over(*chain)
 
     def notice_fd(self) -> int:
         return self._notice_fd
@@ -254,6 +242,11 @@ class FakeDevice(Device):
         if self.rings[vring].started:
             raise OSError(errno.EBUSY, "the ring runs")
         return self.rings[vring]
+
+    def _hand_over(self, request: FakeRequest, header: bytes, response: int) -> None:
+        self.rings[request.vring].in_flight += 1
+        data_out, data_in = len(request.data_out), len(request.data_in)
+        self._post(Notice(NoticeKind.REQUEST, request.vring, request, data_out, data_in, header, response))
 
     def _post(self, notice: Notice) -> None:
         self._notices.append(notice)

@@ -90,7 +90,7 @@ class RequestQueue:
         data_out = GuestDataOut(self._device, notice)
         attribute = TaskAttribute(header.attribute)
         task = Task(nexus, address.lun, header.tag, attribute, header.cdb, data_out, notice.data_in)
-        self._start(Command(notice, address.target, task), target.execute(task))
+        self._start(Command(notice, address.target, task), target)
 
     async def end(self, commands: Iterable[Command], code: Code) -> None:
         """Returns when these commands have been answered, with `code` unless they had ended by themselves."""
@@ -110,8 +110,9 @@ class RequestQueue:
         """Commands for this address that are not answered yet."""
         return [command for command in self.waiting if (command.target, command.task.lun) == (target, lun)]
 
-    def _start(self, command: Command, running: Running) -> None:
+    def _start(self, command: Command, target: Target) -> None:
         try:
+            running = target.execute(command.task)
             waited = running.send(None)
         except StopIteration as end:
             self._respond(command.notice, end.value)
