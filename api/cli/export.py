@@ -5,46 +5,34 @@ It follows QEMU's "Backend program conventions" (docs/interop/vhost-user.rst): -
 """
 
 import json
+import os
 import socket
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vstore.sizes import parse_size
+from api.cli.parameters import Size
+from formats.registry import FORMATS
+from vstore.vhost_user.attach import VMMS, Vmm, command_line
 
 if TYPE_CHECKING:
     from vstore.target.export import Export
     from vstore.target.verbs import Configure, MapLun
 
-FORMATS_WITHOUT_FILE = ("memory", "null")
-FORMATS = ("raw", *FORMATS_WITHOUT_FILE)
-VMMS = ("qemu", "cloud-hypervisor", "crosvm", "libkrun")  # all but QEMU read the back-end's configuration space
+MOST_QUEUES = 64
+GUEST_MEMORY = 4 << 30  # bytes, in the line that is printed
 LARGEST_PHYSICAL_BLOCK = 65536
-HINTS = {
-    "qemu": "qemu-system-x86_64 -machine q35,memory-backend=mem -object memory-backend-memfd,id=mem,size=1G,share=on "
-    "-chardev socket,id=disk,path={path} -device vhost-user-scsi-pci,chardev=disk,num_queues={queues}",
-}
-
-
-class Size(click.ParamType[int]):
-    """Bytes, as `vstore.sizes` reads them."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command("export", short_help="Serve images in the foreground, without the daemon.")
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@click.option("--format", "format_", type=click.Choice(FORMATS), help="Format of every IMAGE; it is never guessed.")
+@click.option(
+    "--format", "format_", type=click.Choice(list(FORMATS)), help="Format of every IMAGE; it is never guessed."
+)
 @click.option("--socket", "--socket-path", "socket_path", metavar="PATH", help="vhost-user socket to make.")
-@click.option("--fd", type=click.IntRange(min=0), help="Inherited vhost-user socket that listens, instead of --socket.")
+@click.option("--fd", type=click.IntRange(min=0), help="Inherited vhost-user socket, instead of --socket.")
 @click.option("--read-only", is_flag=True, help="Refuse every write.")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", help="Logical block length in bytes.")
 @click.option("--physical-block-size", type=Size(), metavar="SIZE", help="Physical block length (4096).")
@@ -52,17 +40,23 @@ class Size(click.ParamType[int]):
 @click.option("--product", default="DISK", show_default=True, help="Product identification, up to 16 characters.")
 @click.option("--size", type=Size(), metavar="SIZE", help="Length of a memory or null disk: 1G, 512MiB, 1048576.")
 @click.option("--direct", is_flag=True, help="Bypass the host's page cache (O_DIRECT).")
-@click.option("--queues", type=click.IntRange(1, 64), default=1, show_default=True, help="Request queues.")
+@click.option("--queues", type=click.IntRange(1, 64), help="Request queues; by default as many as are asked for.")
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Data plane threads.")
-@click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Longest polling before a thread sleeps; 0: never.")
+@click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Longest polling before a thread sleeps; 0: none.")
 @click.option("--thin/--thick", default=None, help="Let the guest give space back; by default if the image can.")
 @click.option("--write-cache/--no-write-cache", default=True, help="Without: every write is durable before it is done.")
-@click.option("--vmm", type=click.Choice(VMMS), default="qemu", show_default=True, help="Who will attach.")
+@click.option(
+    "--vmm",
+    type=click.Choice([row.name for row in VMMS]),
+    default=VMMS[0].name,
+    show_default=True,
+    help="Who will attach.",
+)
 @click.option(
     "--config-space/--no-config-space", default=None, help="Offer the configuration space; by default by --vmm."
 )
 @click.option("--print-capabilities", is_flag=True, help="Print what this back-end is, as JSON, and end.")
-def export(print_capabilities: bool, **options: Any) -> None:
+def export(print_capabilities: bool, **options: Any) -> int:
     """Serve each IMAGE as a SCSI disk, LUN 0 on, to one virtual machine over vhost-user.
 
     \b
@@ -71,14 +65,14 @@ def export(print_capabilities: bool, **options: Any) -> None:
     """
     if print_capabilities:
         click.echo(json.dumps({"type": "scsi"}))
-        return
+        return 0
     _check_usage(options)
     from vstore.target.errors import ErrorCode, TargetError
     from vstore.target.export import export as serve
 
     try:
         request = _request(options)
-        sys.exit(serve(request, lambda: _announce(request, options["vmm"])))
+        return serve(request, lambda: _announce(request.endpoint, options))
     except TargetError as error:
         if error.code is ErrorCode.INVALID_REQUEST:
             raise click.UsageError(error.detail) from None
@@ -90,7 +84,7 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError(f"--format is missing: a format is never guessed from an image's bytes.{_told(options)}")
     if (options["socket_path"] is None) == (options["fd"] is None):
         raise click.UsageError("give either --socket PATH or --fd N")
-    if options["format_"] in FORMATS_WITHOUT_FILE:
+    if FORMATS[options["format_"]].make:
         if options["images"] or options["size"] is None:
             raise click.UsageError(f"a {options['format_']} disk has no file: give --size and no IMAGE")
     elif not options["images"] or options["size"] is not None:
@@ -138,17 +132,22 @@ def _endpoint(options: dict[str, Any]) -> "Configure":
     from vstore.target import verbs
     from vstore.target.declaration import parse
 
-    config_space = options["vmm"] != "qemu" if options["config_space"] is None else options["config_space"]
-    path = options["socket_path"] or _handed_path(options["fd"])
+    config_space = _vmm(options).needs_config_space if options["config_space"] is None else options["config_space"]
+    # What the configuration space says is what such a VMM's guest sets up; elsewhere a higher limit costs nothing.
+    queues = options["queues"] or (1 if config_space else MOST_QUEUES)
     settings = {
         "name": "export",
-        "socket": path,
-        "request_queues": options["queues"],
+        "socket": options["socket_path"] or _handed_path(options["fd"]),
+        "request_queues": queues,
         "threads": options["threads"],
         "poll_us": options["poll_us"],
         "config_space": config_space,
     }
     return parse(verbs.Configure, settings)
+
+
+def _vmm(options: dict[str, Any]) -> Vmm:
+    return next(row for row in VMMS if row.name == options["vmm"])
 
 
 def _lun(options: dict[str, Any], number: int, path: Path | None) -> "MapLun":
@@ -188,7 +187,9 @@ def _handed_path(descriptor: int) -> str:
         handed.detach()
 
 
-def _announce(request: "Export", vmm: str) -> None:
+def _announce(endpoint: "Configure", options: dict[str, Any]) -> None:
     """The one line on stdout: what attaches a machine to it."""
-    endpoint = request.endpoint
-    click.echo(HINTS[vmm].format(path=endpoint.socket, queues=endpoint.request_queues))
+    if not endpoint.socket:
+        return  # a connected socket that was handed in: its machine is there already
+    shown = replace(endpoint, socket=os.path.abspath(endpoint.socket), request_queues=options["queues"] or 1)
+    click.echo(command_line(_vmm(options), shown, GUEST_MEMORY))

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from vstore.target.lun import refusal
 from vstore.target.main import DONE, FAILED, end_on_signals, raise_descriptor_limit
 from vstore.target.packet import Descriptors
 from vstore.target.process import TargetProcess
-from vstore.target.verbs import Configure, MapLun
+from vstore.target.verbs import Configure, FrontendDisconnected, MapLun
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +36,21 @@ def export(request: Export, announce: Callable[[], None]) -> int:
 
     Raises TargetError when it cannot start; then nothing is left behind.
     """
-    log.set_up()
+    log.set_up(logging.WARNING)
     raise_descriptor_limit()
     return asyncio.run(_serve(request, announce))
 
 
 async def _serve(request: Export, announce: Callable[[], None]) -> int:
     process = TargetProcess()
-    end_on_signals(process)
+    end = end_on_signals(process)
     try:
         for lun, path in request.luns:
             with Descriptors(_opened(lun, path)) as descriptors:
                 await process.map_lun(lun, descriptors)
-        handed = [] if request.handed_socket is None else [request.handed_socket]
-        with Descriptors(handed) as descriptors:
+        if request.handed_socket is not None and not _listens(request.handed_socket):
+            process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
+        with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
             await process.configure(request.endpoint, descriptors)
     except BaseException:
         with contextlib.suppress(TargetError):
@@ -56,6 +59,15 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     announce()
     await process.stopped.wait()
     return FAILED if process.unflushed else DONE
+
+
+def _listens(descriptor: int) -> bool:
+    """A socket that is connected already is served once, and then nobody can come any more."""
+    handed = socket.socket(fileno=descriptor)
+    try:
+        return bool(handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    finally:
+        handed.detach()
 
 
 def stable_serial(name: str) -> str:

@@ -63,8 +63,11 @@ async def _serve(listener: Listener, ready: int | None) -> int:
     return FAILED if process.unflushed else DONE
 
 
-def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda: None) -> None:
-    """The first SIGTERM or SIGINT ends `process` in order; the next calls `at_once` and ends it without waiting."""
+def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda: None) -> Callable[[], None]:
+    """The first SIGTERM or SIGINT ends `process` in order; the next calls `at_once` and ends it without waiting.
+
+    Returns what does the same as the first signal.
+    """
     ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
@@ -73,16 +76,20 @@ def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda:
         except TargetError as error:
             _log.error("stop_incomplete", extra={"detail": error.detail})
 
+    def begin() -> None:
+        ending.append(asyncio.create_task(end()))
+
     def received() -> None:
         if ending:
             _log.error("ended_without_flushing")
             process.abandon()
             at_once()
             os._exit(FAILED)
-        ending.append(asyncio.create_task(end()))
+        begin()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, received)
+    return begin
 
 
 def raise_descriptor_limit() -> None:
