@@ -243,6 +243,23 @@ def test_socket_left_by_a_killed_export_is_taken_over(disk: Path, vhost: Path) -
             settle(device)
 
 
+def test_without_io_uring_it_warns_and_serves(disk: Path, vhost: Path) -> None:
+    """A seccomp filter refuses io_uring_setup(2), as container engines do."""
+    words = [sys.executable, "-m", "tests.target.no_io_uring", str(disk), "--format", "raw", "--socket", str(vhost)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert str(vhost) in hint(process)
+        with VstoreDevice(vhost, timeout=10) as device:
+            settle(device)
+            assert device.command(bytes([0x2A, 0, 0, 0, 0, 5, 0, 0, 1, 0]), data_out=b"u" * 512).status == GOOD
+            assert device.command(bytes([0x35, *bytes(9)])).status == GOOD
+            assert device.command(bytes([0x28, 0, 0, 0, 0, 5, 0, 0, 1, 0]), data_in_length=512).data_in == b"u" * 512
+        process.terminate()
+        _, errors = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert "no io_uring here" in errors
+    assert disk.read_bytes()[2560:3072] == b"u" * 512
+
+
 def test_second_signal_ends_it_without_waiting(disk: Path, vhost: Path) -> None:
     """Stopped first, so that both signals are there when it looks."""
     with exporting(disk, "--format", "raw", "--socket", vhost) as process:

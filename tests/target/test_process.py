@@ -1,5 +1,6 @@
 """A target process does what its verbs say: a guest sees it, and the image file holds it."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -11,11 +12,16 @@ import pytest
 
 from tests.target.conftest import MIB, Running, request, until
 from vstore.client import VstoreDevice
+from vstore.client.virtio_scsi import EventKind, ResetReason
+from vstore.dataplane import Volume
 from vstore.target.client import TargetClient
 from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.packet import Descriptors
+from vstore.target.process import TargetProcess
 from vstore.target.spawn import spawn
 from vstore.target.verbs import (
     Configure,
+    Empty,
     FrontendConnected,
     FrontendDisconnected,
     ImageSource,
@@ -26,6 +32,7 @@ from vstore.target.verbs import (
 
 GOOD, CHECK_CONDITION = 0x00, 0x02
 TEST_UNIT_READY = bytes(6)
+READ_ALL = bytes([0x28, 0, 0, 0, 0, 0, 0, 0, 128, 0])  # READ (10) of 64 KiB
 
 
 def settle(device: VstoreDevice) -> None:
@@ -322,3 +329,62 @@ def test_second_process_on_the_same_control_socket_says_why_it_does_not_start(ta
     assert error.code is ErrorCode.NOT_STARTED
     assert "in use" in error.detail
     assert target.client.status().pid == target.process.pid
+
+
+def test_driver_gets_events_of_hot_changes(target: Running, disk: Path) -> None:
+    target.configure()
+    with target.device() as device:
+        target.map_file(disk, lun=2)
+        event = device.driver.wait_event(5)
+        assert (event.kind, event.lun[:4]) == (EventKind.TRANSPORT_RESET, bytes([1, 0, 0x40, 2]))
+        assert event.reason == ResetReason.RESCAN
+        target.client.resize_lun(2, 12 * MIB)
+        event = device.driver.wait_event(5)
+        assert (event.kind, event.reason) == (EventKind.PARAM_CHANGE, 0x2A | 0x09 << 8)
+        target.client.unmap_lun(2)
+        assert device.driver.wait_event(5).reason == ResetReason.REMOVED
+
+
+def test_luns_change_under_load_without_an_error_elsewhere(target: Running, disk: Path) -> None:
+    """One LUN is read all the time, while its neighbour comes, changes and goes."""
+    other = disk.with_name("other.raw")
+    other.write_bytes(bytes(MIB))
+    target.map_file(disk)
+    target.configure()
+    with target.device() as device:
+        settle(device)
+        for _ in range(10):
+            load = [device.driver.submit(device.address, READ_ALL, data_in_length=64 * 1024) for _ in range(16)]
+            target.map_file(other, lun=1)
+            target.client.resize_lun(1, 2 * MIB)
+            target.client.unmap_lun(1)
+            results = [device.driver.wait(pending, 10) for pending in load]
+            assert {(result.status, len(result.data_in)) for result in results} <= {(GOOD, 65536), (CHECK_CONDITION, 0)}
+            attentions = {tuple(result.sense[12:14]) for result in results if result.status != GOOD}
+            assert attentions <= {(0x3F, 0x0E)}  # REPORTED LUNS DATA HAS CHANGED
+
+
+async def test_failing_last_flush_is_told_and_everything_closed_all_the_same(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def fail(self: Volume) -> None:
+        flushed.append(self)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = set(os.listdir("/proc/self/fd"))
+    process = TargetProcess()
+    await process.map_lun(request(0, "disk.raw"), Descriptors([os.open(disk, os.O_RDWR)]))
+    await process.configure(Configure(name="vm0", socket=str(disk.with_suffix(".sock"))), Descriptors())
+    monkeypatch.setattr(Volume, "flush", fail)
+    with pytest.raises(
+        TargetError, match=r"disk\.raw: the last flush failed, so writes since the one before may be lost"
+    ):
+        await process.stop(Empty(), Descriptors())
+    assert len(flushed) == 1
+    assert process.stopped.is_set()
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(disk.parent) == [disk.name]
+    with pytest.raises(TargetError, match="stopping"):
+        await process.configure(Configure(name="vm0", socket="x"), Descriptors())

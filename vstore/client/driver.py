@@ -115,8 +115,13 @@ class ScsiDriver:
     def poll(self, timeout: float = 0.0) -> int:
         """Takes completions and events, waiting up to `timeout` seconds for the first; returns how many came."""
         used = self.transport.poll(timeout)
+        # All buffers of this poll first: a buffer that is offered again may take the place of one that came back too.
+        events = [(self._event_buffers.pop(each.head), each) for queue, each in used if queue == EVENT_QUEUE]
         for queue, element in used:
-            self._complete(queue, element)
+            if queue != EVENT_QUEUE:
+                self._complete(queue, element)
+        for buffer, element in events:
+            self._take_event(buffer, element)
         return len(used)
 
     def wait(self, pending: Pending[T], timeout: float) -> T:
@@ -159,16 +164,12 @@ class ScsiDriver:
             self.transport.publish(queue)
 
     def _complete(self, queue: int, used: Used) -> None:
-        if queue == EVENT_QUEUE:
-            self._take_event(used)
-            return
         pending = self._pending.pop((queue, used.head))
         self._completions += 1
         pending.finish(used.length, self._completions)
         self.transport.memory.release(pending.request.buffer)
 
-    def _take_event(self, used: Used) -> None:
-        buffer = self._event_buffers.pop(used.head)
+    def _take_event(self, buffer: Span, used: Used) -> None:
         if used.length != EVENT_BYTES:
             raise BackendFault(f"an event has {used.length} bytes instead of {EVENT_BYTES}")
         self.events.append(Event.decode(self.transport.memory.read(buffer.address, EVENT_BYTES)))
