@@ -63,16 +63,14 @@ class Export:
 class Daemon:
     """`vstore serve` with its state and sockets below `directory`, asked over its UNIX socket as any client would.
 
-    Leaving the block deletes the targets (which ends their processes), then stops the daemon; a target process that is
-    left over after that is killed and reported.
+    Leaving the block sends SIGTERM, which ends the target processes too; one that is left over is killed and reported.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._state, self._runtime = directory / "state", directory / "run"
-        self._targets: list[str] = []
-        environment = [f"STATE_DIRECTORY={self._state}", f"RUNTIME_DIRECTORY={self._runtime}"]
-        self.process = Process("vstore serve", ["env", *environment, VSTORE, "serve"], directory / "serve.log")
+        words: list[str | Path] = [VSTORE, "serve", "--state-dir", self._state, "--runtime-dir", self._runtime]
+        self.process = Process("vstore serve", words, directory / "serve.log")
 
     def __enter__(self) -> Self:
         socket = self._runtime / "api.sock"
@@ -88,12 +86,10 @@ class Daemon:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._http.close()
         try:
-            for target in self._targets:
-                self._ask("DELETE", f"targets/{target}", params={"force": "true"})
-        finally:
-            self._http.close()
             status = self.process.stop()
+        finally:
             left = self._end_leftovers()
         if kind is None and (status or left):
             raise BackendError(f"vstore serve ended with {status} and left {left}:\n{self.process.output}")
@@ -111,7 +107,6 @@ class Daemon:
         self._ask("PATCH", f"pools/default/images/{name}", {"virtual_size_bytes": mebibytes << 20})
 
     def create_target(self, name: str, *, queues: int = 1) -> None:
-        self._targets.append(name)
         self._ask("PUT", f"targets/{name}", {"request_queues": queues})
 
     def map_lun(self, target: str, address: str, image: str, **settings: Any) -> None:
@@ -124,9 +119,9 @@ class Daemon:
     def controller(self, target: str, *, queues: int = 1) -> VhostUserScsi:
         return VhostUserScsi(Path(self._ask("GET", f"targets/{target}")["socket"]), queues=queues)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, **words: Any) -> Any:
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}
-        answer = self._http.request(method, path, json=body, headers=headers, **words)
+        answer = self._http.request(method, path, json=body, headers=headers)
         if answer.is_error:
             raise BackendError(f"{method} {path}: {answer.status_code} {answer.text}")
         return answer.json() if answer.content else None

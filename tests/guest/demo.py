@@ -1,6 +1,6 @@
 """`python -m tests.guest.demo`: a Linux guest uses a disk that vstore serves, and you watch; `--shell` lets you type.
 
-Without a vstore daemon and without root: the image lies in a temporary directory, and everything ends with this program.
+No daemon and no root are needed: the image lies in a temporary directory, and everything ends with this program.
 """
 
 import argparse

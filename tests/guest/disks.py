@@ -22,6 +22,11 @@ def has_disk(guest: Guest, serial: str) -> bool:
     return serial in guest.check("cat /sys/block/sd*/device/vpd_pg80 2>/dev/null || true")
 
 
+def generic(guest: Guest, disk: str) -> str:
+    """The disk's SCSI generic device (/dev/sgN), which lets every command through, also to a read-only disk."""
+    return "/dev/" + guest.check(f"ls /sys/block/{disk.removeprefix('/dev/')}/device/scsi_generic").strip()
+
+
 def attribute(guest: Guest, disk: str, name: str) -> str:
     """A sysfs attribute of a disk, by its path below /sys/block/sdX."""
     return guest.check(f"cat /sys/block/{disk.removeprefix('/dev/')}/{name}").strip()

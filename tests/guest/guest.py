@@ -158,8 +158,8 @@ class Guest:
         self._console_log.closed = True
 
     def disk_trouble(self) -> list[str]:
-        """Kernel messages so far that speak of trouble with a disk, and every message of level error or worse."""
-        lines = self.check("dmesg --decode --notime").splitlines()
+        """Kernel messages since the last call that speak of trouble with a disk, or are of level error or worse."""
+        lines = self.check("dmesg --read-clear --decode --notime").splitlines()
         messages = (DECODED.fullmatch(line) for line in lines)
         return [found["text"] for found in messages if found is not None and _is_trouble(found["level"], found["text"])]
 

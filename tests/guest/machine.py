@@ -56,13 +56,14 @@ class QemuScsi:
 
 @dataclass(frozen=True)
 class KernelBoot:
-    """QEMU loads the kernel itself."""
+    """QEMU's qboot loads the kernel. Unlike SeaBIOS it does not first ask 256 targets for their LUNs."""
 
     image: Path
     initramfs: Path
 
     def arguments(self) -> list[str]:
-        return ["-kernel", str(self.image), "-initrd", str(self.initramfs), "-append", KERNEL_OPTIONS]
+        words = ["-bios", "qboot.rom", "-kernel", str(self.image), "-initrd", str(self.initramfs)]
+        return [*words, "-append", KERNEL_OPTIONS]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.boot_disk import GREETING, make_boot_disk
 from tests.guest.channel import ChannelError
-from tests.guest.guest import Guest, GuestError, Result, kernel_boot
+from tests.guest.guest import Guest, GuestError, Result
 from tests.guest.initramfs import Archive
 from tests.guest.kernel import MissingPackageError, debian_kernel, find_tool
-from tests.guest.machine import FirmwareBoot, QemuScsi
+from tests.guest.machine import QemuScsi
 from tests.guest.process import Process
 from tests.guest.qmp import QmpError
 
@@ -76,7 +75,6 @@ def test_a_disk_that_fails_is_trouble_in_the_kernel_log(guest: Guest) -> None:
     message = "sd 0:0:0:0: [sda] tag#0 FAILED Result: hostbyte=DID_OK"
     guest.check(f"echo '{message}' >/dev/kmsg")
     assert guest.disk_trouble() == [message]
-    guest.check("dmesg --clear")
 
 
 def test_qmp_answers_and_refuses_with_qemus_words(guest: Guest) -> None:
@@ -97,15 +95,6 @@ def test_shutdown_ends_qemu_and_a_dead_guest_is_an_error_not_a_hang(guest: Guest
     assert not guest.process.running
     with pytest.raises(ChannelError):
         guest.run("true")
-
-
-def test_the_firmware_boots_a_disk_that_the_harness_made(tmp_path: Path) -> None:
-    disk = tmp_path / "boot.raw"
-    make_boot_disk(disk, kernel_boot())
-    with Guest(tmp_path, [QemuScsi(disk, bootable=True)], boot=FirmwareBoot()) as guest:
-        guest.boot()
-        assert GREETING in guest.console
-        assert "booted_from=disk" in guest.check("cat /proc/cmdline")
 
 
 def test_a_child_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:

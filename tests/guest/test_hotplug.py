@@ -40,7 +40,6 @@ def forget_failed_flush(guest: Guest) -> None:
     """sd flushes a disk that it is told to forget; the LUN is gone by then, and the kernel says so."""
     allowed = ("Synchronize Cache(10) failed", "Sense Key : Illegal Request", "Add. Sense: Logical unit not supported")
     assert [line for line in guest.disk_trouble() if not any(words in line for words in allowed)] == []
-    guest.check("dmesg --clear")
 
 
 @pytest.mark.parametrize("address", ["1", "2:0", "2:300"])
@@ -108,4 +107,4 @@ def test_a_lun_removed_under_io_fails_that_io_and_no_other(guest: Guest, daemon:
     guest.wait_until("[ -e /run/ended ]")
     wait_gone(guest, disk)
     guest.check(f"dd if={first} of=/dev/null bs=1M iflag=direct")
-    guest.check("dmesg --clear")  # the reader's errors were wanted
+    assert guest.disk_trouble() != []  # the reader's errors, which were wanted

@@ -98,11 +98,11 @@ def test_every_vital_product_data_page_is_decoded(guest: Guest, disk: str) -> No
     assert "[malformed" not in result.output
 
 
-def test_the_device_is_identified_by_a_locally_assigned_name(guest: Guest, disk: str) -> None:
-    name = re.search(r"designator type: NAA.*\n(?:.*\n)*?.*\[(0x[0-9a-f]+)\]", guest.check(f"sg_vpd --page=di {disk}"))
-    assert name is not None
-    assert name[1].startswith("0x3")  # SPC-4 7.8.6.6.4: NAA 3h, locally assigned
-    assert attribute(guest, disk, "device/wwid") == f"naa.{name[1][2:]}"
+def test_the_device_is_identified_by_a_name_and_its_serial(guest: Guest, disk: str) -> None:
+    printed = guest.check(f"sg_vpd --page=di {disk}")
+    assert re.search(r"designator type: NAA,.*\n *0x3[0-9a-f]{15}\n", printed)  # SPC-4 7.8.6.6: 3h, locally assigned
+    assert re.search(rf"T10 vendor identification,.*\n *vendor id: VSTORE *\n *vendor specific: {SERIAL}\n", printed)
+    assert attribute(guest, disk, "device/wwid") == f"t10.VSTORE  {SERIAL}"  # Linux prefers it to a local NAA
 
 
 def test_the_disk_is_thin_and_unmapped_blocks_read_as_zeros(guest: Guest, disk: str) -> None:
@@ -111,9 +111,9 @@ def test_the_disk_is_thin_and_unmapped_blocks_read_as_zeros(guest: Guest, disk: 
         assert field in provisioning
     assert "Provisioning type: 2 (thin provisioned)" in provisioning
     assert "Non-rotating medium" in guest.check(f"sg_vpd --page=bdc {disk}")
-    limits = dict(re.findall(r"(Maximum [a-z ]+): (\w+)", guest.check(f"sg_vpd --page=bl {disk}")))
+    limits = dict(re.findall(r"Maximum ([a-zA-Z ]+): (-?\w+)", guest.check(f"sg_vpd --page=bl {disk}")))
     for limit in ("transfer length", "unmap LBA count", "unmap block descriptor count", "write same length"):
-        assert int(limits[f"Maximum {limit}"], 0) > 0
+        assert int(limits[limit], 0) > 0 or limits[limit] == "-1"  # -1 stands for unbounded
 
 
 def test_a_page_that_is_not_there_is_refused(guest: Guest, disk: str) -> None:
@@ -140,7 +140,7 @@ def test_the_usage_data_of_one_command_names_the_bits_that_count(guest: Guest, d
 
 
 def test_an_operation_code_that_is_not_there_is_reported_so(guest: Guest, disk: str) -> None:
-    assert "not supported" in guest.run(f"sg_opcodes --opcode=0xff {disk}").output
+    assert "Command is NOT supported" in guest.check(f"sg_opcodes --opcode=0xff {disk}")
 
 
 def test_read_capacity_tells_the_size_and_the_provisioning(guest: Guest, disk: str) -> None:
@@ -182,7 +182,7 @@ def test_test_unit_ready_a_hundred_times(guest: Guest, disk: str) -> None:
 
 
 def test_request_sense_has_nothing_to_tell(guest: Guest, disk: str) -> None:
-    printed = guest.check(f"sg_requests {disk}; sg_requests --desc {disk}")
+    printed = guest.check(f"sg_requests {disk} 2>&1; sg_requests --desc {disk} 2>&1")
     assert "Fixed format, current; Sense key: No Sense" in printed
     assert "Descriptor format, current; Sense key: No Sense" in printed
 
@@ -276,14 +276,12 @@ def test_report_luns_lists_luns_and_well_known_ones(guest: Guest, disk: str) -> 
 def test_a_device_reset_is_told_once_and_io_goes_on(guest: Guest, disk: str) -> None:
     guest.check(f"sg_reset --device {disk}")
     first = guest.run(f"sg_turs -v {disk}")
-    assert first.status in (0, 6)
-    if first.status == 6:
-        assert "reset" in first.errors.lower()
+    assert first.status == 6
+    assert "Bus device reset function occurred" in first.errors  # 29h/03h
     guest.check(f"sg_turs {disk}")
     guest.check(f"dd if={disk} of=/dev/null bs=1M count=4 iflag=direct")
     (message,) = guest.disk_trouble()
     assert message.endswith("device reset")  # the driver's own word, not an error
-    guest.check("dmesg --clear")
 
 
 @pytest.mark.parametrize("scope", ["target", "bus", "host"])
