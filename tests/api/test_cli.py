@@ -124,10 +124,11 @@ def test_a_wrong_call_is_64_and_one_line_that_leads_to_help(run: Command, argume
 
 
 @pytest.mark.parametrize("arguments", [[], ["image"]])
-def test_a_group_without_a_command_tells_its_commands(run: Command, arguments: list[str]) -> None:
-    assert run(*arguments) == 64
-    assert run.err.startswith("Usage: vstore")
-    assert "Commands:" in run.err
+def test_a_group_without_a_command_tells_its_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 64
+    told = capsys.readouterr().err
+    assert told.startswith("Usage: vstore")
+    assert "Commands:" in told
 
 
 def test_a_size_between_sectors_is_refused_with_what_would_be_right(run: Command) -> None:
