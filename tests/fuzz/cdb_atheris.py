@@ -1,0 +1,38 @@
+"""The Atheris side of tests.fuzz.cdb, started by it: python -m tests.fuzz.cdb --atheris."""
+
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["vstore.scsi"]):
+    from tests.fuzz import cdb
+
+CASES_BETWEEN_REPORTS = 250
+
+
+def main(seconds: int, seed: int, directory: Path) -> None:
+    """Does not return: libFuzzer ends the process, so the report is written while it runs."""
+    bench = cdb.Bench()
+    ran = 0
+
+    def one(data: bytes) -> None:
+        nonlocal ran
+        error = cdb.attempt(bench, data)
+        ran += 1
+        if error or ran % CASES_BETWEEN_REPORTS == 0:
+            (directory / "report").write_text(f"{cdb.report(bench)}\n{ran} cases and more, seed {seed}\n")
+        if error:
+            cdb.found(data, error)
+            raise error
+
+    bred = directory / "bred"
+    bred.mkdir()
+    cdb.FIXTURES.mkdir(parents=True, exist_ok=True)
+    limits = [f"-max_total_time={seconds}", f"-seed={seed}", "-max_len=600", "-len_control=0", "-timeout=20"]
+    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={directory}/", str(bred), str(cdb.FIXTURES)], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
