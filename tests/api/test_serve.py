@@ -135,9 +135,8 @@ def test_a_resize_reaches_the_guest(mapped: Daemon) -> None:
         assert disk.readcapacity16().result["returned_lba"] == 2 * MIB // 512 - 1
 
 
-@pytest.mark.parametrize("use", [["-r", "-c", "read 0 512"], ["-c", "write 0 512"]])
-def test_qemu_refuses_an_image_that_a_target_holds(mapped: Daemon, use: list[str]) -> None:
-    command = ["qemu-io", "-f", "raw", *use, mapped.image("disk")]
+def test_qemu_refuses_to_write_to_an_image_that_a_target_holds(mapped: Daemon) -> None:
+    command = ["qemu-io", "-f", "raw", "-c", "write 0 512", mapped.image("disk")]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "lock" in told.stderr
