@@ -90,10 +90,58 @@ class Layer:
     alignment: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class HostExtent:
+    """Room for `blocks` new blocks in a row, at byte `offset` of the image's own file (layer 0)."""
+
+    offset: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The new entry of one block: DATA or PARTIAL in a reserved place (or the one it has), ZERO or HOLE.
+
+    `allocated` and `zero`: for PARTIAL, one bit for each sub-block, the lowest for the first.
+    """
+
+    block: int
+    entry: int
+    allocated: int = 0
+    zero: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """A PARTIAL block: bit n of `allocated`: sub-block n is here, of `zero`: it reads as zeros; neither: in the parent.
+
+    `shared`: the place is not this map's alone, so that even a write to an allocated sub-block needs a new one.
+    """
+
+    allocated: int
+    zero: int
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Another file that an image names. It is told, never opened, by the image that names it."""
+
+    name: str
+    format: str | None = None
+
+
 class Image(abc.ABC):
     """An open disk image. Raises ImageError for all that it refuses; a context manager that closes it."""
 
     format: ClassVar[str]
+
+    backing: Reference | None = None
+    """The parent, whose blocks show through every HOLE."""
+    zeroes: bool = False
+    """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
+    identity: bool = False
+    """Whether new blocks lie in layer 1 at the guest's own offset, so that none need be reserved."""
 
     def __init__(self, geometry: Geometry, *, read_only: bool = False, deallocates: bool = False) -> None:
         """`deallocates`: a discarded range reads as zeros afterwards and gives its space back to the host."""
@@ -114,21 +162,33 @@ class Image(abc.ABC):
         """Makes the disk `length` bytes long: what is cut off is gone, what is new reads as zeros."""
         raise UnsupportedFeature(f"{self.format} images cannot be resized; {length} bytes were asked for")
 
-    def reserve(self, count: int) -> Sequence[Run]:
-        """Room in a layer for `count` new blocks, theirs to write to before any map names them."""
+    def masks(self, first: int, count: int) -> Sequence[Masks]:
+        """Of `count` blocks from `first` on, which `load` told to be PARTIAL."""
+        raise UnsupportedFeature(f"{self.format} images have no sub-blocks; {count} of block {first} were asked for")
+
+    def reserve(self, count: int) -> Sequence[HostExtent]:
+        """Room for `count` new blocks, theirs to write to before any map names them. What is never committed is free
+        again when the image is closed; after a crash it is lost until a repair. OSError (ENOSPC) without room."""
         raise UnsupportedFeature(f"{self.format} images do not allocate; {count} blocks were asked for")
 
-    def commit(self, changes: Sequence[Run]) -> None:
-        """Makes a batch of map changes durable, whole or not at all."""
-        raise UnsupportedFeature(f"{self.format} images have no map to change; {len(changes)} runs were handed over")
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Makes a batch of map changes durable, and before them all that was written to the image's files so far.
+
+        A crash meanwhile leaves each block as it was or as it will be. What the changes let go of is free for the next
+        `reserve`. After an OSError the same batch may be handed over again.
+        """
+        raise UnsupportedFeature(f"{self.format} images have no map to change; {len(changes)} changes were handed over")
 
     def materialise(self, block: int) -> bytes:
         """The bytes of a COMPRESSED block."""
         raise UnsupportedFeature(f"{self.format} images hold nothing compressed; block {block} was asked for")
 
-    def free(self, blocks: Sequence[Run]) -> None:
-        """Gives back what `reserve` handed out or what a committed change left behind."""
-        raise UnsupportedFeature(f"{self.format} images do not allocate; {len(blocks)} runs were handed back")
+    def free(self, extents: Sequence[HostExtent]) -> None:
+        """Gives back what `reserve` handed out and no committed change names."""
+        raise UnsupportedFeature(f"{self.format} images do not allocate; {len(extents)} extents were handed back")
+
+    def touched(self, offset: int, length: int) -> None:  # noqa: B027  (a format without bitmaps has none to keep)
+        """These bytes of the disk have changed since the image was opened: for formats that keep bitmaps of it."""
 
     @abc.abstractmethod
     def info(self) -> dict[str, object]:

@@ -1,0 +1,202 @@
+"""Making a qcow2 image: the smallest file that is one, then grown by the image's own writer as far as was asked.
+
+cluster 0 header | refcount table | refcount block | L1 table | (preallocated: L2 tables, data)
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from formats.errors import InvalidArgument, UnsupportedFeature
+from formats.host_file import HostFile
+from formats.image import BlockState, Change, Reference, check_length, entry
+from formats.qcow2 import structures as disk
+from formats.qcow2 import widths
+from formats.qcow2.header import Header
+from formats.qcow2.image import Opener, Qcow2
+from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
+from formats.space import write_zeros
+
+_BATCH = 1 << 12  # blocks preallocated together
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `create` can be told; the names are those of `qemu-img create -o`."""
+
+    version: int = 3
+    cluster_size: int = 65536
+    refcount_bits: int = 16
+    extended_l2: bool = False
+    lazy_refcounts: bool = False
+    compression_type: str = "zlib"
+    backing: Reference | None = None
+    data_file: Reference | None = None
+    data_file_raw: bool = False
+
+
+_DEFAULT = Options()
+_PREALLOCATIONS = ("off", "metadata", "falloc", "full")
+
+
+def create(
+    file: HostFile,
+    length: int,
+    preallocation: str = "off",
+    options: Options = _DEFAULT,
+    *,
+    opener: Opener | None = None,
+) -> None:
+    """Makes an empty file an image of `length` bytes, durable. The names in `options` are written, not opened;
+    `opener` is asked for the data file when there is one, and that file is given the disk's length.
+
+    Errors: InvalidArgument, UnsupportedFeature, OSError (as ENOSPC).
+    """
+    if preallocation not in _PREALLOCATIONS:
+        raise InvalidArgument(f"preallocation {preallocation!r} is none of {', '.join(_PREALLOCATIONS)}")
+    _check(check_length(length), preallocation, options)
+    _write(file, _header(length, options))
+    own = HostFile.from_descriptor(os.dup(file.descriptor), name=file.name, lock=False)
+    with contextlib.closing(own), Qcow2(own, opener=opener) as image:
+        _complete(image, length, preallocation, options)
+    file.fdatasync()
+
+
+def _check(length: int, preallocation: str, options: Options) -> None:
+    size = options.cluster_size
+    least = disk.MIN_EXTENDED_CLUSTER_BITS if options.extended_l2 else disk.MIN_CLUSTER_BITS
+    wrong = (
+        (options.version not in (2, 3), f"version {options.version}; it must be 2 or 3"),
+        (
+            size & size - 1 or not 1 << least <= size <= 1 << disk.MAX_CLUSTER_BITS,
+            f"cluster_size {size}; it must be a power of two from {1 << least} to {1 << disk.MAX_CLUSTER_BITS}",
+        ),
+        (
+            options.refcount_bits not in (1, 2, 4, 8, 16, 32, 64),
+            f"refcount_bits {options.refcount_bits}; they must be a power of two from 1 to 64",
+        ),
+        (
+            options.compression_type.upper() not in CompressionType.__members__,
+            f"compression_type {options.compression_type!r}; it must be zlib or zstd",
+        ),
+        (options.version == 2 and options != Options(2, size, backing=options.backing), "options of version 3"),
+        (options.data_file_raw and options.data_file is None, "data_file_raw without data_file"),
+        (options.data_file_raw and options.backing is not None, "data_file_raw together with backing"),
+        (
+            preallocation != "off" and options.backing is not None and not options.extended_l2,
+            f"preallocation {preallocation} together with backing (possible with extended_l2 only)",
+        ),
+    )
+    for bad, what in wrong:
+        if bad:
+            raise InvalidArgument(f"a qcow2 image cannot be made with {what}")
+    entries = -(-length // (size * (size // (16 if options.extended_l2 else 8))))
+    if entries * disk.WORD > disk.MAX_L1_BYTES:
+        raise UnsupportedFeature(
+            f"a disk of {length} bytes needs {entries} L1 entries with clusters of {size} bytes; "
+            f"at most {disk.MAX_L1_BYTES // disk.WORD} are possible, so use longer clusters"
+        )
+
+
+def _header(length: int, options: Options) -> Header:
+    """The header of an image whose L1 table still has one cluster at most; it grows as any other image does."""
+    size = options.cluster_size
+    per_table = size // (16 if options.extended_l2 else 8)
+    l1_size = min(-(-length // (size * per_table)), size // disk.WORD)
+    start = disk.HeaderStart(
+        magic=disk.MAGIC,
+        version=options.version,
+        backing_file_offset=0,
+        backing_file_size=0,
+        cluster_bits=size.bit_length() - 1,
+        size=min(length, l1_size * size * per_table),
+        crypt_method=0,
+        l1_size=l1_size,
+        l1_table_offset=3 * size,
+        refcount_table_offset=size,
+        refcount_table_clusters=1,
+        nb_snapshots=0,
+        snapshots_offset=0,
+    )
+    header = Header(start, _features(options))
+    if options.backing is not None:
+        header.backing = options.backing.name
+        if options.backing.format is not None:
+            header.set_extension(Extension.BACKING_FORMAT, options.backing.format.encode())
+    if options.version == 2:
+        return header
+    header.additional = bytes([CompressionType[options.compression_type.upper()]]).ljust(8, b"\0")
+    if options.data_file is not None:
+        header.set_extension(Extension.DATA_FILE, options.data_file.name.encode(errors="surrogateescape"))
+    if size > 512:  # QEMU's own table leaves no room for a name in a cluster of 512 bytes
+        names = b"".join(disk.FeatureName(kind, bit, name.encode()).pack() for kind, bit, name in disk.FEATURE_NAMES)
+        header.set_extension(Extension.FEATURE_NAMES, names)
+    return header
+
+
+def _features(options: Options) -> disk.HeaderFeatures:
+    order = options.refcount_bits.bit_length() - 1
+    if options.version == 2:
+        return disk.HeaderFeatures(0, 0, 0, order, 72)
+    incompatible = Incompatible(0)
+    incompatible |= Incompatible.DATA_FILE if options.data_file is not None else incompatible
+    incompatible |= Incompatible.COMPRESSION_TYPE if options.compression_type != "zlib" else incompatible
+    incompatible |= Incompatible.EXTENDED_L2 if options.extended_l2 else incompatible
+    compatible = Compatible.LAZY_REFCOUNTS if options.lazy_refcounts else 0
+    autoclear = Autoclear.RAW_DATA if options.data_file_raw else 0
+    return disk.HeaderFeatures(incompatible, compatible, autoclear, order, 112)
+
+
+def _write(file: HostFile, header: Header) -> None:
+    """Header, refcount table with one block, L1 table: four clusters of one reference each."""
+    size, bits = header.cluster_size, header.refcount_bits
+    file.truncate(4 * size)
+    file.pwrite(0, header.pack())
+    file.pwrite(size, (2 * size).to_bytes(disk.WORD, "big"))
+    file.pwrite(2 * size, widths.pack([1] * 4 + [0] * (8 // bits), bits))
+
+
+def _complete(image: Qcow2, length: int, preallocation: str, options: Options) -> None:
+    if length > image.geometry.length:
+        image.resize(length)
+    if image.data_file is not None:
+        image.data_file.truncate(length)
+    if preallocation != "off" or options.data_file_raw:
+        _place_all(image, masked=options.backing is not None)
+    image.commit([])
+    holder = image.data_file or image.file
+    if preallocation == "falloc":
+        holder.fallocate(0, holder.length)
+    elif preallocation == "full":
+        for start, stop in _holes(holder):
+            write_zeros(holder.descriptor, start, stop - start)
+
+
+def _place_all(image: Qcow2, *, masked: bool) -> None:
+    size = image.geometry.block_size
+    state = BlockState.PARTIAL if masked else BlockState.DATA  # no sub-cluster allocated: the parent shows through
+    for first in range(0, image.geometry.blocks, _BATCH):
+        count = min(_BATCH, image.geometry.blocks - first)
+        if image.identity:
+            places = [(first + n) * size for n in range(count)]
+        else:
+            extents = image.reserve(count)
+            places = [extent.offset + n * size for extent in extents for n in range(extent.blocks)]
+        layer = int(image.identity)
+        image.commit([Change(first + n, entry(state, layer, place)) for n, place in enumerate(places)])
+
+
+def _holes(file: HostFile) -> Iterator[tuple[int, int]]:
+    """Start and end of every part of the file that has no space yet."""
+    at, length = 0, file.length
+    while at < length:
+        start = os.lseek(file.descriptor, at, os.SEEK_HOLE)
+        if start < length:
+            try:
+                at = os.lseek(file.descriptor, start, os.SEEK_DATA)
+            except OSError:  # ENXIO: a hole up to the end
+                at = length
+            yield start, at
+        else:
+            at = length

@@ -1,0 +1,216 @@
+"""Qcow2: an open qcow2 image as the block map sees it.
+
+    header --> Regions (what is metadata)     Entries (what a word means)
+                  |                              |
+               Pages (4 KiB of metadata) --> Tables (L1, L2) --> load, masks, materialise
+                  |                              |
+               Refcounts --> Allocator -----> Writer --------> reserve, commit        (only when writable)
+
+The image opens no other file: it tells its backing file, and asks the opener that it was handed for its data file.
+A contradiction that shows while the image is writable sets its corrupt bit, so that nobody writes to it any more.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from formats.errors import CorruptImage, ImageError, UnsupportedFeature
+from formats.host_file import HostFile
+from formats.image import BlockState, Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
+from formats.qcow2 import compression, info, resize
+from formats.qcow2.entries import Entries
+from formats.qcow2.header import Header, write_fixed
+from formats.qcow2.pages import Pages
+from formats.qcow2.refcounts import Refcounts
+from formats.qcow2.regions import L2_TABLE, Regions
+from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
+from formats.qcow2.tables import Tables
+from formats.qcow2.writer import Writer
+
+Opener = Callable[[Reference], HostFile]
+
+
+class Qcow2(Image):
+    """Owns its file, and its data file. Raises ImageError for all that it refuses."""
+
+    format = "qcow2"
+
+    def __init__(self, file: HostFile, *, opener: Opener | None = None) -> None:
+        """`opener` is asked for the external data file of an image that has one, and for nothing else."""
+        self.file = file
+        self.header = header = Header.read(file)
+        self._check_flags()
+        cluster_size = header.cluster_size
+        geometry = Geometry(
+            header.start.size, cluster_size, cluster_size // SUBCLUSTERS if header.extended_l2 else None
+        )
+        super().__init__(geometry, read_only=file.read_only)
+        self.backing = (
+            None if header.backing is None else Reference(header.backing, self._text(Extension.BACKING_FORMAT))
+        )
+        self.pages = Pages(file, cluster_size)
+        self.regions = Regions(file.name, cluster_size)
+        self.entries = Entries(
+            file.name,
+            header.start.cluster_bits,
+            version=header.start.version,
+            extended=header.extended_l2,
+            external=header.has_data_file,
+        )
+        self.tables = self._active_tables()
+        self.data_file = self._open_data_file(opener)
+        self.zeroes = header.start.version > 2 or self.backing is None
+        self.identity = header.has_data_file
+        self.writer: Writer | None = None
+        try:
+            self._map_metadata()
+            if not self.read_only:
+                self._begin_writing()
+        except BaseException:
+            if self.data_file is not None:
+                self.data_file.close()
+            raise
+
+    # opening
+
+    def _check_flags(self) -> None:
+        if self.file.read_only:
+            return
+        if self.header.incompatible & Incompatible.CORRUPT:
+            raise CorruptImage(f"{self.file.name} is marked corrupt; repair it, or open it read-only")
+        if self.header.incompatible & Incompatible.DIRTY:
+            raise CorruptImage(f"{self.file.name} was not closed; repair it, or open it read-only")
+
+    def _text(self, kind: Extension) -> str | None:
+        data = self.header.extension(kind)
+        return None if data is None else data.decode(errors="surrogateescape")
+
+    def _active_tables(self) -> Tables:
+        start = self.header.start
+        return Tables(self.entries, self.pages, self.regions, start.l1_table_offset, start.l1_size)
+
+    def _open_data_file(self, opener: Opener | None) -> HostFile | None:
+        if not self.header.has_data_file:
+            return None
+        reference = self.data_reference
+        if opener is None or reference is None:
+            raise UnsupportedFeature(
+                f"{self.file.name} keeps its data in another file"
+                f"{'' if reference is None else f', {reference.name!r}'}; it must be handed in to open the image"
+            )
+        return opener(reference)
+
+    @property
+    def data_reference(self) -> Reference | None:
+        """The external data file, as the image names it."""
+        name = self._text(Extension.DATA_FILE)
+        return Reference(name or "", "raw") if self.header.has_data_file else None
+
+    def _map_metadata(self) -> None:
+        start, size = self.header.start, self.header.cluster_size
+        self.regions.add(0, size, "the header")
+        self.regions.add(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
+        self.regions.add(start.refcount_table_offset, start.refcount_table_clusters * size, "the refcount table")
+        self.regions.fill(L2_TABLE, (word & OFFSET for _, word in self.tables.tables()))
+
+    def _begin_writing(self) -> None:
+        refcounts = Refcounts(self.file, self.header, self.pages, self.regions)
+        self.writer = Writer(self.tables, self.pages, self.regions, refcounts, self.data_file)
+        self.writer.raw_data = self.header.raw_data
+        self.writer.has_backing = self.backing is not None
+        holder = self.file if self.data_file is None else self.data_file
+        self.deallocates = holder.punches() and self.zeroes
+        kept = self.header.features.autoclear_features & Autoclear.RAW_DATA
+        if self.header.features.autoclear_features != kept:
+            self.header.features.autoclear_features = kept
+            write_fixed(self.file, self.header)
+
+    # the map
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        files = [self.file] if self.data_file is None else [self.file, self.data_file]
+        return [file.layer for file in files]
+
+    def load(self, first: int, count: int) -> list[Run]:
+        with self._condemning():
+            return self.tables.load(first, count)
+
+    def masks(self, first: int, count: int) -> list[Masks]:
+        with self._condemning():
+            meanings = [self.tables.meaning(block) for block in range(first, first + count)]
+        return [Masks(meaning.allocated, meaning.zero, meaning.shared) for meaning in meanings]
+
+    def materialise(self, block: int) -> bytes:
+        """The whole cluster, also where the disk ends inside it. CorruptImage where it does not decompress."""
+        return self._materialise(self.tables, block)
+
+    def _materialise(self, tables: Tables, block: int) -> bytes:
+        data = tables.read_compressed(block)
+        if data is None:
+            raise UnsupportedFeature(f"cluster {block} of {self.file.name} is not compressed")
+        what = f"{self.file.name}: compressed cluster {block}"
+        return compression.decompress(self.header.compression, data, self.header.cluster_size, what)
+
+    # changes
+
+    def _require_writer(self, doing: str) -> Writer:
+        self._require_writable(doing)
+        if self.header.incompatible & Incompatible.CORRUPT:
+            raise CorruptImage(f"{self.file.name} is marked corrupt; repair it before you {doing}")
+        assert self.writer is not None
+        return self.writer
+
+    def reserve(self, count: int) -> list[HostExtent]:
+        writer = self._require_writer("reserve room in it")
+        with self._condemning():
+            return writer.reserve(count)
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        writer = self._require_writer("change its map")
+        with self._condemning():
+            writer.apply(changes)
+            writer.flush()
+
+    def resize(self, length: int) -> None:
+        """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
+        version 2 keeps its length, because they do not say theirs."""
+        resize.resize(self, check_length(length))
+
+    def free(self, extents: Sequence[HostExtent]) -> None:
+        self._require_writer("give back its room").free(extents)
+
+    @contextlib.contextmanager
+    def _condemning(self) -> Iterator[None]:
+        """A contradiction met in a writable image sets the corrupt bit: what we know of it in memory is not to be
+        trusted, and nothing more of it reaches the disk."""
+        try:
+            yield
+        except CorruptImage:
+            condemned = self.header.incompatible & Incompatible.CORRUPT
+            if not self.read_only and not condemned and self.header.start.version > 2:
+                self.header.features.incompatible_features |= Incompatible.CORRUPT
+                with contextlib.suppress(OSError):
+                    write_fixed(self.file, self.header)
+            raise
+
+    def info(self) -> dict[str, object]:
+        return info.describe(self)
+
+    def close(self) -> None:
+        """Makes all durable and leaves no leak. OSError where that fails, after everything was released."""
+        writer, self.writer = self.writer, None
+        try:
+            if writer is not None and not self.header.incompatible & Incompatible.CORRUPT:
+                writer.finish()
+        finally:
+            self.file.close()
+            if self.data_file is not None:
+                self.data_file.close()
+
+
+def state_of(run: Run) -> BlockState:
+    """The state that all blocks of the run are in."""
+    return BlockState(run.entry >> 60)
+
+
+__all__ = ["ImageError", "Opener", "Qcow2", "state_of"]

@@ -1,0 +1,193 @@
+"""Refcounts: how many references each host cluster has, in a table of blocks of counts.
+
+    refcount table (contiguous, named by the header)      [ block 0 | block 1 | none | ... ]
+                                                              |
+    refcount block (one cluster)                          [ count | count | ... ]   per_block of them
+
+Where no block is, all counts are 0. `extend` makes the blocks that a range of free clusters will need and lays them
+in front of that range, so each block counts itself or lies under another that does; when the table is too short, a
+longer one is laid there as well. All changes wait in Pages for the stages of a commit.
+"""
+
+from formats.errors import CorruptImage, UnsupportedFeature
+from formats.host_file import HostFile
+from formats.qcow2 import header as headers
+from formats.qcow2 import widths
+from formats.qcow2.header import Header
+from formats.qcow2.pages import Pages, Stage
+from formats.qcow2.regions import REFCOUNT_BLOCK, Regions
+from formats.qcow2.structures import MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_BLOCK_OFFSET, WORD
+
+
+class Refcounts:
+    """Clusters are named by number. Raises CorruptImage where the table or a count cannot be true."""
+
+    def __init__(self, file: HostFile, header: Header, pages: Pages, regions: Regions) -> None:
+        self._file, self._header, self._pages, self._regions = file, header, pages, regions
+        self.bits = header.refcount_bits
+        self.maximum = (1 << self.bits) - 1
+        self.cluster_size = header.cluster_size
+        self.per_block = self.cluster_size * 8 // self.bits
+        self._per_page = pages.size * 8 // self.bits
+        self._read_table()
+
+    def _read_table(self) -> None:
+        start = self._header.start
+        data = self._file.pread(start.refcount_table_offset, start.refcount_table_clusters * self.cluster_size)
+        self.table = widths.words_of(data)
+        end = self._file.length
+        for index, word in enumerate(self.table):
+            if word and (word & REFCOUNT_BLOCK_OFFSET) % self.cluster_size:
+                raise self._corrupt(index, word, f"not a multiple of {self.cluster_size}")
+            if word & REFCOUNT_BLOCK_OFFSET >= end:
+                raise self._corrupt(index, word, f"behind the end of the file at {end:#x}")
+        self._regions.fill(REFCOUNT_BLOCK, (word & REFCOUNT_BLOCK_OFFSET for word in self.table if word))
+
+    def _corrupt(self, index: int, word: int, what: str) -> CorruptImage:
+        return CorruptImage(f"{self._file.name}: refcount table entry {index} is {word:#x}: {what}")
+
+    def _block(self, index: int) -> int:
+        """Offset of a refcount block, 0 where there is none."""
+        return self.table[index] & REFCOUNT_BLOCK_OFFSET if index < len(self.table) else 0
+
+    def _page(self, cluster: int) -> tuple[int, int]:
+        """Offset of the page with the cluster's count, 0 for none, and the count's place in it."""
+        index, within = divmod(cluster, self.per_block)
+        block = self._block(index)
+        return block and block + within // self._per_page * self._pages.size, within % self._per_page
+
+    def get(self, cluster: int) -> int:
+        """The cluster's refcount."""
+        page, place = self._page(cluster)
+        if not page:
+            return 0
+        if self.bits >= 8:
+            width = self.bits // 8
+            return int.from_bytes(self._pages.read(page + place * width, width), "big")
+        byte = self._pages.read(page + place * self.bits // 8, 1)[0]
+        return byte >> place * self.bits % 8 & self.maximum
+
+    def add(self, first: int, count: int, change: int) -> list[int]:
+        """Adds `change` to `count` counts; returns the clusters whose count is 0 now.
+
+        CorruptImage where a count would fall below 0, UnsupportedFeature where it would not fit its width; the counts
+        before that one have changed then.
+        """
+        free: list[int] = []
+        end = first + count
+        while first < end:
+            page, place = self._page(first)
+            take = min(self._per_page - place, end - first)
+            if not page:
+                raise CorruptImage(f"{self._file.name}: host cluster {first} is in use, but has no refcount block")
+            counts = widths.unpack(self._pages.read(page, self._pages.size), self.bits)
+            for at in range(place, place + take):
+                counts[at] = self._sum(first + at - place, counts[at], change)  # type: ignore[index]
+                if not counts[at]:
+                    free.append(first + at - place)
+            self._pages.write(page, widths.pack(counts, self.bits), Stage.TARGET)
+            first += take
+        return free
+
+    def _sum(self, cluster: int, count: int, change: int) -> int:
+        if count + change < 0:
+            raise CorruptImage(
+                f"{self._file.name}: host cluster {cluster} has refcount {count}, but more references; repair the image"
+            )
+        if count + change > self.maximum:
+            raise UnsupportedFeature(
+                f"{self._file.name} counts references in {self.bits} bits, so a cluster has at most {self.maximum}"
+            )
+        return count + change
+
+    def next_free(self, at: int, end: int) -> tuple[int, int] | None:
+        """First cluster and length of the next run of counts of 0 inside one page, before `end`; missing blocks are
+        passed over."""
+        while at < end:
+            page, place = self._page(at)
+            take = min(self._per_page - place, end - at)
+            if not page:
+                at = (at // self.per_block + 1) * self.per_block
+                continue
+            counts = widths.unpack(self._pages.read(page, self._pages.size), self.bits)
+            start = next((n for n in range(place, place + take) if not counts[n]), None)
+            if start is not None:
+                stop = next((n for n in range(start, place + take) if counts[n]), place + take)
+                return at + start - place, stop - start
+            at += take
+        return None
+
+    def free_from(self, at: int, count: int) -> int:
+        """The first cluster from `at` on that begins `count` clusters of refcount 0, missing blocks included."""
+        start = at
+        while at < start + count:
+            page, place = self._page(at)
+            take = self._per_page - place
+            if page:
+                counts = widths.unpack(self._pages.read(page, self._pages.size), self.bits)
+                used = [n for n in range(place, place + take) if counts[n]]
+                before = next((n for n in used if at + n - place < start + count), None)
+                if before is not None:
+                    last = max(used)
+                    start = at = at + last - place + 1
+                    continue
+            at += take
+        return start
+
+    def extra(self, first: int, count: int) -> tuple[int, int]:
+        """How many clusters `extend` would lay in front: of blocks, and of a longer table."""
+        blocks = table = 0
+        while True:
+            last = (first + blocks + table + count - 1) // self.per_block
+            missing = sum(not self._block(index) for index in range(first // self.per_block, last + 1))
+            longer = 0 if last < len(self.table) else -(-(last + 1) * WORD * 3 // 2 // self.cluster_size)
+            if (missing, longer) == (blocks, table):
+                return blocks, table
+            blocks, table = missing, max(longer, table)
+            if table and last < len(self.table):
+                return blocks, table
+
+    def extend(self, first: int, count: int) -> int:
+        """Makes the blocks that count `count` clusters behind them; all from `first` on are free. Returns where those
+        `count` begin now; the blocks have been counted, they have not."""
+        blocks, table = self.extra(first, count)
+        start = first + blocks + table
+        if table * self.cluster_size > MAX_REFCOUNT_TABLE_BYTES:
+            raise UnsupportedFeature(
+                f"{self._file.name} would need a refcount table beyond {MAX_REFCOUNT_TABLE_BYTES} bytes"
+            )
+        if table:
+            self.table.extend([0] * (table * self.cluster_size // WORD - len(self.table)))
+        place = first
+        for index in range(first // self.per_block, (start + count - 1) // self.per_block + 1):
+            if not self._block(index):
+                self._create(index, place * self.cluster_size, in_place=not table)
+                place += 1
+        self.add(first, start - first, 1)
+        if table:
+            self._move_table(place * self.cluster_size, table)
+        return start
+
+    def _create(self, index: int, offset: int, *, in_place: bool) -> None:
+        self._regions.require_free(offset, self.cluster_size, "a new refcount block")
+        self._pages.clear(offset, self.cluster_size, Stage.BLOCK)
+        self.table[index] = offset
+        self._regions.add_cluster(offset, REFCOUNT_BLOCK)
+        if in_place:
+            at = self._header.start.refcount_table_offset + index * WORD
+            self._pages.put_word(at, offset, Stage.TARGET)
+
+    def _move_table(self, offset: int, clusters: int) -> None:
+        """A longer table: written and durable with all that it names before the header names it (rare)."""
+        start = self._header.start
+        old, old_clusters = start.refcount_table_offset, start.refcount_table_clusters
+        self._regions.add(offset, clusters * self.cluster_size, "the refcount table")
+        self._file.pwrite(offset, widths.big_endian(self.table[:]).tobytes())
+        self._pages.forget(old, old_clusters * self.cluster_size)
+        waiting = self._pages.write_back(Stage.BLOCK) + self._pages.write_back(Stage.TARGET)
+        self._file.fdatasync()
+        self._pages.written(waiting)
+        start.refcount_table_offset, start.refcount_table_clusters = offset, clusters
+        headers.write_fixed(self._file, self._header)
+        self._regions.remove(old)
+        self.add(old // self.cluster_size, old_clusters, -1)

@@ -1,0 +1,78 @@
+"""Changing the length of the disk: a longer L1 table first, or the cut-off clusters freed first, then the header.
+
+What is new reads as zeros. Where a parent is longer than the disk was, it would show through the new blocks, so those
+become ZERO before the header says the new length. The partial last block is the volume's to clear before it grows.
+"""
+
+from typing import TYPE_CHECKING
+
+from formats.errors import UnsupportedFeature
+from formats.image import BlockState, Change, entry
+from formats.qcow2 import structures as disk
+from formats.qcow2.header import write_fixed
+from formats.qcow2.pages import Stage
+
+if TYPE_CHECKING:
+    from formats.qcow2.image import Qcow2
+
+_BATCH = 1 << 14  # blocks changed together
+
+
+def resize(image: "Qcow2", length: int) -> None:
+    """See `Qcow2.resize`. Errors: ReadOnlyImage, UnsupportedFeature, CorruptImage, OSError."""
+    writer = image._require_writer("resize it")
+    header = image.header
+    if header.start.nb_snapshots and header.start.version == 2:
+        raise UnsupportedFeature(f"{image.file.name} has snapshots of version 2, so its length is theirs; delete them")
+    if image.data_file is not None and header.raw_data and image.data_file.length < length:
+        image.data_file.truncate(length)
+    size = header.cluster_size
+    if length < image.geometry.length:
+        first = -(-length // size)
+        _set_all(image, first, image.geometry.blocks - first, BlockState.HOLE)
+    else:
+        _grow_l1(image, -(-length // (size * header.l2_entries)))
+        if image.backing is not None:
+            _set_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks, BlockState.ZERO)
+    writer.flush()
+    header.start.size = length
+    write_fixed(image.file, header)
+    image.geometry = type(image.geometry)(length, size, image.geometry.sub_block_size)
+
+
+def _set_all(image: "Qcow2", first: int, count: int, state: BlockState) -> None:
+    """Makes blocks HOLE or ZERO; where HOLE, those that are already so cost nothing."""
+    assert image.writer is not None
+    end = first + count
+    if state == BlockState.HOLE:
+        for run in image.load(first, count) if count else ():
+            if run.entry != entry(BlockState.HOLE):
+                image.writer.apply([Change(run.first + n, entry(state)) for n in range(run.count)])
+        return
+    for at in range(first, end, _BATCH):
+        image.writer.apply([Change(block, entry(state)) for block in range(at, min(end, at + _BATCH))])
+
+
+def _grow_l1(image: "Qcow2", entries: int) -> None:
+    """A longer copy of the L1 table; durable before the header names it. The old one is free after that."""
+    writer, start, size = image.writer, image.header.start, image.header.cluster_size
+    assert writer is not None
+    if entries <= start.l1_size:
+        return
+    if entries * disk.WORD > disk.MAX_L1_BYTES:
+        raise UnsupportedFeature(f"{image.file.name} would need {entries} L1 entries; its clusters are too short")
+    clusters = -(-entries * disk.WORD // size)
+    old, old_size = start.l1_table_offset, start.l1_size
+    words = writer.pages.read(old, old_size * disk.WORD)
+    offset = writer.allocator.take_row(clusters) * size
+    writer.pages.clear(offset, clusters * size)
+    writer.pages.write(offset, words, Stage.TARGET)
+    image.regions.add(offset, clusters * size, "the L1 table")
+    writer.flush()
+    start.l1_table_offset, start.l1_size = offset, entries
+    write_fixed(image.file, image.header)
+    image.tables.l1_offset, image.tables.l1_size = offset, entries
+    image.regions.remove(old)
+    writer.pages.forget(old, -(-old_size * disk.WORD // size) * size)
+    writer.allocator.drop(old // size, -(-old_size * disk.WORD // size))
+    writer.allocator.settle()
