@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.target.conftest import MIB, until
+from tests.target.guest import GOOD, settle
 from vstore.client import VstoreDevice
 
 VSTORE = [sys.executable, "-m", "api.cli"]
-GOOD, CHECK_CONDITION = 0x00, 0x02
 USAGE, FAILED = 64, 1
 
 
@@ -53,11 +53,6 @@ def refused(*arguments: object) -> tuple[int, str]:
 def inquiry(device: VstoreDevice, page: int | None = None) -> bytes:
     cdb = bytes([0x12, page is not None, page or 0, 0, 255, 0])
     return device.command(cdb, data_in_length=255).data_in
-
-
-def settle(device: VstoreDevice) -> None:
-    while device.command(bytes(6)).status == CHECK_CONDITION:
-        pass
 
 
 @pytest.fixture

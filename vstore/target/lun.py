@@ -35,6 +35,11 @@ class MappedLun:
         self.unit = unit
 
     @property
+    def address(self) -> tuple[int, int]:
+        """Target and LUN."""
+        return self.settings.target, self.settings.lun
+
+    @property
     def thin(self) -> bool:
         """Whether the guest is told that it may give space back."""
         return self.disk.deallocates if self.settings.thin is None else self.settings.thin

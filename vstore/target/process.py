@@ -1,4 +1,4 @@
-"""TargetProcess: one endpoint and its LUNs, with one method per verb of the control channel.
+"""TargetProcess: one target port and its LUNs, with one method per verb of the control channel.
 
     new --configure--> listening <--VMM connects, VMM leaves--> connected
                            \\________________ stop ________________/ --> stopping --> `stopped` is set
@@ -8,12 +8,10 @@ change something run one after the other; `status` answers also while another ve
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import socket
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,10 +19,7 @@ from vstore.target import verbs
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
-from vstore.target.sockets import adopt, listen
-from vstore.vhost_user.listener import Listener
-from vstore.vhost_user.server import Server
-from vstore.vhost_user.virtio_scsi import POLL_NS, ScsiEndpoint
+from vstore.target.port import TargetPort
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +36,7 @@ class TargetProcess:
         self.stopped = asyncio.Event()
         self.unflushed: list[str] = []  # what `stop` could not make durable, a sentence each
         self._configuration: verbs.Configure | None = None
-        self._endpoint: ScsiEndpoint | None = None
-        self._server: Server | None = None
-        self._listener: Listener | None = None
+        self._port: TargetPort | None = None
         self._luns: dict[tuple[int, int], MappedLun] = {}
         self._changing = asyncio.Lock()
         self._stopping = False
@@ -63,7 +56,7 @@ class TargetProcess:
             if self._configuration is not None:
                 _refuse_difference(self._configuration, request)
                 return verbs.Empty()
-            await self._listen(request, descriptors)
+            self._port = await TargetPort.open(request, descriptors, self._luns.values(), self._emit)
             self._configuration = request
         _log.info("target_configured", extra={"target": request.name, "socket": request.socket})
         return verbs.Empty()
@@ -77,7 +70,8 @@ class TargetProcess:
                 raise TargetError(ErrorCode.LUN_EXISTS, detail)
             mapped = await MappedLun.open(request, descriptors)
             try:
-                self._put_on_endpoint(mapped)
+                if self._port:
+                    self._port.put(mapped)
             except BaseException:
                 await mapped.close()
                 raise
@@ -101,8 +95,8 @@ class TargetProcess:
             self._refuse_if_stopping()
             mapped = self._lun(request.target, request.lun)
             await mapped.resize(request.length)
-            if self._endpoint:
-                self._endpoint.capacity_changed(request.target, request.lun)
+            if self._port:
+                self._port.capacity_changed(mapped)
         self._emit(verbs.LunCapacityChanged(target=request.target, lun=request.lun, length=mapped.disk.length))
         return verbs.Resized(length=mapped.disk.length)
 
@@ -116,7 +110,7 @@ class TargetProcess:
             pid=os.getpid(),
             state=self._state(),
             configuration=self._configuration,
-            vrings=tuple(self._vrings()) if first == 0 else (),
+            vrings=tuple(self._port.vrings()) if self._port and first == 0 else (),
             luns=tuple(self._lun_status(mapped) for mapped in list(self._luns.values())[first:end]),
             next_lun=end if end < len(self._luns) else None,
         )
@@ -138,18 +132,18 @@ class TargetProcess:
 
     def abandon(self) -> None:
         """Removes what is left in the file system; all that a process may still do that cannot wait for its I/O."""
-        if self._listener:
-            self._listener.close()
+        if self._port:
+            self._port.remove_socket()
 
     async def _end(self) -> None:
         """Rings first, so that nothing new comes; then the images; what was made is removed whatever fails."""
         try:
-            if self._server:
-                await self._server.stop()
+            if self._port:
+                await self._port.stop()
             for mapped in list(self._luns.values()):
                 await self._drop_at_end(mapped)
-            if self._endpoint:
-                await self._endpoint.close()
+            if self._port:
+                await self._port.close()
         except Exception:
             _log.exception("stop_failed")
             self.unflushed.append("stopping failed; the log tells more")
@@ -165,59 +159,18 @@ class TargetProcess:
             self.unflushed.append(error.detail)
 
     async def _drop(self, mapped: MappedLun) -> None:
-        settings = mapped.settings
-        if self._endpoint:
-            await self._endpoint.unmap_lun(settings.target, settings.lun)
-        del self._luns[settings.target, settings.lun]
+        if self._port:
+            await self._port.take(mapped)
+        del self._luns[mapped.address]
         await mapped.close()
 
-    def _put_on_endpoint(self, mapped: MappedLun) -> None:
-        if self._endpoint:
-            self._endpoint.map_lun(mapped.settings.target, mapped.settings.lun, mapped.unit, mapped.disk.volume)
-
-    async def _listen(self, request: verbs.Configure, descriptors: Descriptors) -> None:
-        """All or nothing."""
-        async with contextlib.AsyncExitStack() as undo:
-            undo.callback(self._forget_endpoint)
-            listening = self._listening_socket(request, descriptors, undo)
-            self._endpoint = _endpoint(request)
-            undo.push_async_callback(self._endpoint.close)
-            self._endpoint.on_ring_broken(lambda vring: self._emit(verbs.RingBroken(vring=vring)))
-            for mapped in self._luns.values():
-                self._put_on_endpoint(mapped)
-            self._server = Server(self._endpoint, listener=listening)
-            self._server.on_connection(self._frontend)
-            await self._server.start()
-            undo.pop_all()
-
-    def _listening_socket(
-        self, request: verbs.Configure, descriptors: Descriptors, undo: contextlib.AsyncExitStack
-    ) -> socket.socket:
-        handed = descriptors.take()
-        if handed is not None:
-            adopted = adopt(handed)
-            undo.callback(adopted.close)
-            return adopted
-        self._listener = listen(request.socket, socket.SOCK_STREAM)
-        undo.callback(self._listener.close)
-        return self._listener.socket
-
-    def _forget_endpoint(self) -> None:
-        self._endpoint = self._server = self._listener = None
-
-    def _frontend(self, connected: bool) -> None:
-        self._emit(verbs.FrontendConnected() if connected else verbs.FrontendDisconnected())
-
-    def _vrings(self) -> Iterator[verbs.VringStatus]:
-        for vring, counters in enumerate(self._endpoint.counters() if self._endpoint else ()):
-            flags = {name: bool(getattr(counters, name)) for name in ("started", "enabled", "broken")}
-            yield verbs.VringStatus(vring=vring, **{**asdict(counters), **flags})
-
     def _lun_status(self, mapped: MappedLun) -> verbs.LunStatus:
-        settings, disk = mapped.settings, mapped.disk
-        in_flight = self._endpoint.in_flight(settings.target, settings.lun) if self._endpoint else 0
         return verbs.LunStatus(
-            settings=settings, length=disk.length, read_only=disk.read_only, thin=mapped.thin, in_flight=in_flight
+            settings=mapped.settings,
+            length=mapped.disk.length,
+            read_only=mapped.disk.read_only,
+            thin=mapped.thin,
+            in_flight=self._port.in_flight(mapped) if self._port else 0,
         )
 
     def _state(self) -> str:
@@ -225,7 +178,7 @@ class TargetProcess:
             return "stopping"
         if self._configuration is None:
             return "new"
-        return "connected" if self._server and self._server.connected else "listening"
+        return "connected" if self._port and self._port.connected else "listening"
 
     def _refuse_if_stopping(self) -> None:
         if self._stopping:
@@ -241,19 +194,6 @@ class TargetProcess:
     def _emit(self, event: verbs.Event) -> None:
         for tell in self._tell:
             tell(event)
-
-
-def _endpoint(request: verbs.Configure) -> ScsiEndpoint:
-    try:
-        return ScsiEndpoint(
-            request_queues=request.request_queues,
-            threads=request.threads,
-            config_space=request.config_space,
-            name=request.name,
-            poll_ns=POLL_NS if request.poll_us is None else request.poll_us * 1000,
-        )
-    except OSError as error:
-        raise TargetError(ErrorCode.HOST_ERROR, f"the data plane cannot start: {error.strerror}") from error
 
 
 def _refuse_difference(present: verbs.Configure, asked: verbs.Configure) -> None:
