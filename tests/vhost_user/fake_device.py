@@ -54,6 +54,7 @@ class FakeDevice(Device):
         self.event_room = 0
         self.unfetched: list[tuple[FakeRequest, bytes, int]] = []  # available, but the loop has not looked yet
         self.memory_gone = False  # guest memory faults
+        self.in_python = [0] * vrings  # of each ring's requests in flight, those handed over
         self._notices: list[Notice] = []
         self._notice_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -229,6 +230,7 @@ class FakeDevice(Device):
             request.response, request.written = completion.response, completion.data_in_length
             if not self.rings[request.vring].broken:
                 self.answered.append(request)
+            self.in_python[request.vring] -= 1
             self.finish(request.vring)
 
     def event_send(self, event: bytes) -> bool:
@@ -245,6 +247,7 @@ class FakeDevice(Device):
 
     def _hand_over(self, request: FakeRequest, header: bytes, response: int) -> None:
         self.rings[request.vring].in_flight += 1
+        self.in_python[request.vring] += 1
         data_out, data_in = len(request.data_out), len(request.data_in)
         self._post(Notice(NoticeKind.REQUEST, request.vring, request, data_out, data_in, header, response))
 

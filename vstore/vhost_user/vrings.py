@@ -174,7 +174,7 @@ class Vrings:
         try:
             self._start_if_complete(vring)
         except (OSError, RefusalError) as error:
-            log.error("vring %d cannot go on after guest memory changed: %s", vring.index, error)
+            log.warning("vring %d cannot go on after guest memory changed: %s", vring.index, error)
 
     async def _stop(self, vrings: Sequence[Vring], *, forget: bool = False) -> None:
         """`forget`: they start again only with another SET_VRING_KICK."""
