@@ -1,0 +1,194 @@
+"""The endpoint over the real data plane, driven by the project's own initiator: what only both together can show."""
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from formats.memory import Memory
+from tests.client.live import LiveEndpoint
+from vstore.client import BackendGone, DriverSettings, Response, ScsiDriver, TaskManagementFunction
+from vstore.client.driver import FIRST_REQUEST_QUEUE
+from vstore.client.frontend import Request
+from vstore.client.memory import MIB, GuestMemory
+from vstore.client.request import CommandResult, Pending
+from vstore.client.transport import TransportSettings
+from vstore.client.virtio_scsi import encode_lun
+from vstore.vhost_user.virtio_scsi import MEMORY_SLOTS
+
+LUN = encode_lun(0, 0)
+LENGTH = 4 * MIB
+PAGE = 4096
+BLOCKS = 8
+
+
+def read10(lba: int, count: int = BLOCKS) -> bytes:
+    return struct.pack(">BBIBHB", 0x28, 0, lba, 0, count, 0)
+
+
+def write10(lba: int, count: int = BLOCKS) -> bytes:
+    return struct.pack(">BBIBHB", 0x2A, 0, lba, 0, count, 0)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveEndpoint]:
+    with LiveEndpoint(tmp_path / "s", request_queues=2) as live:
+        live.map(Memory(LENGTH))
+        yield live
+
+
+@contextlib.contextmanager
+def connected(live: LiveEndpoint, **transport: object) -> Iterator[ScsiDriver]:
+    settings = DriverSettings(request_queues=2, transport=TransportSettings(**transport))  # type: ignore[arg-type]
+    with ScsiDriver(live.path, settings) as driver:
+        while driver.wait(driver.submit(LUN, bytes(6)), 10).status:
+            pass
+        yield driver
+
+
+def fill(driver: ScsiDriver, count: int = 64) -> list[Pending[CommandResult]]:
+    """Reads and writes on both queues, more than the device can have ended when the next message comes."""
+    commands = []
+    for number in range(count):
+        lba = number * BLOCKS
+        if number % 2:
+            commands.append(driver.submit(LUN, read10(lba), b"", BLOCKS * 512, queue=number % 4 // 2))
+        else:
+            commands.append(driver.submit(LUN, write10(lba), bytes([number]) * BLOCKS * 512, queue=number % 4 // 2))
+    return commands
+
+
+def ended_well(driver: ScsiDriver, commands: list[Pending[CommandResult]]) -> None:
+    for command in commands:
+        result = driver.wait(command, 10)
+        assert (result.response, result.status, result.residual) == (Response.OK, 0, 0)
+
+
+def test_reads_and_writes_take_the_fast_path_once_the_power_on_was_told(live: LiveEndpoint) -> None:
+    with connected(live) as driver:
+        slow = sum(counters.slow for counters in live.call(live.endpoint.counters))
+        ended_well(driver, fill(driver))
+        assert sum(counters.slow for counters in live.call(live.endpoint.counters)) == slow
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        TaskManagementFunction.ABORT_TASK_SET,
+        TaskManagementFunction.CLEAR_TASK_SET,
+        TaskManagementFunction.LOGICAL_UNIT_RESET,
+        TaskManagementFunction.I_T_NEXUS_RESET,
+    ],
+)
+def test_every_command_is_back_when_a_function_that_ends_them_is(
+    live: LiveEndpoint, function: TaskManagementFunction
+) -> None:
+    with connected(live) as driver:
+        for _ in range(20):
+            commands = fill(driver)
+            assert driver.wait(driver.manage(function, LUN), 10) == Response.OK
+            driver.poll(0)
+            assert all(command.done for command in commands)
+            assert {command.result.response for command in commands} <= {
+                Response.OK,
+                Response.ABORTED,
+                Response.RESET,
+            }
+            while driver.wait(driver.submit(LUN, bytes(6)), 10).status:
+                pass
+        ended_well(driver, fill(driver))
+
+
+def test_front_ends_that_vanish_under_load_leave_the_next_one_a_working_disk(live: LiveEndpoint) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with contextlib.suppress(BackendGone), connected(live) as driver:
+            fill(driver)
+            driver.transport.frontend.close()
+    with connected(live) as driver:
+        ended_well(driver, fill(driver))
+    live.run(live._server.ended())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_rings_stop_in_order_under_load_and_the_bases_tell_what_was_fetched(live: LiveEndpoint) -> None:
+    with connected(live) as driver:
+        commands = fill(driver)
+        bases = driver.transport.stop()
+        driver.poll(0)
+        assert sum(bases[FIRST_REQUEST_QUEUE:]) == sum(command.done for command in commands) + 1, "and the first one"
+        assert not any(counters.in_flight for counters in live.call(live.endpoint.counters))
+
+
+def test_a_reset_under_load_leaves_nothing_in_flight(live: LiveEndpoint) -> None:
+    with connected(live) as driver:
+        fill(driver)
+        driver.transport.frontend.tell(Request.RESET_DEVICE)
+        assert not any(counters.in_flight for counters in live.call(live.endpoint.counters))
+        assert not any(counters.started for counters in live.call(live.endpoint.counters))
+
+
+def test_memory_comes_and_goes_under_load(live: LiveEndpoint) -> None:
+    with connected(live) as driver, GuestMemory([MIB]) as plugged:
+        region = plugged.regions[0]
+        hot = type(region)(1 << 40, region.size, 1 << 45, region.descriptor, 0, region.mapping)
+        for _ in range(10):
+            commands = fill(driver)
+            driver.transport.frontend.add_memory(hot)
+            commands += fill(driver, 32)
+            driver.transport.frontend.remove_memory(hot)
+            ended_well(driver, commands)
+
+
+@pytest.mark.parametrize("sizes", [(64 * MIB,), (MIB, MIB, 32 * MIB)])
+def test_data_is_right_in_several_regions_by_either_way_to_tell_them(
+    live: LiveEndpoint, sizes: tuple[int, ...]
+) -> None:
+    for protocol_features in (0xA00B, 0x200B):
+        with connected(live, region_sizes=sizes, region_gap=0, protocol_features=protocol_features) as driver:
+            data = os.urandom(BLOCKS * 512)
+            driver.wait(driver.submit(LUN, write10(16), data), 10)
+            assert driver.wait(driver.submit(LUN, read10(16), b"", len(data)), 10).data_in == data
+
+
+def test_the_dirty_log_has_the_pages_that_a_read_wrote_and_no_others(live: LiveEndpoint) -> None:
+    with connected(live) as driver:
+        frontend, memory = driver.transport.frontend, driver.transport.memory
+        pages = (memory.regions[-1].guest_address + memory.regions[-1].size) // PAGE
+        log = os.memfd_create("log")
+        os.truncate(log, -(-pages // 8 // PAGE) * PAGE)
+        base = struct.pack("<QQ", os.fstat(log).st_size, 0)
+        frontend._send(Request.SET_LOG_BASE, base, [log])
+        frontend._receive(Request.SET_LOG_BASE)
+        frontend.set_features(frontend.features | 1 << 26)
+        assert not any(os.pread(log, 1 << 20, 0))
+        command = driver.submit(LUN, read10(0, 64), b"", 64 * 512)
+        buffer = command.request.buffer
+        driver.wait(command, 10)
+        written = {
+            byte * 8 + bit for byte, word in enumerate(os.pread(log, 1 << 20, 0)) for bit in range(8) if word >> bit & 1
+        }
+        os.close(log)
+        first, last = (buffer.address + 51) // PAGE, (buffer.end - 1) // PAGE
+        assert written == set(range(first, last + 1)), "the used ring is logged only where its address asked for it"
+
+
+def test_a_slow_command_on_one_queue_and_task_management_do_not_stop_the_other_unit(live: LiveEndpoint) -> None:
+    live.map(Memory(LENGTH), lun=1)
+    other = encode_lun(0, 1)
+    with connected(live) as driver:
+        while driver.wait(driver.submit(other, bytes(6)), 10).status:
+            pass
+        commands = fill(driver)
+        assert driver.wait(driver.manage(TaskManagementFunction.LOGICAL_UNIT_RESET, other), 10) == Response.OK
+        for command in commands:
+            result = driver.wait(command, 10)
+            assert result.status == 0 or result.sense[12] == 0x3F, "at most the other unit's coming is told"
+
+
+def test_the_number_of_memory_slots_is_that_of_the_data_plane() -> None:
+    header = (Path(__file__).parents[2] / "vstore" / "dataplane" / "dataplane.h").read_text()
+    assert f"VS_MAX_REGIONS = {MEMORY_SLOTS}," in header
