@@ -7,18 +7,19 @@ import atheris
 
 with atheris.instrument_imports(include=["vstore.scsi"]):
     from tests.fuzz import cdb
+    from tests.fuzz.cdb_bench import Bench, attempt
 
 CASES_BETWEEN_REPORTS = 250
 
 
 def main(seconds: int, seed: int, directory: Path) -> None:
     """Does not return: libFuzzer ends the process, so the report is written while it runs."""
-    bench = cdb.Bench()
+    bench = Bench()
     ran = 0
 
     def one(data: bytes) -> None:
         nonlocal ran
-        error = cdb.attempt(bench, data)
+        error = attempt(bench, data)
         ran += 1
         if error or ran % CASES_BETWEEN_REPORTS == 0:
             (directory / "report").write_text(f"{cdb.report(bench)}\n{ran} cases and more, seed {seed}\n")

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import cdb, cdb_model
-from tests.fuzz.cdb import FIXTURES, Bench, Draws, attempt, cases, minimise, report
-from vstore.scsi import device_server, sbc, sense
+from tests.fuzz.cdb import FIXTURES, cases, minimise, report
+from tests.fuzz.cdb_bench import Bench, attempt
+from tests.fuzz.cdb_draws import Draws
+from vstore.scsi import device_server, sbc, sense, verify
 from vstore.scsi.commands import COMMANDS
+from vstore.scsi.task import Response, Status, Task
 
 CASES = sorted(path for path in FIXTURES.iterdir() if path.suffix != ".md")
 ROOT = Path(__file__).parents[2]
@@ -55,11 +58,11 @@ def finds(monkeypatch: pytest.MonkeyPatch, where: object, name: str, replacement
 
 
 def test_a_range_that_is_not_checked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a defect" in finds(monkeypatch, sbc, "check_range", lambda *_: None)
+    assert "GOOD beyond the last block" in finds(monkeypatch, sbc, "check_range", lambda *_: None)
 
 
 def test_a_wrong_offset_of_a_miscompare_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "INFORMATION is not where" in finds(monkeypatch, sbc, "first_difference", lambda *_: 0)
+    assert "INFORMATION is not where" in finds(monkeypatch, verify, "first_difference", lambda *_: 0)
 
 
 def test_a_write_to_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +81,8 @@ def test_malformed_sense_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_data_in_beyond_the_allocation_length_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def uncut(self: object, task: device_server.Task, cdb_: object, data_in: bytes) -> device_server.Response:  # noqa: ARG001
-        return device_server.Response(device_server.Status.GOOD, data_in[: task.data_in_room])
+    def uncut(self: object, task: Task, cdb_: object, data_in: bytes) -> Response:  # noqa: ARG001
+        return Response(Status.GOOD, data_in[: task.data_in_room])
 
     assert "more data-in than the CDB allows" in finds(monkeypatch, device_server.DeviceServer, "_good", uncut)
 

@@ -7,7 +7,7 @@ NoLogicalUnit         what answers at an address where nothing is: it is a devic
 
 from typing import ClassVar
 
-from vstore.scsi import modes, sbc, spc
+from vstore.scsi import modes, provisioning, sbc, spc, verify
 from vstore.scsi.commands import Inquiry, ReportLuns, RequestSense
 from vstore.scsi.device_server import DeviceServer, Handlers
 from vstore.scsi.direct_access import DirectAccessDevice, ResetCause
@@ -22,7 +22,13 @@ __all__ = ["FastPath", "Identity", "LogicalUnit", "NoLogicalUnit", "ReportLunsWe
 class LogicalUnit(DirectAccessDevice):
     """A disk."""
 
-    handlers: ClassVar[Handlers] = {**spc.HANDLERS, **modes.HANDLERS, **sbc.HANDLERS}
+    handlers: ClassVar[Handlers] = {
+        **spc.HANDLERS,
+        **modes.HANDLERS,
+        **sbc.HANDLERS,
+        **verify.HANDLERS,
+        **provisioning.HANDLERS,
+    }
 
 
 def _plain_inquiry(peripheral: int, cdb: Inquiry) -> bytes:
