@@ -1,6 +1,7 @@
 """The Atheris side of tests.fuzz.cdb, started by it: python -m tests.fuzz.cdb --atheris."""
 
 import sys
+import time
 from pathlib import Path
 
 import atheris
@@ -9,19 +10,20 @@ with atheris.instrument_imports(include=["vstore.scsi"]):
     from tests.fuzz import cdb
     from tests.fuzz.cdb_bench import Bench, attempt
 
-CASES_BETWEEN_REPORTS = 250
+SECONDS_BETWEEN_REPORTS = 1.0
 
 
 def main(seconds: int, seed: int, directory: Path) -> None:
     """Does not return: libFuzzer ends the process, so the report is written while it runs."""
     bench = Bench()
-    ran = 0
+    ran, due = 0, time.monotonic()
 
     def one(data: bytes) -> None:
-        nonlocal ran
+        nonlocal ran, due
         error = attempt(bench, data)
         ran += 1
-        if error or ran % CASES_BETWEEN_REPORTS == 0:
+        if error or time.monotonic() >= due:
+            due = time.monotonic() + SECONDS_BETWEEN_REPORTS
             (directory / "report").write_text(f"{cdb.report(bench)}\n{ran} cases and more, seed {seed}\n")
         if error:
             cdb.found(data, error)
