@@ -130,7 +130,8 @@ def _synchronize(rng: Random, geometry: Geometry, row: type[Cdb]) -> Case:
 def _write_same(rng: Random, geometry: Geometry, row: type[Cdb]) -> Case:
     values = _usual(rng, row) | _range(rng, geometry, "number_of_logical_blocks", geometry.blocks)
     cdb = row.random(rng, **values)
-    length = _about(rng, 0 if values.get("ndob") else geometry.block_length, geometry.block_length)
+    without = values.get("ndob") and rng.random() < 0.7  # SBC-3 5.43: with NDOB there is no data-out, says the standard
+    length = _about(rng, 0 if without else geometry.block_length, geometry.block_length)
     zeros, last_bit = bytes(length), bytes(max(length - 1, 0)) + b"\x01" * bool(length)
     return Case(row, cdb, data_out=rng.choice([zeros] * 6 + [last_bit, rng.randbytes(length)]))
 
@@ -187,6 +188,10 @@ def _spoil(rng: Random, case: Case) -> Case:
         attribute = rng.choice([1, 2, 3, 4, 255])
     if rng.random() < 0.02:  # a buffer of the wrong direction
         data_out, data_in_length = (b"", len(data_out)) if data_out else (rng.randbytes(data_in_length), 0)
+    if rng.random() < 0.03:  # a buffer that nobody asked for, beside the right one or alone
+        data_out, data_in_length = rng.choice(
+            [(data_out or bytes(512), data_in_length), (data_out, data_in_length or 512)]
+        )
     if rng.random() < 0.02:  # what follows the CDB in its 32 bytes
         cdb = cdb.ljust(32, b"\xff")
     longest = max(len(data_out), data_in_length)
