@@ -8,30 +8,30 @@ JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1
 
-# What each verb needs of Debian; python packages stand in pyproject.toml.
-APT_BUILD := gcc libc6-dev pkg-config liburing-dev python3-dev python3-venv
-APT_TEST := $(APT_BUILD) make clang libclang-rt-14-dev llvm libcmocka-dev qemu-utils qemu-system-common sg3-utils e2fsprogs
-APT_LINT := $(APT_BUILD) clang-format
-APT_GUEST := $(APT_TEST) qemu-system-x86 seabios busybox-static cpio fdisk xz-utils
-APT_BENCH := $(APT_BUILD) make qemu-system-common util-linux
+# What each verb needs of Debian; Python packages stand in pyproject.toml.
+APT_BUILD := gcc libc6-dev make pkg-config liburing-dev python3-dev python3-venv
+APT_TEST := $(APT_BUILD) clang libclang-rt-14-dev llvm libcmocka-dev qemu-utils qemu-system-common sg3-utils e2fsprogs git
+APT_LINT := $(APT_BUILD) clang-format git
+APT_GUEST := $(APT_TEST) qemu-system-x86 seabios busybox-static fdisk kmod grub-common grub-pc-bin
+APT_BENCH := $(APT_BUILD) qemu-system-common util-linux
 
 SOURCES := pyproject.toml $(wildcard vstore/dataplane/*.c vstore/dataplane/*.h vstore/dataplane/build.py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo test native-test guest-test vubench-test lint format fuzz bench build vubench clean \
+.PHONY: help run demo test native-test guest-test package-test vubench-test lint format fuzz bench build tools vubench clean \
 	apt-build apt-test apt-lint apt-guest apt-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 define TRY
-vstore is about to serve on this user's paths. In another terminal, try:
+vstore is about to serve on this user's paths; Ctrl-C ends it. In another terminal, try:
 
   .venv/bin/vstore image create disk0 1G
   .venv/bin/vstore target create vm0
   .venv/bin/vstore lun map vm0 0 disk0
-  .venv/bin/vstore target attach vm0        (the command line of your virtual machine monitor)
+  .venv/bin/vstore attach vm0           (prints the command line of your virtual machine monitor)
 
 endef
 export TRY
@@ -40,29 +40,32 @@ run: build ## start vstore for this user, and say what to try
 	@echo "$$TRY"
 	@exec $(BIN)/vstore serve
 
-demo: build .venv/.test | apt-guest ## boot a Linux guest on a disk that vstore serves
-	@$(BIN)/python -m tests.demo
+demo: build | apt-guest ## watch a Linux guest use a disk that vstore serves
+	@$(BIN)/python -m tests.guest.demo
 
-test: vubench native-test .venv/.test | apt-test ## the tests: Python, and C under ASan and UBSan
-	$(BIN)/python -m pytest -q --ignore=tests/guest $(PYTEST)
+test: vubench native-test build .venv/.test | apt-test ## the tests: Python, and C under ASan and UBSan
+	$(BIN)/python -m pytest -q --ignore=tests/guest --ignore=tests/test_packaging.py $(PYTEST)
 
 native-test: | apt-test ## the C tests of the data plane, under ASan and UBSan
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tests/native check
 
-guest-test: vubench .venv/.test | apt-guest ## a real Linux guest under QEMU
+guest-test: build .venv/.test | apt-guest ## a real Linux guest under QEMU
 	$(BIN)/python -m pytest -q tests/guest $(PYTEST)
 
-vubench-test: vubench .venv/.test | apt-test ## the load generator's verification and hostile cases against vstore
+package-test: build .venv/.test ## the project as a wheel, a source distribution and an editable install
+	$(BIN)/python -m pytest -q tests/test_packaging.py $(PYTEST)
+
+vubench-test: vubench build .venv/.test | apt-test ## the load generator's verification and hostile cases
 	$(BIN)/python -m pytest -q tests/vubench $(PYTEST)
 
-lint: .venv/.lint | apt-lint ## ruff, mypy, import-linter, clang-format, shell syntax
+lint: build .venv/.test .venv/.lint | apt-lint ## ruff, mypy, import-linter, clang-format, shell syntax
 	@.ci/lint
 
 format: .venv/.lint | apt-lint ## put Python and C into shape
-	$(BIN)/ruff check -q --fix . && $(BIN)/ruff format -q .
+	$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
 	clang-format -i vstore/dataplane/*.[ch] tests/native/*.[ch] tests/fuzz/*.c
 
-fuzz: .venv/.fuzz | apt-test ## each fuzzer for FUZZ_SECONDS (60) from FUZZ_SEED (1)
+fuzz: build .venv/.test .venv/.fuzz | apt-test ## each fuzzer for FUZZ_SECONDS (60) from FUZZ_SEED (1)
 	@.ci/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 bench: vubench build | apt-bench ## vstore against qemu-storage-daemon: a table, kept under tests/bench/results
@@ -70,23 +73,26 @@ bench: vubench build | apt-bench ## vstore against qemu-storage-daemon: a table,
 
 build: .venv/.run ## .venv with vstore and its compiled data plane
 
+tools: build .venv/.test .venv/.lint .venv/.fuzz vubench | apt-guest apt-lint ## whatever any of these needs
+
 vubench: | apt-build ## the independent load generator
-	@$(MAKE) --no-print-directory -j$(JOBS) -C tests/vubench
+	@$(MAKE) --no-print-directory -s -j$(JOBS) -C tests/vubench
 
 clean: ## remove everything that was built, .venv too
 	rm -rf .venv build dist *.egg-info vstore/dataplane/_native*.so
-	$(MAKE) --no-print-directory -C tests/vubench clean
+	$(MAKE) --no-print-directory -s -C tests/vubench clean
 
-# .venv/.run has the program; .venv/.test, .lint and .fuzz add the extra of that name. Any change of the C rebuilds it.
+# .venv/.run has the program, and is built anew after any change of the C; the others add the extra of that name.
 .venv/bin/python: | apt-build
 	$(PYTHON) -m venv .venv
 
-.venv/.run: .venv/bin/python $(SOURCES)
+.venv/.run: .venv/bin/python $(SOURCES) | apt-build
 	$(BIN)/pip install -q --disable-pip-version-check -e .
 	@touch $@
 
-.venv/.%: .venv/bin/python $(SOURCES)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[$*]'
+EXTRA = import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")
+.venv/.%: .venv/bin/python pyproject.toml
+	$(BIN)/python -c '$(EXTRA)' | $(BIN)/pip install -q --disable-pip-version-check -r /dev/stdin
 	@touch $@
 
 apt-build: ; @.ci/packages $(APT_BUILD)
