@@ -1,5 +1,6 @@
 """ScsiDriver against a live endpoint: many commands in flight, task management, events, and back-ends that vanish."""
 
+import asyncio
 import os
 import select
 import signal
@@ -27,9 +28,13 @@ from vstore.client import (
 from vstore.client.errors import RingFull
 from vstore.client.transport import TransportSettings
 from vstore.client.virtio_scsi import EventKind, ResetReason, encode_lun
+from vstore.scsi.identity import Identity
+from vstore.scsi.logical_unit import LogicalUnit
+from vstore.scsi.medium import MemoryMedium
 
 LENGTH = 1 << 20
 LUN = encode_lun(0, 0)
+STALLED = encode_lun(0, 1)
 F = TaskManagementFunction
 
 
@@ -46,6 +51,35 @@ def live(tmp_path: Path) -> Iterator[LiveEndpoint]:
     with LiveEndpoint(tmp_path / "live.sock", request_queues=4, threads=2) as live:
         live.map(Memory(LENGTH))
         yield live
+
+
+class StalledMedium(MemoryMedium):
+    """Reads end only after `go_on`."""
+
+    def __init__(self, live: LiveEndpoint) -> None:
+        super().__init__(LENGTH)
+        self._live = live
+        self._going_on = live.call(asyncio.Event)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        await self._going_on.wait()
+        return await super().read(offset, length)
+
+    def go_on(self) -> None:
+        self._live.call(self._going_on.set)
+
+
+@pytest.fixture
+def stalled(live: LiveEndpoint) -> Iterator[tuple[ScsiDriver, StalledMedium]]:
+    """A unit whose reads wait, at STALLED, and a driver that has taken its unit attention."""
+    medium = StalledMedium(live)
+    unit = LogicalUnit(medium, Identity("STALLED"))
+    live.call(lambda: live.endpoint.map_lun(0, 1, unit, None))
+    with ScsiDriver(live.path) as driver:
+        while driver.wait(driver.submit(STALLED, bytes(6)), 10).status:
+            pass
+        yield driver, medium
+        medium.go_on()
 
 
 @pytest.fixture
@@ -124,6 +158,31 @@ def test_commands_in_flight_are_on_the_used_ring_before_the_function_completes(
         assert all(command.done for command in commands)
         ends = {command.result.response for command in commands}
         assert ends <= {Response.OK, Response.ABORTED, Response.RESET}
+
+
+@pytest.mark.parametrize(
+    ("function", "response", "fate"),
+    [
+        (F.ABORT_TASK, Response.OK, [None, Response.ABORTED, None]),
+        (F.ABORT_TASK_SET, Response.OK, [Response.ABORTED] * 3),
+        (F.CLEAR_TASK_SET, Response.OK, [Response.ABORTED] * 3),
+        (F.LOGICAL_UNIT_RESET, Response.OK, [Response.RESET] * 3),
+        (F.I_T_NEXUS_RESET, Response.OK, [Response.RESET] * 3),
+        (F.QUERY_TASK, Response.FUNCTION_SUCCEEDED, [None] * 3),
+        (F.QUERY_TASK_SET, Response.FUNCTION_SUCCEEDED, [None] * 3),
+        (F.CLEAR_ACA, Response.FUNCTION_REJECTED, [None] * 3),
+    ],
+)
+def test_what_becomes_of_commands_that_wait(
+    stalled: tuple[ScsiDriver, StalledMedium], function: F, response: Response, fate: list[Response | None]
+) -> None:
+    driver, medium = stalled
+    commands = [driver.submit(STALLED, read10(0, 1), data_in_length=512) for _ in fate]
+    assert driver.wait(driver.manage(function, STALLED, commands[1].tag), 10) == response
+    assert [command.result.response if command.done else None for command in commands] == fate
+    medium.go_on()
+    ends = [driver.wait(command, 10).response for command in commands]
+    assert ends == [Response.OK if end is None else end for end in fate]
 
 
 def test_a_reset_is_told_as_a_unit_attention_and_the_data_stays(driver: ScsiDriver) -> None:
