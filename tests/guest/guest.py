@@ -26,8 +26,8 @@ from tests.guest.machine import Controller, FirmwareBoot, KernelBoot, Machine, a
 from tests.guest.process import Process, show_on_failure
 from tests.guest.qmp import Qmp
 
-BOOT_SECONDS = 60.0
-RUN_SECONDS = 30.0
+BOOT_SECONDS = 120.0
+RUN_SECONDS = 60.0
 GRACE_SECONDS = 10.0  # for the answer to come back after the guest has cut a script off
 
 # Kernel messages that mean trouble with a disk, whatever their level; all of level error and worse count too.
@@ -68,7 +68,7 @@ class Guest:
         controllers: Sequence[Controller] = (),
         *,
         boot: KernelBoot | FirmwareBoot | None = None,
-        cpus: int = 2,
+        cpus: int = 1,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.machine = Machine(boot or kernel_boot(), controllers, cpus=cpus)

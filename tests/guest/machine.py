@@ -81,7 +81,7 @@ class Machine:
     boot: KernelBoot | FirmwareBoot
     controllers: Sequence[Controller] = ()
     memory_mib: int = 512
-    cpus: int = 2
+    cpus: int = 1  # under software emulation a second one makes the boot a third dearer
 
     def command(self, accelerator: str, console: Path, agent_fd: int, qmp_fd: int) -> list[str]:
         return [

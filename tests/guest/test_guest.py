@@ -83,12 +83,6 @@ def test_qmp_answers_and_refuses_with_qemus_words(guest: Guest) -> None:
         guest.qmp("no-such-command")
 
 
-def test_a_reset_guest_answers_again_and_has_lost_its_memory(guest: Guest) -> None:
-    guest.check("touch /tmp/before")
-    guest.reset()
-    guest.check("[ ! -e /tmp/before ]")
-
-
 def test_shutdown_ends_qemu_and_a_dead_guest_is_an_error_not_a_hang(guest: Guest) -> None:
     guest.shutdown()
     assert guest.process is not None
