@@ -2,16 +2,15 @@
 
 import asyncio
 import errno
-import logging
 
 from vstore.dataplane import Completion, Device, Notice
-
-log = logging.getLogger(__name__)
+from vstore.vhost_user.complaints import Complaints
 
 
 class Completions:
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, complaints: Complaints) -> None:
         self._device = device
+        self._complaints = complaints
         self._waiting: list[Completion] = []
 
     def add(self, notice: Notice, response: bytes, data_in: bytes = b"") -> None:
@@ -26,7 +25,7 @@ class Completions:
 
     def break_ring(self, notice: Notice, reason: object) -> None:
         """Gives the request back unanswered; its ring is served no more until the driver sets it up anew."""
-        log.warning("vring %d: broken by the driver: %s", notice.vring, reason)
+        self._complaints.tell("vring %d: %s", notice.vring, reason)
         self._device.vring_break(notice.vring)
         self._queue(Completion(notice.request, b"", 0))
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from vstore.dataplane import Device
 from vstore.vhost_user.channel import Channel, Message
+from vstore.vhost_user.complaints import Complaints
 from vstore.vhost_user.errors import ProtocolError, RefusalError
 from vstore.vhost_user.guest_memory import GuestMemory, Region, describe
 from vstore.vhost_user.messages import (
@@ -51,8 +52,6 @@ from vstore.vhost_user.structure import StructureError
 from vstore.vhost_user.vrings import Vrings
 
 log = logging.getLogger(__name__)
-
-MOST_COMPLAINTS = 100  # a hostile front-end shall not fill the log
 
 # QEMU offers these to the guest whatever the back-end says; only its command line takes them away.
 REMEDIES = {
@@ -103,10 +102,11 @@ class Session:
         self._device = endpoint.device
         self._channel = Channel(connection)
         self._memory = GuestMemory(endpoint.device)
-        self._vrings = Vrings(endpoint.device, endpoint.vrings, endpoint.idle)
         self._features = Feature(0)
         self._protocol_features = ProtocolFeature(0)
-        self._complaints = 0
+        complaints = Complaints(log, endpoint.name)
+        self._complain = complaints.tell
+        self._vrings = Vrings(endpoint.device, endpoint.vrings, endpoint.idle, complaints)
         self._serving: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -198,11 +198,6 @@ class Session:
             self._complain("%s refused: %s", row.name, error)
             return REFUSED, None
         return ACCEPTED, reply
-
-    def _complain(self, text: str, *arguments: object) -> None:
-        self._complaints += 1
-        if self._complaints <= MOST_COMPLAINTS:
-            log.warning("%s: " + text, self._endpoint.name, *arguments)
 
     # ---- what both sides speak ----
 
@@ -336,7 +331,7 @@ class Session:
     def _serves(self, index: int) -> bool:
         """QEMU tells such things of every queue that it has, also of those that no guest uses: that is no error."""
         if index not in self._vrings:
-            self._complain("vring %d is not here: give the device fewer than %d queues", index, self._endpoint.vrings)
+            self._complain("vring %d of a device with %d vrings: lower num_queues", index, self._endpoint.vrings)
         return index in self._vrings
 
 

@@ -17,6 +17,7 @@ from vstore.scsi.commands import fast_rows
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus
+from vstore.vhost_user.complaints import Complaints
 from vstore.vhost_user.completions import Completions
 from vstore.vhost_user.control_queue import ControlQueue
 from vstore.vhost_user.errors import RefusalError
@@ -87,7 +88,8 @@ class ScsiEndpoint:
         self.device = device or Device(self.vrings, threads=threads, poll_ns=poll_ns)
         self.device.set_fast_rows(fast_rows())
         self._configuration = Configuration(num_queues=request_queues).pack()
-        self._completions = Completions(self.device)
+        self._complaints = Complaints(log, name)
+        self._completions = Completions(self.device, self._complaints)
         self._luns = LunMap(self.device)
         self._requests = RequestQueue(self.device, self._luns.targets, self._completions)
         self._control = ControlQueue(self.device, self._luns, self._requests, self._completions, self._take_all)
@@ -151,6 +153,7 @@ class ScsiEndpoint:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.device.notice_fd(), self._take)
         self._ending = False
+        self._complaints.renew()
         self._luns.nexus = ITNexus(self.name)
 
     def negotiated(self, features: Feature) -> None:
@@ -211,7 +214,7 @@ class ScsiEndpoint:
         elif notice.kind == NoticeKind.EVENTS:
             self._events.send_waiting()
         else:
-            log.warning("%s: vring %d was broken by its driver and is served no more", self.name, notice.vring)
+            self._complaints.tell("vring %d was broken by its driver and is served no more", notice.vring)
             for listener in self._broken_listeners:
                 listener(notice.vring)
 

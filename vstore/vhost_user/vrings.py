@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vstore.dataplane import Device
+from vstore.vhost_user.complaints import Complaints
 from vstore.vhost_user.errors import RefusalError
 from vstore.vhost_user.messages import VringAddress
 
@@ -53,9 +54,12 @@ class Vring:
 class Vrings:
     """Methods that set something raise RefusalError, or OSError from the data plane."""
 
-    def __init__(self, device: Device, count: int, wait_idle: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(
+        self, device: Device, count: int, wait_idle: Callable[[int], Awaitable[None]], complaints: Complaints
+    ) -> None:
         self._device = device
         self._wait_idle = wait_idle
+        self._complaints = complaints
         self._rings = [Vring(index) for index in range(count)]
         self.negotiated = False  # no ring runs before SET_FEATURES said what its bytes mean
 
@@ -174,7 +178,7 @@ class Vrings:
         try:
             self._start_if_complete(vring)
         except (OSError, RefusalError) as error:
-            log.warning("vring %d cannot go on after guest memory changed: %s", vring.index, error)
+            self._complaints.tell("vring %d cannot go on after guest memory changed: %s", vring.index, error)
 
     async def _stop(self, vrings: Sequence[Vring], *, forget: bool = False) -> None:
         """`forget`: they start again only with another SET_VRING_KICK."""
