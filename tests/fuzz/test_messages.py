@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import messages
-from tests.fuzz.messages import CORPUS, Draws, FindingError, replay
+from tests.fuzz.messages import CORPUS, FindingError, replay
+from tests.fuzz.messages_conversation import Conversation, Descriptors, Draws
 from tests.vhost_user.fake_device import FakeDevice
 from vstore.vhost_user.channel import Message
 from vstore.vhost_user.guest_memory import GuestMemory
+from vstore.vhost_user.messages import MESSAGES
 from vstore.vhost_user.session import Session
 
 CASES = sorted(CORPUS.iterdir())
@@ -94,10 +96,10 @@ def test_it_breeds_cases_by_coverage() -> None:
 
 
 def test_conversations_reach_every_message() -> None:
-    descriptors = messages.Descriptors()
+    descriptors = Descriptors()
     spoken = set()
     for case in cases(seed=2, count=200):
-        for whole, _ in itertools.islice(messages.Conversation(Draws(case), descriptors), 60):
+        for whole, _ in itertools.islice(Conversation(Draws(case), descriptors), 60):
             spoken.add(int.from_bytes(whole[:4], sys.byteorder))
     descriptors.close()
-    assert set(messages.MESSAGES) <= spoken
+    assert set(MESSAGES) <= spoken

@@ -57,6 +57,18 @@ async def rig(*, config_space: bool = False, volume: bool = False) -> AsyncItera
     await endpoint.close()
 
 
+@pytest.fixture
+async def device_rig() -> AsyncIterator[Rig]:
+    async with rig() as made:
+        yield made
+
+
+@pytest.fixture
+async def frontend(device_rig: Rig) -> AsyncIterator[Frontend]:
+    async with device_rig.connection() as connected:
+        yield connected
+
+
 @pytest.fixture(autouse=True)
 def _no_descriptor_leaks() -> Iterator[None]:
     before = open_descriptors()

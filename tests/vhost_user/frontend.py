@@ -130,6 +130,11 @@ class Frontend:
         return data
 
 
+async def alive(frontend: Frontend) -> bool:
+    """Whether the session still answers."""
+    return await frontend.ask("GET_FEATURES") == (0x17C000006,)
+
+
 def fields(name: str, payload: bytes) -> tuple[int, ...]:
     """Of a reply: words of 4 bytes where the request has such, else one of 8; a short value of configuration space."""
     if not payload:

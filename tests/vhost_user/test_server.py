@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.conftest import Rig, rig
+from tests.vhost_user.conftest import Rig
 from tests.vhost_user.driver import until
 from tests.vhost_user.frontend import Frontend
 from vstore.vhost_user.server import Server
-
-
-@pytest.fixture
-async def device_rig() -> AsyncIterator[Rig]:
-    async with rig() as made:
-        yield made
 
 
 @pytest.fixture
