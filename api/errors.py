@@ -5,6 +5,7 @@
 
 # ruff: noqa: N818  (the names say what is wrong)
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -68,6 +69,15 @@ class Refused(Exception):
         self.detail = detail
 
 
+class ProblemResponse(JSONResponse):
+    """ASCII throughout, because what it quotes may be no text at all (lone surrogates)."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()
+
+
 def problem_body(
     code: str, detail: str, instance: str, errors: Sequence[Mapping[str, str]] = (), status: int | None = None
 ) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _answer(
     request: Request, code: str, detail: str, errors: Sequence[Mapping[str, str]] = (), **kept: Any
 ) -> Response:
     body = problem_body(code, detail, request.url.path, errors, kept.pop("status", None))
-    return JSONResponse(body, body["status"], media_type=MEDIA_TYPE, **kept)
+    return ProblemResponse(body, body["status"], **kept)
 
 
 def _store_error(request: Request, error: Exception) -> Response:

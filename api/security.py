@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import MEDIA_TYPE, problem_body
+from api.errors import ProblemResponse, problem_body
 
 LARGEST_BODY = 1 << 20  # bytes
 
@@ -30,7 +29,7 @@ class LoopbackNamesOnly:
             await self._app(scope, receive, send)
             return
         body = problem_body("host_refused", fault, scope["path"])
-        await JSONResponse(body, body["status"], media_type=MEDIA_TYPE)(scope, receive, send)
+        await ProblemResponse(body, body["status"])(scope, receive, send)
 
 
 class BoundedBody:

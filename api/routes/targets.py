@@ -64,7 +64,7 @@ def delete_target(target: str, store: TheStore, changing: Changing) -> None:
     changing.deleted(store.delete_target(target, revision=changing.revision), f"target {target}")
 
 
-@router.get("/{target}/attach", operation_id="LinesAttach", responses=problems("not_found"))
+@router.get("/{target}/attach", operation_id="TargetAttach", responses=problems("not_found"))
 def attach_lines(
     target: str,
     store: TheStore,

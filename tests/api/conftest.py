@@ -13,13 +13,22 @@ from tests.store.conftest import store, world
 from tests.store.world import World, eventually
 from vstore.store import Store
 
-__all__ = ["client", "store", "url", "world"]
+__all__ = ["client", "reader", "store", "url", "world"]
 
 
 @pytest.fixture
 def client(store: Store) -> Iterator[TestClient]:
     with TestClient(create_app(store), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def reader() -> Iterator[TestClient]:
+    """A client for tests that leave nothing behind."""
+    world = World()
+    with TestClient(create_app(world.open()), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+    world.close()
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from api.cli.client import ApiProblem, Client, Unreachable
+from api.cli.client import Client, Unreachable
 from tests.store.world import ROOT, eventually
 
-__all__ = ["ApiProblem", "Daemon"]
+SERVE = (sys.executable, "-m", "api.cli", "serve")
 
 
 class Daemon:
@@ -24,10 +24,7 @@ class Daemon:
     def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "api.cli", "serve"),
-                    *("--state-dir", self.state, "--runtime-dir", self.runtime, *options),
-                ],
+                [*SERVE, "--state-dir", str(self.state), "--runtime-dir", str(self.runtime), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

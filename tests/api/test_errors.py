@@ -25,15 +25,15 @@ def test_every_store_error_has_a_row_of_its_own(kind: type[StoreError]) -> None:
 
 
 @pytest.mark.parametrize("code", PROBLEMS)
-def test_the_type_of_a_problem_is_a_page_that_explains_it(client: TestClient, code: str) -> None:
-    page = client.get(f"/problems/{code}")
+def test_the_type_of_a_problem_is_a_page_that_explains_it(reader: TestClient, code: str) -> None:
+    page = reader.get(f"/problems/{code}")
     assert page.status_code == 200
     assert PROBLEMS[code].title in page.text
     assert PROBLEMS[code].help in page.text
 
 
-def test_a_problem_has_all_its_members(client: TestClient) -> None:
-    response = client.get(f"{IMAGES}/nothing")
+def test_a_problem_has_all_its_members(reader: TestClient) -> None:
+    response = reader.get(f"{IMAGES}/nothing")
     assert response.status_code == 404
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.json() == {
@@ -47,15 +47,15 @@ def test_a_problem_has_all_its_members(client: TestClient) -> None:
     }
 
 
-def test_a_wrong_value_points_into_the_body(client: TestClient) -> None:
-    problem = client.put(f"{IMAGES}/a", json={"virtual_size_bytes": 1000}).json()
+def test_a_wrong_value_points_into_the_body(reader: TestClient) -> None:
+    problem = reader.put(f"{IMAGES}/a", json={"virtual_size_bytes": 1000}).json()
     assert problem["code"] == "invalid_argument"
     assert problem["errors"][0]["pointer"] == "#/virtual_size_bytes"
     assert "nearest: 512 or 1024" in problem["detail"]
 
 
-def test_a_wrong_label_is_pointed_at_by_its_key(client: TestClient) -> None:
-    problem = client.put(f"{IMAGES}/a", json={"virtual_size_bytes": 512, "labels": {"k": "\n"}}).json()
+def test_a_wrong_label_is_pointed_at_by_its_key(reader: TestClient) -> None:
+    problem = reader.put(f"{IMAGES}/a", json={"virtual_size_bytes": 512, "labels": {"k": "\n"}}).json()
     assert problem["errors"][0]["pointer"] == "#/labels/k"
 
 
@@ -71,48 +71,47 @@ def test_a_wrong_label_is_pointed_at_by_its_key(client: TestClient) -> None:
         ([], "#"),
     ],
 )
-def test_a_wrong_shape_points_into_the_body(client: TestClient, body: object, pointer: str) -> None:
-    response = client.put(f"{IMAGES}/a", json=body)
+def test_a_wrong_shape_points_into_the_body(reader: TestClient, body: object, pointer: str) -> None:
+    response = reader.put(f"{IMAGES}/a", json=body)
     assert response.status_code == 422
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.json()["code"] == "invalid_request"
     assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
 
 
-def test_null_for_a_size_is_refused_because_it_cannot_be_taken_away(client: TestClient) -> None:
-    client.put(f"{IMAGES}/a", json={"virtual_size_bytes": 512})
-    problem = client.patch(f"{IMAGES}/a", json={"virtual_size_bytes": None}).json()
+def test_null_for_a_size_is_refused_because_it_cannot_be_taken_away(reader: TestClient) -> None:
+    problem = reader.patch(f"{IMAGES}/a", json={"virtual_size_bytes": None}).json()
     assert problem["errors"][0]["pointer"] == "#/virtual_size_bytes"
 
 
-def test_a_wrong_query_parameter_is_named(client: TestClient) -> None:
-    problem = client.get(f"{IMAGES}?limit=x").json()
+def test_a_wrong_query_parameter_is_named(reader: TestClient) -> None:
+    problem = reader.get(f"{IMAGES}?limit=x").json()
     assert problem["errors"][0]["parameter"] == "limit"
-    problem = client.get(f"{IMAGES}?limit=0").json()
+    problem = reader.get(f"{IMAGES}?limit=0").json()
     assert (problem["code"], problem["errors"][0]["parameter"]) == ("invalid_argument", "limit")
 
 
-def test_a_body_that_is_no_json_is_told_so(client: TestClient) -> None:
-    response = client.put(f"{IMAGES}/a", content=b'{"virtual', headers={"content-type": "application/json"})
+def test_a_body_that_is_no_json_is_told_so(reader: TestClient) -> None:
+    response = reader.put(f"{IMAGES}/a", content=b'{"virtual', headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (400, "malformed_json")
 
 
-def test_a_body_that_does_not_say_it_is_json_is_not_read_as_json(client: TestClient) -> None:
+def test_a_body_that_does_not_say_it_is_json_is_not_read_as_json(reader: TestClient) -> None:
     """A web page may send text/plain across origins without asking first."""
-    response = client.put(f"{IMAGES}/a", content=b'{"virtual_size_bytes": 512}', headers={"content-type": "text/plain"})
+    response = reader.put(f"{IMAGES}/a", content=b'{"virtual_size_bytes": 512}', headers={"content-type": "text/plain"})
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
-    assert client.get(f"{IMAGES}/a").status_code == 404
+    assert reader.get(f"{IMAGES}/a").status_code == 404
 
 
-def test_a_body_too_large_is_refused(client: TestClient) -> None:
-    response = client.put(f"{IMAGES}/a", json={"virtual_size_bytes": 512, "format": "x" * (2 << 20)})
+def test_a_body_too_large_is_refused(reader: TestClient) -> None:
+    response = reader.put(f"{IMAGES}/a", json={"virtual_size_bytes": 512, "format": "x" * (2 << 20)})
     assert (response.status_code, response.json()["code"]) == (413, "too_large")
 
 
-def test_an_unknown_path_and_an_unknown_method_are_problems_too(client: TestClient) -> None:
-    response = client.get("/v1/volumes")
+def test_an_unknown_path_and_an_unknown_method_are_problems_too(reader: TestClient) -> None:
+    response = reader.get("/v1/volumes")
     assert (response.status_code, response.json()["code"]) == (404, "no_such_resource")
-    response = client.post(f"{IMAGES}/a")
+    response = reader.post(f"{IMAGES}/a")
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
     assert "PUT" in response.headers["allow"]
 
@@ -130,8 +129,8 @@ def test_a_fault_of_ours_tells_nothing_of_itself(
 
 
 @pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "%00", ".", "a%0ab", "x" * 300, "%F0%9F%92%A3"])
-def test_a_hostile_name_is_refused_and_makes_no_file(client: TestClient, name: str) -> None:
-    response = client.put(f"{IMAGES}/{name}", json={"virtual_size_bytes": 512})
+def test_a_hostile_name_is_refused_and_makes_no_file(reader: TestClient, name: str) -> None:
+    response = reader.put(f"{IMAGES}/{name}", json={"virtual_size_bytes": 512})
     assert response.status_code in (404, 405, 422)
     assert response.headers["content-type"] == MEDIA_TYPE
-    assert client.get(IMAGES).json()["items"] == []
+    assert reader.get(IMAGES).json()["items"] == []

@@ -11,6 +11,7 @@ from vstore.store import store
 RUNNING_THINGS = {"serve", "export"}  # they do not talk to the daemon
 SHORTHANDS = {"image resize": "update_image"}  # one half of an update, under the name that people look for
 NOT_A_VERB = {"ServiceShow"}
+ATTACH = "attach_line"  # of one target there are several lines; REST and command call it by what one does with them
 PLURALS = ("images", "targets", "luns", "lines")
 
 
@@ -31,6 +32,8 @@ def operations(client: TestClient) -> set[str]:
 
 
 def _of_operation(operation_id: str) -> str:
+    if operation_id == "TargetAttach":
+        return ATTACH
     match = re.fullmatch(r"([A-Z][a-z]+)([A-Z][a-z]+)", operation_id)  # NounVerb
     assert match, operation_id
     return _singular(f"{match[2].lower()}_{match[1].lower()}")

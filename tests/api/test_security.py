@@ -9,15 +9,15 @@ from vstore.store import Store
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8080", "localhost:8080", "[::1]:8080", "127.8.9.1"])
-def test_loopback_names_are_answered(client: TestClient, host: str) -> None:
-    assert client.get("/", headers={"host": host}).status_code == 200
+def test_loopback_names_are_answered(reader: TestClient, host: str) -> None:
+    assert reader.get("/", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "192.168.1.1", "[::"]
 )
-def test_other_hosts_are_refused_with_a_problem(client: TestClient, host: str) -> None:
-    response = client.get("/", headers={"host": host})
+def test_other_hosts_are_refused_with_a_problem(reader: TestClient, host: str) -> None:
+    response = reader.get("/", headers={"host": host})
     assert response.status_code == 421
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["code"] == "host_refused"
@@ -27,8 +27,8 @@ def test_other_hosts_are_refused_with_a_problem(client: TestClient, host: str) -
     ("origin", "status"),
     [("http://127.0.0.1:8080", 200), ("http://localhost", 200), ("https://evil.example", 421), ("null", 421)],
 )
-def test_other_origins_are_refused(client: TestClient, origin: str, status: int) -> None:
-    assert client.get("/", headers={"origin": origin}).status_code == status
+def test_other_origins_are_refused(reader: TestClient, origin: str, status: int) -> None:
+    assert reader.get("/", headers={"origin": origin}).status_code == status
 
 
 def test_a_unix_socket_is_no_matter_of_hosts(store: Store) -> None:

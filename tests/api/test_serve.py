@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from pyscsi.pyscsi.scsi import SCSI
 
-from tests.api.daemon import Daemon
+from tests.api.daemon import SERVE, Daemon
 from tests.store.world import MIB, ROOT, alive, eventually
 from vstore.client import VstoreDevice
 from vstore.client.status import CheckCondition
@@ -120,7 +119,7 @@ def test_a_killed_target_comes_back_with_its_lun_and_its_bytes(mapped: Daemon) -
     with disk_of(mapped) as disk:
         disk.write10(5, 1, b"\x77" * 512)
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: mapped.is_up("vm"))
+    eventually(lambda: mapped.get("targets/vm")["process"]["restarts"] == 1 and mapped.is_up("vm"))
     assert mapped.pid("vm") != pid
     with disk_of(mapped) as disk:
         assert bytes(disk.read10(5, 1).datain) == b"\x77" * 512
@@ -136,16 +135,16 @@ def test_a_resize_reaches_the_guest(mapped: Daemon) -> None:
 
 
 def test_qemu_refuses_to_write_to_an_image_that_a_target_holds(mapped: Daemon) -> None:
-    command = ["qemu-io", "-f", "raw", "-c", "write 0 512", mapped.image("disk")]
+    command = ["qemu-io", "-f", "raw", "-c", "write 0 512", str(mapped.image("disk"))]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert "lock" in told.stderr
 
 
 def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon) -> None:
-    for options in (["--runtime-dir", daemon.runtime], ["--runtime-dir", f"{daemon.runtime}2"]):
+    for options in (["--runtime-dir", str(daemon.runtime)], ["--runtime-dir", f"{daemon.runtime}2"]):
         second = subprocess.run(
-            [sys.executable, "-m", "api.cli", "serve", "--state-dir", daemon.state, *options],
+            [*SERVE, "--state-dir", str(daemon.state), *options],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -182,8 +181,8 @@ def test_a_taken_port_is_told_in_one_line(daemon: Daemon) -> None:
         port = taken.getsockname()[1]
         refused = subprocess.run(
             [
-                *(sys.executable, "-m", "api.cli", "serve", "--listen", str(port)),
-                *("--state-dir", daemon.state, "--runtime-dir", daemon.runtime),
+                *(*SERVE, "--listen", str(port)),
+                *("--state-dir", str(daemon.state), "--runtime-dir", str(daemon.runtime)),
             ],
             capture_output=True,
             text=True,

@@ -64,7 +64,7 @@ def test_a_size_that_no_disk_has_is_refused(size: int) -> None:
 
 def test_labels_are_bounded_in_number_key_and_value() -> None:
     assert check_labels({"a/b.c": "x y", "n": ""}) == {"a/b.c": "x y", "n": ""}
-    for labels in ({"A": "x"}, {"a": "x" * 256}, {"a": "\n"}, {f"k{n}": "" for n in range(65)}):
+    for labels in ({"A": "x"}, {"a": "x" * 256}, {"a": "\n"}, {"a": "\udfff"}, {f"k{n}": "" for n in range(65)}):
         with pytest.raises(InvalidArgument):
             check_labels(labels)
 

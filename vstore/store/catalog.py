@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, insert, inspect, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from vstore.store import schema
 from vstore.store.errors import CatalogUnavailable
@@ -24,6 +24,7 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_tim
 class Catalog:
     def __init__(self, file: Path) -> None:
         """Opens or makes the catalog. Raises CatalogUnavailable when it is no catalog or a newer version's."""
+        self._closed = False
         self._engine = create_engine(f"sqlite:///{file}", connect_args={"check_same_thread": False})
         event.listen(self._engine, "connect", _set_up_connection)
         event.listen(self._engine, "begin", _begin)
@@ -37,18 +38,33 @@ class Catalog:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One snapshot of everything."""
-        with self._engine.begin() as connection:
+        """One snapshot of everything. Raises CatalogUnavailable."""
+        with self._told(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: all of it is on disk when the block ends, or none of it if it raises."""
-        with self._engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        """One transaction: all of it is on disk when the block ends, or none of it if it raises. CatalogUnavailable."""
+        with (
+            self._told(),
+            self._engine.connect().execution_options(**{_WRITES: True}) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def close(self) -> None:
+        """A verb that still runs is refused from here on."""
+        self._closed = True
         self._engine.dispose()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        if self._closed:
+            raise CatalogUnavailable("the daemon is stopping")
+        try:
+            yield
+        except OperationalError as error:
+            raise CatalogUnavailable(f"the catalog cannot be used: {error.orig}") from error
 
     def _bring_up_to_date(self, file: Path) -> None:
         with self.write() as connection:

@@ -10,13 +10,13 @@ from vstore.store.errors import CatalogUnavailable
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[None]:
+def claimed(directory: Path, mode: int) -> Iterator[None]:
     """Makes the directory if need be and holds it against other daemons; the kernel lets go if this one dies.
 
     Raises CatalogUnavailable.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CatalogUnavailable(f"{directory} cannot be used: {error.strerror}") from error

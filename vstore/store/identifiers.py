@@ -13,7 +13,7 @@ from vstore.store.errors import InvalidArgument
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
-_LABEL_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
+_LABEL_VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,255}")  # a lone surrogate is no text
 _LUN_ADDRESS = re.compile(r"(?:(\d{1,3}):)?(\d{1,5})", re.ASCII)
 _SERIAL = re.compile(r"[!-~]{1,64}", re.ASCII)
 

@@ -41,6 +41,7 @@ class Ground:
     plan: Callable[[], TargetPlan]
     lock: Callable[[], AbstractContextManager[None]]
     length_told: Callable[[LunPlan, int], None]  # the length that a mapped image really has
+    trim_log: Callable[[], None]
 
 
 class TargetKeeper:
@@ -153,8 +154,8 @@ class TargetKeeper:
         """Until the process is gone or the keeper has to leave."""
         while True:
             with self._changed:
-                self._changed.wait_for(self._called, MEND_INTERVAL if self._problem else None)
-                self._mend_wanted = False
+                self._changed.wait_for(self._called, MEND_INTERVAL)
+                mend, self._mend_wanted = self._mend_wanted or self._problem is not None, False
                 if self._leaving:
                     return
                 running = self._running if self._ended else None
@@ -164,7 +165,9 @@ class TargetKeeper:
                 _log.error("target_ended", extra={"target": self.name, "pid": running.pid})
                 running.wait_for_end(_END_TIMEOUT)
                 return
-            self._mend_again()
+            self._ground.trim_log()
+            if mend:
+                self._mend_again()
 
     def _called(self) -> bool:
         return self._leaving or self._ended or self._mend_wanted

@@ -26,8 +26,8 @@ class Store(ImageVerbs, TargetVerbs, LunVerbs):
         Raises CatalogUnavailable (another daemon has these directories, a newer version wrote the catalog), StoreError.
         """
         with contextlib.ExitStack() as undo:
-            for directory in (state_directory, runtime_directory):
-                undo.enter_context(claimed(directory))
+            undo.enter_context(claimed(state_directory, 0o700))
+            undo.enter_context(claimed(runtime_directory, 0o755))  # VMMs of other users pass through it
             self.catalog = Catalog(state_directory / "catalog.sqlite")
             undo.callback(self.catalog.close)
             self.pools = opened_pools(self.catalog, state_directory)

@@ -89,6 +89,7 @@ class Supervisor:
             plan=partial(self._plan, name, str(self.socket_path(name))),
             lock=partial(self._locks.hold, f"target:{name}"),
             length_told=self._length_told,
+            trim_log=partial(_trim, self._directory / name / _LOG),
         )
         self._keepers[name] = TargetKeeper(name, ground)
         self._keepers[name].start()
@@ -130,10 +131,11 @@ class Supervisor:
         running = keeper.leave() if keeper else None
         try:
             running = running or RunningTarget.adopt(self._directory / name / _CONTROL)
-            if running is not None:
-                running.stop()
-        except TargetError as error:
-            _log.error("target_not_flushed", extra={"target": name, "error": error.detail})
+        except TargetError as error:  # its socket has to stay, for the next start to find it
+            _log.error("target_left_behind", extra={"target": name, "error": error.detail})
+            return
+        if running is not None:
+            self._stop_process(name, running)
         self._remove_directory(name)
 
     def stop_all(self) -> None:
@@ -152,8 +154,12 @@ class Supervisor:
         """Ends processes whose target was deleted; one that still serves LUNs is left alone, and told."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for name in sorted(set(os.listdir(self._directory)) - set(known)):
-            with self._adopted(name) as stranger:
-                luns = stranger.client.status().luns if stranger is not None else ()
+            try:
+                with self._adopted(name) as stranger:
+                    luns = stranger.client.status().luns if stranger is not None else ()
+            except (StoreError, TargetError) as error:
+                _log.error("unknown_target_does_not_answer", extra={"target": name, "error": str(error)})
+                continue
             if luns:
                 _log.warning("unknown_target_left_running", extra={"target": name, "luns": len(luns)})
             else:
@@ -177,6 +183,12 @@ class Supervisor:
             return self._keepers[name]
         except KeyError:
             raise TargetUnavailable(f"target {name} is not kept; the daemon is stopping") from None
+
+    def _stop_process(self, name: str, running: RunningTarget) -> None:
+        try:
+            running.stop()
+        except TargetError as error:
+            _log.error("target_not_flushed", extra={"target": name, "error": error.detail})
 
     def _stop_one(self, name: str) -> None:
         with self._locks.hold(f"target:{name}"):
@@ -210,3 +222,10 @@ class Supervisor:
             if error.code == ErrorCode.TIMED_OUT and name in self._keepers:
                 self._keepers[name].mend_soon()
             raise _REFUSALS.get(error.code, TargetUnavailable)(f"target {name}: {error.detail}") from error
+
+
+def _trim(log: Path) -> None:
+    """The process appends to its log (O_APPEND), so it may be cut at any time."""
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > _LONGEST_LOG:
+            os.truncate(log, 0)
