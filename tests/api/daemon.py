@@ -1,6 +1,5 @@
 """`vstore serve` as a process, with real target processes, in directories of its own."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.client import Client, Unreachable
-from tests.store.world import ROOT, eventually
+from tests.store.world import ROOT, eventually, kill_all_that_name
 
 SERVE = (sys.executable, "-m", "api.cli", "serve")
 
@@ -65,10 +64,4 @@ class Daemon:
         """Ends whatever is left: the daemon, and targets that outlived one."""
         if self.process.poll() is None:
             self.end(signal.SIGKILL)
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                ours = str(self.runtime).encode() in entry.read_bytes()
-            except OSError:
-                continue
-            if ours:
-                os.kill(int(entry.parent.name), signal.SIGKILL)
+        kill_all_that_name(self.runtime)

@@ -7,12 +7,14 @@ the file system calls (raised before the call) and both sides of each commit. n 
 import os
 import sys
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import Connection
 
-from tests.store.world import MIB, World
+from tests.store.test_luns import served
+from tests.store.world import MIB, World, eventually
 from vstore.store import Store
 from vstore.store.catalog import Catalog
 
@@ -29,17 +31,57 @@ VERBS: dict[str, Verb] = {
     "delete": lambda store: store.delete_image("default", "old"),
 }
 
+TARGET_VERBS: dict[str, Verb] = {
+    "create_target": lambda store: store.create_target("new"),
+    "delete_target": lambda store: store.delete_target("empty"),
+    "map": lambda store: store.map_lun("t", "0", image="a"),
+    "unmap": lambda store: store.unmap_lun("t", "1"),
+    "grow": lambda store: store.update_image("default", "b", virtual_size_bytes=2 * MIB),
+}
+
 
 @pytest.mark.parametrize("name", VERBS)
 def test_catalog_and_files_agree_after_a_crash_at_any_step(world: World, name: str) -> None:
     prepare(world)
     steps = 0
-    while dies(world, VERBS[name], steps):
+    while dies(world, VERBS[name], steps, _STEPS):
         check(world)
         steps += 1
         assert steps < _MOST_STEPS
     check(world)
     assert steps >= 3  # at least a file operation and both sides of a commit were hit
+
+
+@pytest.mark.parametrize("name", TARGET_VERBS)
+def test_catalog_and_processes_agree_after_a_crash_around_any_commit(world: World, name: str) -> None:
+    store = world.open()
+    store.create_image("default", "a", virtual_size_bytes=MIB)
+    store.create_image("default", "b", virtual_size_bytes=MIB)
+    store.create_target("t")
+    store.create_target("empty")
+    store.map_lun("t", "1", image="b")
+    world.close_store(store, stop_targets=False)
+    steps = 0
+    while dies(world, TARGET_VERBS[name], steps, frozenset()):
+        check_targets(world)
+        steps += 1
+        assert steps < _MOST_STEPS
+    check_targets(world)
+    assert steps == 2  # before the commit and after it
+
+
+def check_targets(world: World) -> None:
+    """After the next start the processes are those of the catalog, and serve its LUNs."""
+    store = world.open()
+    bring_up(store)
+    names = [target.name for target in store.list_targets().items]
+    assert sorted(os.listdir(world.runtime / "targets")) == names
+    for name in names:
+        expected = {(lun.scsi_target, lun.lun, f"default/{lun.image}") for lun in store.list_luns(name).items}
+        assert set(served(world, name)) == expected
+    for image in store.list_images("default").items:
+        assert (world.pool() / f"{image.name}.raw").stat().st_size == image.virtual_size_bytes
+    world.close_store(store, stop_targets=False)
 
 
 def prepare(world: World) -> None:
@@ -50,13 +92,14 @@ def prepare(world: World) -> None:
     world.close_store(store, stop_targets=True)
 
 
-def dies(world: World, verb: Verb, step: int) -> bool:
+def dies(world: World, verb: Verb, step: int, events: AbstractSet[str]) -> bool:
     """Runs the verb in a child that ends at `step`; False: it got through before."""
     child = os.fork()
     if child == 0:
         try:
             store = world.open()
-            die_at(step)
+            bring_up(store)
+            die_at(step, events)
             verb(store)
             os._exit(0)
         finally:
@@ -66,7 +109,12 @@ def dies(world: World, verb: Verb, step: int) -> bool:
     return status == _DIED
 
 
-def die_at(step: int) -> None:
+def bring_up(store: Store) -> None:
+    for target in store.list_targets().items:
+        eventually(lambda name=target.name: store.show_target(name).process.state == "listening")  # type: ignore[misc]
+
+
+def die_at(step: int, events: AbstractSet[str]) -> None:
     left = step
 
     def count() -> None:
@@ -75,7 +123,7 @@ def die_at(step: int) -> None:
             os._exit(_DIED)
         left -= 1
 
-    sys.addaudithook(lambda event, _arguments: count() if event in _STEPS else None)
+    sys.addaudithook(lambda event, _arguments: count() if event in events else None)
     whole_write = Catalog.write
 
     @contextmanager

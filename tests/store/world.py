@@ -66,11 +66,18 @@ class World:
     def close(self) -> None:
         for store in self.stores:
             store.close(stop_targets=False)
+        kill_all_that_name(self.root)
         for child in self.children:
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
             child.wait()
         shutil.rmtree(self.root)
+
+
+def kill_all_that_name(directory: Path) -> None:
+    """Ends the processes whose command line has a path below this directory of a test's own."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(directory).encode() in entry.read_bytes():
+                os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 def alive(pid: int | None) -> bool:
