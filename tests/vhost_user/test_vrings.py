@@ -112,3 +112,13 @@ async def test_dirty_logging_follows_the_features(device_rig: Rig, frontend: Fro
     assert device_rig.device.log >= 0
     assert await frontend.tell("SET_FEATURES", 0x170000006) == 0
     assert device_rig.device.log == -1
+
+
+async def test_a_ring_without_room_for_event_fields_is_no_overlap(device_rig: Rig, frontend: Frontend) -> None:
+    """Small firmware drivers put the used ring right behind 4 + 2 x 16 bytes of available ring."""
+    await frontend.negotiate()
+    await frontend.add_memory()
+    frontend.send("SET_VRING_NUM", 2, 16)
+    frontend.send("SET_VRING_ADDR", 2, 0, 0x7F0000001000, 0x7F0000001124, 0x7F0000001100, 0)
+    assert await frontend.tell("SET_VRING_KICK", 2 | 0x100) == 0
+    assert device_rig.device.rings[2].started
