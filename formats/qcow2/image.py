@@ -13,15 +13,17 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from formats.errors import CorruptImage, ImageError, UnsupportedFeature
+from formats.errors import CorruptImage, UnsupportedFeature
 from formats.host_file import HostFile
-from formats.image import BlockState, Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
+from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
 from formats.qcow2 import compression, info, resize
+from formats.qcow2.check import check
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import Header, write_fixed
 from formats.qcow2.pages import Pages
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
+from formats.qcow2.snapshots import Snapshots
 from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
 from formats.qcow2.tables import Tables
 from formats.qcow2.writer import Writer
@@ -37,8 +39,7 @@ class Qcow2(Image):
     def __init__(self, file: HostFile, *, opener: Opener | None = None) -> None:
         """`opener` is asked for the external data file of an image that has one, and for nothing else."""
         self.file = file
-        self.header = header = Header.read(file)
-        self._check_flags()
+        self.header = header = _recovered(file)
         cluster_size = header.cluster_size
         geometry = Geometry(
             header.start.size, cluster_size, cluster_size // SUBCLUSTERS if header.extended_l2 else None
@@ -72,14 +73,6 @@ class Qcow2(Image):
 
     # opening
 
-    def _check_flags(self) -> None:
-        if self.file.read_only:
-            return
-        if self.header.incompatible & Incompatible.CORRUPT:
-            raise CorruptImage(f"{self.file.name} is marked corrupt; repair it, or open it read-only")
-        if self.header.incompatible & Incompatible.DIRTY:
-            raise CorruptImage(f"{self.file.name} was not closed; repair it, or open it read-only")
-
     def _text(self, kind: Extension) -> str | None:
         data = self.header.extension(kind)
         return None if data is None else data.decode(errors="surrogateescape")
@@ -110,6 +103,11 @@ class Qcow2(Image):
         self.regions.add(0, size, "the header")
         self.regions.add(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
         self.regions.add(start.refcount_table_offset, start.refcount_table_clusters * size, "the refcount table")
+        self.map_l2_tables()
+        self.snapshots = Snapshots(self)
+
+    def map_l2_tables(self) -> None:
+        """Tells the regions which L2 tables the active L1 table has."""
         self.regions.fill(L2_TABLE, (word & OFFSET for _, word in self.tables.tables()))
 
     def _begin_writing(self) -> None:
@@ -137,8 +135,7 @@ class Qcow2(Image):
 
     def masks(self, first: int, count: int) -> list[Masks]:
         with self._condemning():
-            meanings = [self.tables.meaning(block) for block in range(first, first + count)]
-        return [Masks(meaning.allocated, meaning.zero, meaning.shared) for meaning in meanings]
+            return _masks(self.tables, first, count)
 
     def materialise(self, block: int) -> bytes:
         """The whole cluster, also where the disk ends inside it. CorruptImage where it does not decompress."""
@@ -150,6 +147,11 @@ class Qcow2(Image):
             raise UnsupportedFeature(f"cluster {block} of {self.file.name} is not compressed")
         what = f"{self.file.name}: compressed cluster {block}"
         return compression.decompress(self.header.compression, data, self.header.cluster_size, what)
+
+    def open_snapshot(self, which: str) -> "SnapshotView":
+        """The disk as an internal snapshot has it, by ID or name, to read. It needs this image to stay open, and the
+        snapshot to stay. InvalidArgument where there is none."""
+        return SnapshotView(self, which)
 
     # changes
 
@@ -208,9 +210,51 @@ class Qcow2(Image):
                 self.data_file.close()
 
 
-def state_of(run: Run) -> BlockState:
-    """The state that all blocks of the run are in."""
-    return BlockState(run.entry >> 60)
+class SnapshotView(Image):
+    """A snapshot as a read-only image over the files of the one that holds it; closing it does nothing."""
+
+    format = "qcow2"
+
+    def __init__(self, image: Qcow2, which: str) -> None:
+        self._image = image
+        self.snapshot = image.snapshots.find(which)
+        super().__init__(image.snapshots.geometry(self.snapshot), read_only=True)
+        self.backing = image.backing
+        self._tables = image.snapshots.tables(self.snapshot)
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return self._image.layers
+
+    def load(self, first: int, count: int) -> list[Run]:
+        return self._tables.load(first, count)
+
+    def masks(self, first: int, count: int) -> list[Masks]:
+        return _masks(self._tables, first, count)
+
+    def materialise(self, block: int) -> bytes:
+        return self._image._materialise(self._tables, block)
+
+    def info(self) -> dict[str, object]:
+        return {**self._image.info(), "virtual-size": self.geometry.length}
 
 
-__all__ = ["ImageError", "Opener", "Qcow2", "state_of"]
+def _masks(tables: Tables, first: int, count: int) -> list[Masks]:
+    meanings = [tables.meaning(block) for block in range(first, first + count)]
+    return [Masks(meaning.allocated, meaning.zero, meaning.shared) for meaning in meanings]
+
+
+def _recovered(file: HostFile) -> Header:
+    """The header of an image that may be written to, or is open read-only. One whose last writer never closed it
+    (dirty) has its refcounts put right first."""
+    header = Header.read(file)
+    if file.read_only:
+        return header
+    if header.incompatible & Incompatible.CORRUPT:
+        raise CorruptImage(f"{file.name} is marked corrupt; repair it, or open it read-only")
+    if header.incompatible & Incompatible.DIRTY:
+        left = check(file, repair="all").corruptions
+        if left:
+            raise CorruptImage(f"{file.name} was not closed, and {left} corruptions of it cannot be repaired")
+        header = Header.read(file)
+    return header

@@ -20,6 +20,8 @@ def describe(image: "Qcow2") -> dict[str, object]:
         "dirty-flag": bool(header.incompatible & Incompatible.DIRTY),
         "format-specific": {"type": "qcow2", "data": _specific(image)},
     }
+    if len(image.snapshots):
+        told["snapshots"] = [snapshot.as_json() for snapshot in image.snapshots]
     if image.backing is not None:
         told["backing-filename"] = image.backing.name
         if image.backing.format is not None:

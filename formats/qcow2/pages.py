@@ -96,6 +96,11 @@ class Pages:
             self._pages.pop(at, None)
             self._dirty.pop(at, None)
 
+    def drop(self) -> None:
+        """Forgets everything; nothing may be waiting to be written."""
+        assert not self._dirty
+        self._pages.clear()
+
     def dirty(self, stage: Stage) -> list[int]:
         """Offsets of the pages that wait for this stage."""
         return sorted(at for at, waits in self._dirty.items() if waits == stage)

@@ -18,6 +18,8 @@ from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.regions import REFCOUNT_BLOCK, Regions
 from formats.qcow2.structures import MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_BLOCK_OFFSET, WORD
 
+_FEW = 64  # counts that are changed one by one rather than a page at once
+
 
 class Refcounts:
     """Clusters are named by number. Raises CorruptImage where the table or a count cannot be true."""
@@ -73,21 +75,34 @@ class Refcounts:
         CorruptImage where a count would fall below 0, UnsupportedFeature where it would not fit its width; the counts
         before that one have changed then.
         """
-        free: list[int] = []
         end = first + count
         while first < end:
             page, place = self._page(first)
             take = min(self._per_page - place, end - first)
             if not page:
                 raise CorruptImage(f"{self._file.name}: host cluster {first} is in use, but has no refcount block")
-            counts = widths.unpack(self._pages.read(page, self._pages.size), self.bits)
-            for at in range(place, place + take):
-                counts[at] = self._sum(first + at - place, counts[at], change)  # type: ignore[index]
-                if not counts[at]:
-                    free.append(first + at - place)
-            self._pages.write(page, widths.pack(counts, self.bits), Stage.TARGET)
+            if take < _FEW:
+                for n in range(take):
+                    self._put(page, place + n, self._sum(first + n, self.get(first + n), change))
+            else:
+                self._add_many(page, place, take, first, change)
             first += take
-        return free
+        return [cluster for cluster in range(end - count, end) if not self.get(cluster)] if change < 0 else []
+
+    def _put(self, page: int, place: int, value: int) -> None:
+        if self.bits >= 8:
+            width = self.bits // 8
+            self._pages.write(page + place * width, value.to_bytes(width, "big"), Stage.TARGET)
+            return
+        at, shift = page + place * self.bits // 8, place * self.bits % 8
+        byte = self._pages.read(at, 1)[0] & ~(self.maximum << shift) | value << shift
+        self._pages.write(at, bytes([byte]), Stage.TARGET)
+
+    def _add_many(self, page: int, place: int, take: int, first: int, change: int) -> None:
+        counts = list(widths.unpack(self._pages.read(page, self._pages.size), self.bits))
+        for n in range(take):
+            counts[place + n] = self._sum(first + n, counts[place + n], change)
+        self._pages.write(page, widths.pack(counts, self.bits), Stage.TARGET)
 
     def _sum(self, cluster: int, count: int, change: int) -> int:
         if count + change < 0:

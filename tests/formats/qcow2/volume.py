@@ -35,11 +35,12 @@ class Block:
 class AllocatingVolume:
     """Owns the image. `parent(offset, length)` gives what HOLEs show."""
 
-    def __init__(self, image: Qcow2, parent: Reader = nothing, *, window: int = 5) -> None:
+    def __init__(self, image: Qcow2, parent: Reader = nothing, *, window: int = 5, files: Qcow2 | None = None) -> None:
         self.image = image
-        self.parent = parent
+        self.parent = nothing if image.backing is None else parent
         self.window = window
-        self._files: list[HostFile] = [image.file] + ([image.data_file] if image.data_file else [])
+        owner = files or image  # of a view, the image that it looks into
+        self._files: list[HostFile] = [owner.file] + ([owner.data_file] if owner.data_file else [])
         self._blocks: dict[int, Block] = {}
         self._pending: dict[int, Change] = {}
         self._room: list[int] = []

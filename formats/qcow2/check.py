@@ -1,0 +1,253 @@
+"""Checking a qcow2 image: every reference counted, held against the refcounts on disk; and what is wrong put right.
+
+    header, tables, snapshots, bitmaps  --walk-->  References: how many times each host cluster is named
+                                                        |  compared with
+    refcount table, refcount blocks     --read-->  Refcounts: more: corruption; fewer: leak; COPIED flags that lie
+
+The file may be anything, so the walk trusts no offset: what cannot be is counted as a corruption and, on repair, taken
+out of its table. The numbers are those that `qemu-img check` prints.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from formats.errors import InvalidArgument, ReadOnlyImage
+from formats.host_file import HostFile
+from formats.qcow2 import rebuild, widths
+from formats.qcow2.header import Header, write_fixed
+from formats.qcow2.pages import Pages
+from formats.qcow2.references import Walk
+from formats.qcow2.structures import COMPRESSED, COPIED, OFFSET, REFCOUNT_BLOCK_OFFSET, WORD, Incompatible
+
+_TOLD = 100  # findings that are told in words
+
+
+@dataclass
+class Report:
+    """Counts, under qemu-img's names; `findings` are sentences, the first hundred of them."""
+
+    corruptions: int = 0
+    leaks: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    fragmented_clusters: int = 0
+    compressed_clusters: int = 0
+    image_end_offset: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    def tell(self, sentence: str) -> None:
+        if len(self.findings) < _TOLD:
+            self.findings.append(sentence)
+
+    def as_json(self, filename: str) -> dict[str, object]:
+        """The object of `qemu-img check --output=json`, which leaves most zeros out."""
+        always = {
+            "filename": filename,
+            "format": "qcow2",
+            "check-errors": 0,
+            "total-clusters": self.total_clusters,
+            "image-end-offset": self.image_end_offset,
+        }
+        problems = ("corruptions", "leaks", "corruptions_fixed", "leaks_fixed")
+        names = (*problems, "allocated_clusters", "fragmented_clusters", "compressed_clusters")
+        found = {name.replace("_", "-"): getattr(self, name) for name in names}
+        return always | {name: value for name, value in found.items() if value}
+
+
+REPAIRS = ("none", "leaks", "all")
+
+
+def check(file: HostFile, *, repair: str = "none") -> Report:
+    """Examines an image that nobody uses. `repair`: none; leaks (lower refcounts only); all, which also clears the
+    dirty and the corrupt bit. What was found and put right is told as fixed, what is left as corruptions and leaks.
+
+    Errors: ImageError where the header itself is wrong; OSError.
+    """
+    if repair not in REPAIRS:
+        raise InvalidArgument(f"repair {repair!r} is none of {', '.join(REPAIRS)}")
+    if repair != "none" and file.read_only:
+        raise ReadOnlyImage(f"cannot repair {file.name}: it is open read-only")
+    found = Examination(file)
+    report = found.report
+    if repair == "none" or not (report.corruptions or report.leaks or found.marked):
+        return report
+    found.mend(leaks_only=repair == "leaks")
+    after = Examination(file)
+    if repair == "all" and not after.report.corruptions and after.marked:
+        after.header.features.incompatible_features &= ~(Incompatible.DIRTY | Incompatible.CORRUPT)
+        write_fixed(file, after.header)
+    after.report.corruptions_fixed = max(0, report.corruptions - after.report.corruptions)
+    after.report.leaks_fixed = max(0, report.leaks - after.report.leaks)
+    after.report.findings = report.findings
+    return after.report
+
+
+class Examination:
+    """One look at the whole image."""
+
+    def __init__(self, file: HostFile) -> None:
+        self.file = file
+        self.header = Header.read(file)
+        self._size = self.header.cluster_size
+        self._bits = self.header.refcount_bits
+        self._per_block = self._size * 8 // self._bits
+        self._maximum = (1 << self._bits) - 1
+        self.report = Report(total_clusters=-(-self.header.start.size // self._size))
+        self._look()
+
+    @property
+    def marked(self) -> bool:
+        """Whether the header says that something may be wrong."""
+        return bool(self.header.incompatible & (Incompatible.DIRTY | Incompatible.CORRUPT))
+
+    def _look(self) -> None:
+        self._pages = Pages(self.file, self._size)
+        self._per_page = self._pages.size * 8 // self._bits
+        self._walk = Walk(self.file, self.header, self._pages)
+        self._walk.run()
+        for finding in self._walk.findings:
+            self._corrupt(finding.sentence)
+        self._read_structure()
+        self._compare()
+        for _, _, sentence in self._lying_flags():
+            self._corrupt(sentence)
+        usage = self._walk.usage
+        self.report.allocated_clusters = usage.allocated
+        self.report.fragmented_clusters, self.report.compressed_clusters = usage.fragmented, usage.compressed
+
+    def _corrupt(self, sentence: str) -> None:
+        self.report.corruptions += 1
+        self.report.tell(f"ERROR {sentence}")
+
+    # the refcount structures
+
+    def _read_structure(self) -> None:
+        start = self.header.start
+        length = start.refcount_table_clusters * self._size
+        self._walk.counts.add(start.refcount_table_offset // self._size, start.refcount_table_clusters)
+        table = widths.words_of(self.file.pread(start.refcount_table_offset, length))
+        self._blocks: dict[int, int] = {}
+        self._broken = False
+        self._structure = [start.refcount_table_offset // self._size + n for n in range(start.refcount_table_clusters)]
+        for index, word in enumerate(table):
+            if word:
+                self._take_block(index, word & REFCOUNT_BLOCK_OFFSET)
+        for cluster in self._structure:
+            if self._walk.counts.get(cluster) != 1:
+                self._broken = True
+                self._corrupt(f"host cluster {cluster} of the refcount structures has other uses")
+
+    def _take_block(self, index: int, offset: int) -> None:
+        if offset % self._size or offset + self._size - self.file.length >= self._size:
+            self._broken = True
+            self._corrupt(f"refcount table entry {index} is {offset:#x}, which no refcount block can lie at")
+            return
+        self._blocks[index] = offset
+        self._structure.append(offset // self._size)
+        self._walk.counts.add(offset // self._size, 1)
+
+    def _disk_counts(self, first: int, count: int) -> list[int]:
+        """Counts on disk of clusters inside one page of a block."""
+        index, within = divmod(first, self._per_block)
+        block = self._blocks.get(index)
+        if block is None:
+            return [0] * count
+        page = block + within // self._per_page * self._pages.size
+        at = within % self._per_page
+        return list(widths.unpack(self._pages.read(page, self._pages.size), self._bits)[at : at + count])
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """First cluster and length of every page of counts that either side may have."""
+        end = max(-(-self.file.length // self._size), self._walk.counts.end)
+        for first in range(0, end, self._per_page):
+            yield first, min(self._per_page, end - first)
+
+    def _compare(self) -> None:
+        highest = -1
+        for first, count in self._spans():
+            told, named = self._disk_counts(first, count), self._walk.counts.span(first, count)
+            last = next((n for n in range(count - 1, -1, -1) if told[n] or named[n]), None)
+            highest = highest if last is None else first + last
+            if told == named:
+                continue
+            for n, (count_told, count_named) in enumerate(zip(told, named, strict=True)):
+                self._judge(first + n, count_told, count_named)
+        self.report.image_end_offset = (highest + 1) * self._size
+
+    def _judge(self, cluster: int, told: int, named: int) -> None:
+        if told > named:
+            self.report.leaks += 1
+            self.report.tell(f"Leaked cluster {cluster} refcount={told} reference={named}")
+        elif told < named:
+            self._corrupt(f"cluster {cluster} refcount={told} reference={named}")
+
+    # flags
+
+    def _lying_flags(self) -> Iterator[tuple[int, int, str]]:
+        """Place, right word and a sentence for each COPIED flag of the active tables that is not what refcounts say."""
+        start = self.header.start
+        for index, word in self._walk.words(start.l1_table_offset, start.l1_size):
+            place, table = start.l1_table_offset + index * WORD, word & OFFSET
+            if not table or table % self._size or table >= self.file.length:
+                continue
+            yield from self._lying(place, word, "L1")
+            step = self.header.l2_entry_size // WORD
+            for at, descriptor in self._walk.words(table, self._size // WORD):
+                if at % step == 0 and not descriptor & COMPRESSED and descriptor & OFFSET:
+                    yield from self._lying(table + at * WORD, descriptor, "L2")
+
+    def _lying(self, place: int, word: int, kind: str) -> Iterator[tuple[int, int, str]]:
+        cluster = (word & OFFSET) // self._size
+        external = kind == "L2" and self.header.has_data_file
+        count = 1 if external else self._disk_counts(cluster, 1)[0]
+        if (count == 1) != bool(word & COPIED):
+            yield place, word ^ COPIED, f"{kind} entry at {place:#x} is {word:#018x}, but the refcount is {count}"
+
+    # putting right
+
+    def mend(self, *, leaks_only: bool) -> None:
+        """Corrects what was found: counts that are too low first, because what is counted too often only leaks; flags
+        last, because they follow from the counts."""
+        flags = not leaks_only or not self.report.corruptions
+        if not leaks_only:
+            for finding in self._walk.findings:
+                if finding.patch is not None:
+                    self.file.pwrite(*finding.patch)
+            self.file.fdatasync()
+            self.report = Report()
+            self._look()
+            self._raise()
+        self._pages.drop()
+        self._settle(lower=True)
+        self.file.fdatasync()
+        self._pages.drop()
+        for place, word, _ in list(self._lying_flags()) if flags else ():
+            self.file.pwrite(place, word.to_bytes(WORD, "big"))
+        self.file.fdatasync()
+
+    def _raise(self) -> None:
+        """No count is lower than the references afterwards."""
+        if self._broken or not self._settle(lower=False):
+            rebuild.rebuild(self.file, self.header, self._walk.counts, self._structure)
+            self.header = Header.read(self.file)
+            self.report = Report()
+            self._look()
+        self.file.fdatasync()
+
+    def _settle(self, *, lower: bool) -> bool:
+        """Writes the right counts; False where a block for one is missing, or a width too small for one."""
+        for first, count in self._spans():
+            told, named = self._disk_counts(first, count), self._walk.counts.span(first, count)
+            right = [b if (b < a) == lower else a for a, b in zip(told, named, strict=True)]
+            if right == told:
+                continue
+            block = self._blocks.get(first // self._per_block)
+            if block is None or max(right) > self._maximum:
+                return False
+            page = block + first % self._per_block // self._per_page * self._pages.size
+            whole = list(widths.unpack(self._pages.read(page, self._pages.size), self._bits))
+            whole[: len(right)] = right
+            self.file.pwrite(page, widths.pack(whole, self._bits))
+        return True

@@ -1,0 +1,232 @@
+"""References: how many times the structures of an image name each host cluster, found by walking all of them.
+
+The walk trusts nothing. What cannot be true is a Finding: told in words, with the place of the word that says it, so
+that a repair can overwrite it. A table that several L1 tables share is read once and counted as often as it is named.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from formats.errors import ImageError
+from formats.host_file import HostFile
+from formats.qcow2 import bitmap_directory, snapshot_table
+from formats.qcow2 import structures as disk
+from formats.qcow2.entries import Entries
+from formats.qcow2.header import Header
+from formats.qcow2.pages import Pages
+from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD, ZERO
+
+_CHUNK = 4096
+
+
+class Counts:
+    """A count per host cluster, kept only where there are any."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, array[int]] = {}
+
+    def add(self, first: int, count: int, times: int = 1) -> None:
+        for cluster in range(first, first + count):
+            chunk, place = divmod(cluster, _CHUNK)
+            if chunk not in self._chunks:
+                self._chunks[chunk] = array("Q", bytes(_CHUNK * 8))
+            self._chunks[chunk][place] += times
+
+    def get(self, cluster: int) -> int:
+        chunk = self._chunks.get(cluster // _CHUNK)
+        return chunk[cluster % _CHUNK] if chunk is not None else 0
+
+    def span(self, first: int, count: int) -> list[int]:
+        """The counts of a range."""
+        if first // _CHUNK == (first + count - 1) // _CHUNK:
+            chunk = self._chunks.get(first // _CHUNK)
+            at = first % _CHUNK
+            return chunk[at : at + count].tolist() if chunk is not None else [0] * count
+        return [self.get(cluster) for cluster in range(first, first + count)]
+
+    def items(self) -> Iterator[tuple[int, int]]:
+        """Clusters and their counts, where there are any."""
+        for chunk, counts in sorted(self._chunks.items()):
+            yield from ((chunk * _CHUNK + n, count) for n, count in enumerate(counts) if count)
+
+    @property
+    def end(self) -> int:
+        """One more than the last cluster that is named."""
+        if not self._chunks:
+            return 0
+        last = max(self._chunks)
+        chunk = self._chunks[last]
+        return last * _CHUNK + max((n + 1 for n in range(_CHUNK) if chunk[n]), default=0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that cannot be. `patch`: offset and bytes that would take it out of its table, where they can."""
+
+    sentence: str
+    patch: tuple[int, bytes] | None = None
+
+
+@dataclass
+class Usage:
+    """What the active tables hold, as `qemu-img check` counts it."""
+
+    allocated: int = 0
+    fragmented: int = 0
+    compressed: int = 0
+
+
+class Walk:
+    """One walk over an image; afterwards `counts`, `findings` and `usage` tell. Offsets are in bytes."""
+
+    def __init__(self, file: HostFile, header: Header, pages: Pages) -> None:
+        self.file, self.header, self.pages = file, header, pages
+        self.counts = Counts()
+        self.findings: list[Finding] = []
+        self.usage = Usage()
+        self._size = header.cluster_size
+        self._file_end = file.length
+        self._entries = Entries(
+            file.name,
+            header.start.cluster_bits,
+            version=header.start.version,
+            extended=header.extended_l2,
+            external=header.has_data_file,
+        )
+        self._next = 0  # where the next cluster would lie if nothing were fragmented
+
+    def run(self) -> None:
+        """Everything but the refcount structures themselves."""
+        start = self.header.start
+        self.name(0, self._size, "the header")
+        self.name(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
+        self._l1(start.l1_table_offset, start.l1_size, active=True)
+        self._guarded("the snapshots", self._snapshots)
+        self._guarded("the bitmaps", self._bitmaps)
+
+    def _guarded(self, what: str, walk: Callable[[], None]) -> None:
+        try:
+            walk()
+        except ImageError as error:
+            self.findings.append(Finding(f"{what}: {error}"))
+
+    def name(self, offset: int, length: int, what: str, times: int = 1, patch: tuple[int, bytes] | None = None) -> None:
+        """Counts a reference for every cluster of the range."""
+        if not length:
+            return
+        if offset + length - self._file_end >= self._size:
+            self._find(f"{what} at {offset:#x} lies behind the end of the file at {self._file_end:#x}", patch)
+            return
+        first = offset // self._size
+        self.counts.add(first, (offset + length - 1) // self._size - first + 1, times)
+
+    def _find(self, sentence: str, patch: tuple[int, bytes] | None = None) -> None:
+        self.findings.append(Finding(sentence, patch))
+
+    # L1, L2
+
+    def _l1(self, offset: int, size: int, *, active: bool) -> None:
+        named: Counter[int] = Counter()
+        for index, word in self.words(offset, size):
+            table = word & OFFSET
+            patch = (offset + index * WORD, bytes(WORD))
+            if table % self._size:
+                self._find(f"L1 entry {index} is {word:#018x}: not at a multiple of {self._size}", patch)
+            elif table:
+                if table + self._size - self._file_end >= self._size:
+                    self._find(f"L1 entry {index} is {word:#018x}: behind the end of the file", patch)
+                else:
+                    named[table] += 1
+        for table, times in named.items():
+            self.name(table, self._size, "an L2 table", times)
+            self._l2(table, times, active=active)
+
+    def words(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
+        """Index and word of those of a table that are not 0."""
+        step = self.pages.size // WORD
+        for first in range(0, count, step):
+            words = self.pages.words(offset + first * WORD, min(step, count - first))
+            if any(words):
+                yield from ((first + n, word) for n, word in enumerate(words) if word)
+
+    def _l2(self, table: int, times: int, *, active: bool) -> None:
+        width = 2 if self._entries.extended else 1
+        step = self.pages.size // WORD
+        self._next = 0
+        for at in range(table, table + self._size, self.pages.size):
+            words = self.pages.words(at, step)
+            if not any(words):
+                continue
+            for place in range(0, step, width):
+                bits = words[place + 1] if width == 2 else 0
+                if words[place] or bits:
+                    self._descriptor(at + place * WORD, words[place], bits, times, active)
+
+    def _descriptor(self, place: int, word: int, bits: int, times: int, active: bool) -> None:
+        patch = (place, self._zeros())
+        what = f"the L2 entry at {place:#x} is {word:#018x}"
+        if word & COMPRESSED:
+            self._compressed(what, word, times, active, patch)
+            return
+        offset = word & OFFSET
+        allocated, zero = bits & ALL_SUBCLUSTERS, bits >> SUBCLUSTERS
+        if allocated & zero or (allocated and not offset and not self._entries.external):
+            self._find(f"{what} with sub-clusters {bits:#018x}, which contradict it", patch)
+        elif offset % self._size:
+            self._find(f"{what}: not at a multiple of {self._size}", patch)
+        elif offset or (self._entries.external and word & COPIED):
+            if not self._entries.external:
+                self.name(offset, self._size, what, times, patch)
+            if active:
+                self.usage.allocated += 1
+                self.usage.fragmented += bool(self._next and offset != self._next)
+                self._next = offset + self._size
+
+    def _compressed(self, what: str, word: int, times: int, active: bool, patch: tuple[int, bytes]) -> None:
+        if word & COPIED:
+            self._find(f"{what}: compressed clusters never have the COPIED flag", patch)
+        if self._entries.external:
+            self._find(f"{what}: compressed, in an image with a data file", patch)
+            return
+        offset, length = self._entries.compressed_span(word)
+        self.name(offset, length, what, times, patch)
+        if active:
+            self.usage.allocated += 1
+            self.usage.compressed += 1
+            self.usage.fragmented += 1
+
+    def _zeros(self) -> bytes:
+        """A descriptor that reads as zeros, or (version 2) is not there."""
+        if self._entries.extended:
+            return bytes(8) + (ALL_SUBCLUSTERS << SUBCLUSTERS).to_bytes(8, "big")
+        return (ZERO if self._entries.can_zero else 0).to_bytes(8, "big")
+
+    # snapshots, bitmaps, encryption
+
+    def _snapshots(self) -> None:
+        snapshots = snapshot_table.read(self.file, self.header)
+        self.name(self.header.start.snapshots_offset, snapshot_table.length(snapshots), "the snapshot table")
+        for snapshot in snapshots:
+            offset, size = snapshot.start.l1_table_offset, snapshot.start.l1_size
+            if offset % self._size or size * WORD > disk.MAX_L1_BYTES:
+                self._find(f"snapshot {snapshot.id}: L1 table at {offset:#x} of {size} entries")
+                continue
+            if offset + size * WORD > self._file_end:
+                self._find(f"snapshot {snapshot.id}: L1 table at {offset:#x} lies behind the end of the file")
+                continue
+            self.name(offset, size * WORD, f"the L1 table of snapshot {snapshot.id}")
+            self._l1(offset, size, active=False)
+
+    def _bitmaps(self) -> None:
+        where = bitmap_directory.pointer(self.header)
+        entries: Sequence[bitmap_directory.BitmapEntry] = bitmap_directory.read(self.file, self.header)
+        if where is not None:
+            self.name(where.bitmap_directory_offset, where.bitmap_directory_size, "the bitmap directory")
+        for entry in entries:
+            offset, size = entry.start.bitmap_table_offset, entry.start.bitmap_table_size
+            self.name(offset, size * WORD, f"the table of bitmap {entry.name}")
+            for _, word in self.words(offset, size):
+                if word & OFFSET:
+                    self.name(word & OFFSET, self._size, f"the data of bitmap {entry.name}")

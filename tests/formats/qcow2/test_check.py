@@ -1,0 +1,123 @@
+"""Checking: the numbers of qemu-img check, and repairs after which it finds nothing."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from formats.host_file import HostFile
+from formats.qcow2.check import Report, check
+from formats.qcow2.header import Header
+from tests.formats.qcow2 import oracle
+from tests.formats.qcow2.oracle import assert_clean, qemu_create
+from tests.formats.reference import qemu_io, run
+
+NUMBERS = ("corruptions", "leaks", "allocated-clusters", "fragmented-clusters", "compressed-clusters")
+NUMBERS += ("total-clusters", "image-end-offset")
+
+
+def checked(path: Path, repair: str = "none") -> Report:
+    with HostFile.from_path(path, read_only=repair == "none") as file:
+        return check(file, repair=repair)
+
+
+def make(directory: Path, **options: object) -> Path:
+    path = directory / "disk.qcow2"
+    qemu_create(path, 4 << 20, **options)
+    qemu_io("qcow2", path, "write -P 1 3M 200k", "write -P 2 0 400k", "write -P 3 1M 100k", "write -z 2M 64k")
+    return path
+
+
+def damage(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def header(path: Path) -> Header:
+    with HostFile.from_path(path, read_only=True) as file:
+        return Header.read(file)
+
+
+def assert_same_numbers(path: Path) -> None:
+    ours, theirs = checked(path).as_json(str(path)), oracle.check(path)
+    assert {key: ours.get(key, 0) for key in NUMBERS} == {key: theirs.get(key, 0) for key in NUMBERS}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cluster_size": 512, "refcount_bits": 1},
+        {"cluster_size": 4096, "refcount_bits": 64},
+        {"cluster_size": 16384, "extended_l2": "on"},
+        {"cluster_size": 2 << 20},
+    ],
+)
+def test_a_good_image_has_the_numbers_that_qemu_img_tells(tmp_path: Path, options: dict[str, object]) -> None:
+    path = make(tmp_path, **options)
+    assert_same_numbers(path)
+    if options.get("refcount_bits") != 1:
+        assert run("qemu-img", "snapshot", "-c", "one", path).returncode == 0
+        qemu_io("qcow2", path, "write -P 9 0 100k")
+        assert_same_numbers(path)
+    if "refcount_bits" not in options:
+        assert run("qemu-img", "bitmap", "--add", path, "b").returncode == 0
+        qemu_io("qcow2", path, "write -P 9 2M 100k")
+        assert_same_numbers(path)
+
+
+def test_a_compressed_image_has_the_numbers_that_qemu_img_tells(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(b"".join(bytes([n % 7]) * 4096 for n in range(500)))
+    made = run("qemu-img", "convert", "-c", "-O", "qcow2", tmp_path / "raw", tmp_path / "disk.qcow2")
+    assert made.returncode == 0, made.stderr
+    assert_same_numbers(tmp_path / "disk.qcow2")
+
+
+@pytest.mark.parametrize("bits", [1, 4, 16, 64])
+def test_leaks_and_corrupt_counts_are_found_and_repaired(tmp_path: Path, bits: int) -> None:
+    path = make(tmp_path, refcount_bits=bits, cluster_size=4096)
+    block = 2 * 4096
+    draw = random.Random(bits)
+    damage(path, block + bits, bytes(draw.choice([0, 0, 255]) for _ in range(64)))
+    before = (tmp_path / "disk.qcow2").read_bytes()
+    assert_same_numbers(path)
+    report = checked(path, "all")
+    assert report.corruptions_fixed + report.leaks_fixed > 0
+    assert (report.corruptions, report.leaks) == (0, 0)
+    assert_clean(path)
+    assert before != path.read_bytes()
+
+
+def test_repairing_leaks_leaves_corruptions(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    damage(path, 2 * 65536 + 2 * 6, b"\0\2")  # named once
+    damage(path, 2 * 65536 + 2 * 5, b"\0\0")  # one that is named
+    report = checked(path, "leaks")
+    assert (report.leaks_fixed, report.leaks) == (1, 0)
+    assert report.corruptions > 0
+
+
+@pytest.mark.parametrize(
+    "where", ["refcount table", "refcount block on L1", "no blocks", "L2 word", "L1 word", "flags"]
+)
+def test_whatever_is_broken_is_put_right(tmp_path: Path, where: str) -> None:
+    path = make(tmp_path)
+    start = header(path).start
+    l1 = int.from_bytes(path.read_bytes()[start.l1_table_offset : start.l1_table_offset + 8], "big")
+    l2 = l1 & 0x00FF_FFFF_FFFF_FE00
+    damages = {
+        "refcount table": (start.refcount_table_offset, (12345 << 9).to_bytes(8, "big")),
+        "refcount block on L1": (start.refcount_table_offset, start.l1_table_offset.to_bytes(8, "big")),
+        "no blocks": (start.refcount_table_offset, bytes(8)),
+        "L2 word": (l2, (1 << 63 | 99 << 40).to_bytes(8, "big")),
+        "L1 word": (start.l1_table_offset, (1 << 63 | 512).to_bytes(8, "big")),
+        "flags": (l2, (int.from_bytes(path.read_bytes()[l2 : l2 + 8], "big") ^ 1 << 63).to_bytes(8, "big")),
+    }
+    damage(path, *damages[where])
+    assert checked(path).corruptions > 0
+    report = checked(path, "all")
+    assert (report.corruptions, report.leaks) == (0, 0), report.findings
+    assert_clean(path)
+    qemu_io("qcow2", path, "write -P 5 0 4M")
+    assert_clean(path)
