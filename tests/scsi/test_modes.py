@@ -143,6 +143,7 @@ def test_turning_the_cache_off_makes_what_it_holds_durable() -> None:
     assert medium.flushes == 0
     initiator.good(*select6(NO_CACHING))
     assert medium.flushes == 1
+    initiator.good(*select6(CONTROL.replace("02 10", "06 10")))  # there is nothing in it any more
     initiator.good(*select6(CACHING))
     assert medium.flushes == 1
 

@@ -1,7 +1,7 @@
 import pytest
 
 from vstore.scsi.sense import CheckCondition
-from vstore.scsi.task import BytesOut, ITNexus, Task, TaskAttribute
+from vstore.scsi.task import BytesOut, ITNexus, Status, Task, TaskAttribute
 
 
 def make_task(data_out: bytes) -> Task:
@@ -41,3 +41,27 @@ def test_a_buffer_that_hands_out_less_than_it_promised_is_a_defect() -> None:
     task.data_out = Liar(bytes(100))
     with pytest.raises(AssertionError):
         task.fetch(150)
+
+
+def test_statuses_have_the_codes_of_sam() -> None:
+    # SAM-5 table 33
+    assert {status.name: status.value for status in Status} == {
+        "GOOD": 0x00,
+        "CHECK_CONDITION": 0x02,
+        "CONDITION_MET": 0x04,
+        "BUSY": 0x08,
+        "RESERVATION_CONFLICT": 0x18,
+        "TASK_SET_FULL": 0x28,
+        "ACA_ACTIVE": 0x30,
+        "TASK_ABORTED": 0x40,
+    }
+
+
+def test_task_attributes_are_numbered_as_virtio_scsi_does() -> None:
+    # virtio 1.2 5.6.6.1: VIRTIO_SCSI_S_SIMPLE, _ORDERED, _HEAD, _ACA
+    assert [(attribute.name, attribute.value) for attribute in TaskAttribute] == [
+        ("SIMPLE", 0),
+        ("ORDERED", 1),
+        ("HEAD_OF_QUEUE", 2),
+        ("ACA", 3),
+    ]

@@ -32,3 +32,18 @@ def test_a_function_concerns_the_tasks_that_sam_says(function: TaskManagementFun
 
 def test_only_the_queries_leave_tasks_alone() -> None:
     assert [function for function in F if function.queries] == [F.QUERY_TASK, F.QUERY_TASK_SET]
+
+
+def test_functions_are_numbered_as_virtio_scsi_does() -> None:
+    # virtio 1.2 5.6.6.2: VIRTIO_SCSI_T_TMF_*
+    assert [function.name for function in sorted(F)] == [
+        "ABORT_TASK",
+        "ABORT_TASK_SET",
+        "CLEAR_ACA",
+        "CLEAR_TASK_SET",
+        "I_T_NEXUS_RESET",
+        "LOGICAL_UNIT_RESET",
+        "QUERY_TASK",
+        "QUERY_TASK_SET",
+    ]
+    assert sorted(F) == list(range(8))

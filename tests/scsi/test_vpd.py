@@ -79,7 +79,8 @@ def test_block_device_characteristics(tmp_path: Path) -> None:
     assert "Non-rotating medium" in told
     assert "FUAB=1" in told
     assert "VBULS=1" in told
-    assert page(Initiator(make_unit(rotation_rate=7200)), 0xB1)[4:6] == (7200).to_bytes(2)
+    for rate in (0, 1, 0x401, 7200, 0xFFFE):
+        assert page(Initiator(make_unit(rotation_rate=rate)), 0xB1)[4:6] == rate.to_bytes(2)
 
 
 @pytest.mark.parametrize(("thin", "body"), [(True, "00 e4 02 00"), (False, "00 00 00 00")])
