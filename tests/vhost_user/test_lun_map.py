@@ -9,7 +9,7 @@ import pytest
 from tests.vhost_user.conftest import Rig, rig
 from tests.vhost_user.driver import TEST_UNIT_READY, address, answer, ask, clear_attention, command, read10, until
 from tests.vhost_user.slow_medium import SlowMedium
-from vstore.dataplane import GATE_READ, GATE_WRITE
+from vstore.dataplane import GATE_READ, GATE_WRITE, LunSettings, Volume
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
@@ -70,6 +70,26 @@ async def test_settings_are_those_of_the_unit(device_rig: Rig) -> None:
     device_rig.endpoint.map_lun(0, 1, disk(8192, logical_block_length=4096, write_cache=False), object())  # type: ignore[arg-type]
     settings = device_rig.device.luns[0, 1]
     assert (settings.block_shift, settings.blocks, settings.write_through) == (12, 2, True)
+
+
+async def test_a_unit_that_has_not_heard_yet_that_its_medium_shrank_has_no_fast_path(
+    device_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device_rig.endpoint.connected()
+    lun_set = device_rig.device.lun_set
+
+    def shorter(target: int, lun: int, volume: Volume, settings: LunSettings) -> None:
+        if settings.blocks > 1024:
+            raise OSError(22, "beyond the volume's end")
+        lun_set(target, lun, volume, settings)
+
+    monkeypatch.setattr(device_rig.device, "lun_set", shorter)
+    await clear_attention(device_rig)
+    assert gate(device_rig) == 0
+    del device_rig.medium.data[1 << 19 :]
+    device_rig.endpoint.capacity_changed(0, 0)
+    await clear_attention(device_rig)
+    assert gate(device_rig) == OPEN
 
 
 async def test_stopping_a_unit_shuts_its_gate(device_rig: Rig) -> None:

@@ -7,14 +7,17 @@ says: task management and removal hold it, so that what the data plane has in fl
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus
+
+log = logging.getLogger(__name__)
 
 MOST_TARGETS = 256
 MOST_LUNS = 16384
@@ -146,8 +149,17 @@ class LunMap:
         fast = mapped.unit.fast_path(self._nexus or _NOBODY)
         settings = _settings(fast, shut=self._nexus is None or bool(mapped.holds) or mapped.leaving)
         if settings != mapped.pushed:
-            self._device.lun_set(mapped.target, mapped.lun, mapped.volume, settings)
-            mapped.pushed = settings
+            mapped.pushed = self._set(mapped, mapped.volume, settings)
+
+    def _set(self, mapped: Mapped, volume: Volume, settings: LunSettings) -> LunSettings:
+        try:
+            self._device.lun_set(mapped.target, mapped.lun, volume, settings)
+        except OSError as error:
+            # A volume that is shorter than its unit says: the unit has not heard yet that its medium shrank.
+            log.warning("target %d, LUN %d: no fast path: %s", mapped.target, mapped.lun, error)
+            settings = replace(settings, gate=0, blocks=0)
+            self._device.lun_set(mapped.target, mapped.lun, volume, settings)
+        return settings
 
 
 _NOBODY = ITNexus("nobody")

@@ -5,7 +5,7 @@ host's, as vhost-user has it, unless the class says `byte_order="<"`, as virtio 
 """
 
 import struct
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar, Self, dataclass_transform, get_type_hints
 
 U8 = Annotated[int, "B"]
@@ -43,4 +43,4 @@ class Structure:
 
     def pack(self) -> bytes:
         """Raises struct.error for a value that does not fit its field: those are ours, so it is our fault."""
-        return self.codec.pack(*astuple(self))  # type: ignore[call-overload]
+        return self.codec.pack(*vars(self).values())  # a dataclass's __init__ sets its fields in order
