@@ -88,6 +88,6 @@ def test_no_header_is_a_fault_of_ours(reader: TestClient, header: str, value: st
     response = reader.patch(
         PATHS[0],
         content=b'{"labels": {}}',
-        headers={"content-type": "application/json", header: value.encode("latin-1")},
+        headers={b"content-type": b"application/json", header.encode(): value.encode("latin-1")},
     )
     assert _is_a_refusal(response.status_code, response.content), response.text

@@ -115,4 +115,4 @@ class StoreModel(RuleBasedStateMachine):
 
 
 TestStoreModel: Any = StoreModel.TestCase
-TestStoreModel.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
+TestStoreModel.settings = settings(max_examples=6, stateful_step_count=25, deadline=None)

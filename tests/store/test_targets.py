@@ -72,6 +72,14 @@ def test_a_target_whose_process_does_not_come_up_is_not_created(world: World) ->
     assert os.listdir(world.runtime / "targets") == []
 
 
+def test_a_process_that_cannot_tell_its_status_is_ended(store: Store, world: World) -> None:
+    (world.runtime / "targets" / "web").mkdir()
+    world.fail("web", status="internal")
+    with pytest.raises(TargetUnavailable, match="status fails as it was told to"):
+        store.create_target("web")
+    assert not any(alive(child.pid) for child in world.children)
+
+
 def test_targets_are_listed_by_name_page_by_page(store: Store) -> None:
     for name in ("c", "a", "b"):
         store.create_target(name)

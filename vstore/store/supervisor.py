@@ -173,9 +173,14 @@ class Supervisor:
         directory = self._directory / keeper.name
         directory.mkdir(parents=True, exist_ok=True)
         child = self._spawn_process(str(directory / _CONTROL), directory / _LOG)
-        running = RunningTarget.adopt(directory / _CONTROL, child, on_event=keeper.on_event, on_end=keeper.on_end)
-        if running is None:
-            raise TargetError(ErrorCode.NOT_STARTED, f"the target process {child.pid} ended at once")
+        try:
+            running = RunningTarget.adopt(directory / _CONTROL, child, on_event=keeper.on_event, on_end=keeper.on_end)
+            if running is None:
+                raise TargetError(ErrorCode.NOT_STARTED, f"the target process {child.pid} ended at once")
+        except BaseException:  # it serves nothing yet, and nobody else would end it
+            child.kill()
+            child.wait()
+            raise
         return running
 
     def _keeper(self, name: str) -> TargetKeeper:
