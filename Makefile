@@ -43,7 +43,7 @@ run: build ## start vstore for this user, and say what to try
 demo: build | apt-guest ## watch a Linux guest use a disk that vstore serves
 	@$(BIN)/python -m tests.guest.demo
 
-test: vubench native-test build .venv/.test | apt-test ## the tests: Python, and C under ASan and UBSan
+test: vubench native-test build .venv/.test .venv/.fuzz | apt-test ## the tests: Python, and C under ASan and UBSan
 	$(BIN)/python -m pytest -q --ignore=tests/guest --ignore=tests/test_packaging.py $(PYTEST)
 
 native-test: | apt-test ## the C tests of the data plane, under ASan and UBSan
