@@ -125,14 +125,8 @@ def test_events_arrive_typed_and_what_is_not_understood_is_passed_over(process: 
     events: queue.Queue[Event] = queue.Queue()
     with process.client(on_event=events.put):
         process.send({"event": "frontend_connected"})
-        unknown: list[object] = [
-            {"event": "from_the_future"},
-            {"event": "ring_broken"},
-            {"id": 99, "ok": {}},
-            [],
-            b"{",
-            b"\xff",
-        ):
+        unknown: list[object] = [{"event": "from_the_future"}, {"event": "ring_broken"}, {"id": 99, "ok": {}}, [], b"{"]
+        for strange in unknown:
             process.send(strange)
         process.send({"event": "ring_broken", "vring": 3})
         assert [events.get(timeout=5), events.get(timeout=5)] == [FrontendConnected(), RingBroken(vring=3)]
