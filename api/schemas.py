@@ -29,7 +29,7 @@ class ImageSpec(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"virtual_size_bytes": 10737418240, "format": "raw"}]})
 
     virtual_size_bytes: int = Field(description="size of the disk in bytes, a multiple of 512")
-    format: str = Field("raw", description="image format")
+    format: str = Field("raw", description="image format; a memory image keeps its bytes only while it is mapped")
     preallocation: str = Field("off", description="off (sparse), falloc (space reserved) or full (zeros written)")
     labels: dict[str, str] | None = None
 

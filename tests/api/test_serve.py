@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from pyscsi.pyscsi.scsi import SCSI
 
+from api.cli.client import Client
 from tests.api.daemon import SERVE, Daemon
 from tests.store.world import MIB, ROOT, alive, eventually
 from vstore.client import VstoreDevice
@@ -163,7 +164,8 @@ def test_one_daemon_answers_on_the_unix_socket_and_on_loopback(daemon: Daemon) -
     port = _listening_port(daemon)
     assert _status(port) == 200
     assert _status(port, Host="evil.example") == 421
-    assert daemon.client.call("GET", "/")["name"] == "vstore"
+    for url in (f"http://127.0.0.1:{port}", daemon.client.url):
+        assert Client(url).call("GET", "/")["name"] == "vstore"
 
 
 def test_without_listen_there_is_no_tcp_socket(daemon: Daemon) -> None:
