@@ -100,14 +100,14 @@ class Server:
                 log.warning("%s: cannot accept a front-end: %s", self._endpoint.name, error)
                 await asyncio.sleep(_PAUSE)
                 continue
+            admitted = False
             try:
-                if await self._admits(connection):
+                admitted = await self._admits(connection)
+            finally:
+                if admitted:
                     self._serve(connection)
                 else:
                     connection.close()
-            except asyncio.CancelledError:
-                connection.close()
-                raise
 
     async def _admits(self, connection: socket.socket) -> bool:
         process, user, _ = _CREDENTIALS.unpack(
