@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from api.cli import main
 from tests.target.conftest import MIB, until
 from tests.target.guest import GOOD, settle
 from vstore.client import VstoreDevice
@@ -185,12 +186,19 @@ def test_missing_format_is_refused_telling_what_the_file_looks_like(tmp_path: Pa
         (["x", "--format", "raw", "--socket", "s", "--physical-block-size", "1536"], "1536 is not one of 512, 1024, "),
         (["x", "--format", "raw", "--socket", "s", "--queues", "65"], "65 is not in the range 1<=x<=64"),
         (["x", "--format", "raw", "--fd", "999"], "--fd: descriptor 999 is not a socket"),
-        (["--format", "null", "--size", "1M", "--socket", "s" * 200], "a UNIX socket's path has 1 to 107 bytes"),
     ],
 )
-def test_wrong_usage_is_exit_code_64_and_one_line(arguments: list[str], sentence: str) -> None:
-    code, text = refused(*arguments)
-    assert (code, sentence in text, text.count("\n")) == (USAGE, True, 0), text
+def test_wrong_usage_is_exit_code_64_and_one_line(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments]) == USAGE
+    out, errors = capsys.readouterr()
+    assert (out, sentence in errors, errors.count("\n")) == ("", True, 1), errors
+
+
+def test_socket_path_that_is_too_long_is_refused_with_the_limit(disk: Path) -> None:
+    code, text = refused(disk, "--format", "raw", "--socket", "s" * 108)
+    assert (code, "a UNIX socket's path has 1 to 107 bytes" in text) == (USAGE, True), text
 
 
 def test_impossible_starts_are_exit_code_1_and_one_line(tmp_path: Path, disk: Path, vhost: Path) -> None:

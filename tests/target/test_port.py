@@ -17,7 +17,7 @@ from tests.target.guest import (
     settle,
     write_10,
 )
-from vstore.client import DriverSettings, VstoreDevice
+from vstore.client import BackendFault, DriverSettings, VstoreDevice
 from vstore.client.ring import Segment
 from vstore.client.virtio_scsi import EventKind, ResetReason
 from vstore.target.packet import Descriptors
@@ -113,7 +113,7 @@ def test_luns_change_under_load_without_an_error_elsewhere(target: Running, disk
             assert attentions <= {(0x3F, 0x0E)}  # REPORTED LUNS DATA HAS CHANGED
 
 
-def test_broken_ring_is_told_and_the_others_serve_on(target: Running, disk: Path) -> None:
+def test_ring_that_its_driver_broke_is_told_to_both_sides_and_is_the_only_one(target: Running, disk: Path) -> None:
     target.configure(request_queues=2)
     target.map_file(disk)
     with VstoreDevice(target.socket, timeout=10, settings=DriverSettings(request_queues=2)) as device:
@@ -122,8 +122,11 @@ def test_broken_ring_is_told_and_the_others_serve_on(target: Running, disk: Path
         device.driver.transport.add(3, [Segment(NOWHERE, 51, device_writes=False)])
         device.driver.transport.publish(3)
         assert target.event() == RingBroken(vring=3)
-        assert [vring.vring for vring in target.client.status().vrings if vring.broken] == [3]
-        assert len(read_10(device, 0)) == 512
+        vrings = target.client.status().vrings
+        assert [vring.vring for vring in vrings if vring.broken] == [3]
+        assert all(vring.started for vring in vrings)
+        with pytest.raises(BackendFault):
+            read_10(device, 0)
 
 
 async def test_status_answers_while_a_lun_waits_for_its_commands(
