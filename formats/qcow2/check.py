@@ -76,7 +76,7 @@ def check(file: HostFile, *, repair: str = "none") -> Report:
     found.mend(leaks_only=repair == "leaks")
     after = Examination(file)
     if repair == "all" and not after.report.corruptions and after.marked:
-        after.header.features.incompatible_features &= ~(Incompatible.DIRTY | Incompatible.CORRUPT)
+        after.header.features.incompatible_features &= ~int(Incompatible.DIRTY | Incompatible.CORRUPT)
         write_fixed(file, after.header)
     after.report.corruptions_fixed = max(0, report.corruptions - after.report.corruptions)
     after.report.leaks_fixed = max(0, report.leaks - after.report.leaks)

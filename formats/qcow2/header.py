@@ -17,7 +17,7 @@ from formats.qcow2 import structures as disk
 from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
 
 _LONGEST = 2 << 20  # cluster 0 may be so long
-_KNOWN = Incompatible(31)
+_KNOWN = 31  # a plain number: ~ of an IntFlag forgets the bits that have no name
 _V2_LENGTH, _V3_LENGTH = 72, 104
 _EXTENSION = disk.ExtensionStart.SIZE
 

@@ -11,12 +11,14 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 """
 
 import contextlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import CorruptImage, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
 from formats.qcow2 import compression, info, resize
+from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.check import check
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import Header, write_fixed
@@ -26,7 +28,10 @@ from formats.qcow2.regions import L2_TABLE, Regions
 from formats.qcow2.snapshots import Snapshots
 from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
 from formats.qcow2.tables import Tables
+from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
+
+_L1_STEP = 1 << 20  # bytes of L1 read together
 
 Opener = Callable[[Reference], HostFile]
 
@@ -36,8 +41,10 @@ class Qcow2(Image):
 
     format = "qcow2"
 
-    def __init__(self, file: HostFile, *, opener: Opener | None = None) -> None:
-        """`opener` is asked for the external data file of an image that has one, and for nothing else."""
+    def __init__(self, file: HostFile, *, opener: Opener | None = None, track_writes: bool = False) -> None:
+        """`opener` is asked for the external data file of an image that has one, and for nothing else. `track_writes`:
+        every change will be told by `touched`, so that the image's enabled bitmaps stay true; else they are given up.
+        """
         self.file = file
         self.header = header = _recovered(file)
         cluster_size = header.cluster_size
@@ -65,7 +72,7 @@ class Qcow2(Image):
         try:
             self._map_metadata()
             if not self.read_only:
-                self._begin_writing()
+                self._begin_writing(track_writes=track_writes)
         except BaseException:
             if self.data_file is not None:
                 self.data_file.close()
@@ -105,22 +112,39 @@ class Qcow2(Image):
         self.regions.add(start.refcount_table_offset, start.refcount_table_clusters * size, "the refcount table")
         self.map_l2_tables()
         self.snapshots = Snapshots(self)
+        self.bitmaps = Bitmaps(self)
 
     def map_l2_tables(self) -> None:
         """Tells the regions which L2 tables the active L1 table has."""
-        self.regions.fill(L2_TABLE, (word & OFFSET for _, word in self.tables.tables()))
+        start = self.header.start
+        offsets = array("Q")
+        for at in range(0, start.l1_size * WORD, _L1_STEP):
+            data = self.file.pread(start.l1_table_offset + at, min(_L1_STEP, start.l1_size * WORD - at))
+            if data.count(0) < len(data):
+                offsets.extend([word & OFFSET for word in words_of(data) if word])
+        self.regions.fill(L2_TABLE, offsets)
 
-    def _begin_writing(self) -> None:
+    def _begin_writing(self, *, track_writes: bool) -> None:
         refcounts = Refcounts(self.file, self.header, self.pages, self.regions)
         self.writer = Writer(self.tables, self.pages, self.regions, refcounts, self.data_file)
         self.writer.raw_data = self.header.raw_data
         self.writer.has_backing = self.backing is not None
         holder = self.file if self.data_file is None else self.data_file
         self.deallocates = holder.punches() and self.zeroes
-        kept = self.header.features.autoclear_features & Autoclear.RAW_DATA
+        self._clear_unknown()
+        self.bitmaps.begin(track=track_writes)
+
+    def _clear_unknown(self) -> None:
+        """Autoclear bits that are not known here go before anything is written; so do bitmaps that another program has
+        made worthless by clearing theirs (their clusters leak until a repair)."""
+        kept = self.header.features.autoclear_features & (Autoclear.RAW_DATA | Autoclear.BITMAPS)
         if self.header.features.autoclear_features != kept:
             self.header.features.autoclear_features = kept
             write_fixed(self.file, self.header)
+        if not kept & Autoclear.BITMAPS and self.header.extension(Extension.BITMAPS) is not None:
+            self.header.set_extension(Extension.BITMAPS, None)
+            self.file.pwrite(0, self.header.pack())
+            self.file.fdatasync()
 
     # the map
 
@@ -195,6 +219,9 @@ class Qcow2(Image):
                     write_fixed(self.file, self.header)
             raise
 
+    def touched(self, offset: int, length: int) -> None:
+        self.bitmaps.touched(offset, length)
+
     def info(self) -> dict[str, object]:
         return info.describe(self)
 
@@ -203,6 +230,7 @@ class Qcow2(Image):
         writer, self.writer = self.writer, None
         try:
             if writer is not None and not self.header.incompatible & Incompatible.CORRUPT:
+                self.bitmaps.store(writer)
                 writer.finish()
         finally:
             self.file.close()

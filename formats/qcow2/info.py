@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from formats.qcow2 import bitmap_directory
 from formats.qcow2.structures import CompressionType, Incompatible
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def _specific(image: "Qcow2") -> dict[str, object]:
         told["lazy-refcounts"] = header.lazy_refcounts
         told["corrupt"] = bool(header.incompatible & Incompatible.CORRUPT)
         told["extended-l2"] = header.extended_l2
+    if len(image.bitmaps):
+        told["bitmaps"] = [bitmap_directory.describe(entry) for entry in image.bitmaps.entries]
     if image.data_reference is not None:
         told["data-file"] = image.data_reference.name
         told["data-file-raw"] = header.raw_data

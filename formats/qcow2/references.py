@@ -220,6 +220,8 @@ class Walk:
             self._l1(offset, size, active=False)
 
     def _bitmaps(self) -> None:
+        if not self.header.features.autoclear_features & disk.Autoclear.BITMAPS:
+            return  # worthless as a whole, so what they hold is a leak
         where = bitmap_directory.pointer(self.header)
         entries: Sequence[bitmap_directory.BitmapEntry] = bitmap_directory.read(self.file, self.header)
         if where is not None:

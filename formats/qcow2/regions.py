@@ -8,6 +8,7 @@ a forged descriptor it could as well do to its own disk.
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
+from itertools import pairwise
 
 from formats.errors import CorruptImage
 
@@ -38,8 +39,19 @@ class Regions:
             del self._spans[at]
 
     def fill(self, what: str, offsets: Iterable[int]) -> None:
-        """Takes in all tables of one kind at once; a value may come twice and is not checked here."""
+        """Takes in all tables of one kind at once; what leads to them checks them one by one, when they are used."""
         self._clusters[what] = array("Q", sorted(offsets))
+
+    def require_apart(self, what: str) -> None:
+        """CorruptImage where two tables of this kind are one, or one lies on a region that is no table."""
+        clusters = self._clusters[what]
+        for start, end, other in self._spans:
+            at = bisect_left(clusters, start)
+            if at < len(clusters) and clusters[at] < end:
+                raise CorruptImage(f"{self._name}: {what} at offset {clusters[at]:#x} lies on {other}")
+        for one, two in pairwise(clusters):
+            if one == two:
+                raise CorruptImage(f"{self._name}: {what} at offset {one:#x} is named twice")
 
     def add_cluster(self, offset: int, what: str) -> None:
         """Takes in one more table of a kind that is one cluster long."""

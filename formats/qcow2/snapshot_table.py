@@ -29,6 +29,12 @@ class Snapshot:
         """Bytes of the disk when it was taken; None where the entry does not tell."""
         return int.from_bytes(self.extra[8:16], "big") if len(self.extra) >= 16 else None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the entry with its padding."""
+        start = self.start
+        return -(-(start.SIZE + start.extra_data_size + start.id_size + start.name_size) // 8) * 8
+
     def pack(self) -> bytes:
         """The entry with its padding."""
         data = self.start.pack() + self.extra + self.id.encode(errors="surrogateescape")
@@ -83,7 +89,7 @@ def read(file: HostFile, header: Header) -> list[Snapshot]:
     for number in range(count):
         snapshot = _entry(file, data, at, number)
         found.append(snapshot)
-        at += len(snapshot.pack())
+        at += snapshot.size
     return found
 
 
@@ -110,4 +116,4 @@ def _entry(file: HostFile, data: bytes, at: int, number: int) -> Snapshot:
 
 def length(snapshots: list[Snapshot]) -> int:
     """Bytes of the table with these entries."""
-    return sum(len(snapshot.pack()) for snapshot in snapshots)
+    return sum(snapshot.size for snapshot in snapshots)

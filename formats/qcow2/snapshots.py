@@ -138,6 +138,9 @@ class Snapshots:
         """Makes the disk what it was, its length included; the snapshot stays."""
         image, writer, snapshot = self._image, self._writer("apply a snapshot to it"), self.find(which)
         geometry = self.geometry(snapshot)
+        if len(image.bitmaps) and geometry.length != image.geometry.length:
+            raise UnsupportedFeature(f"snapshot {which!r} has another length than the bitmaps; remove them first")
+        image.touched(0, image.geometry.length)
         tables = self.tables(snapshot)
         l1_size = max(snapshot.start.l1_size, 1)
         with self._dirty():
@@ -204,7 +207,7 @@ class Snapshots:
         writer.flush()
         writer.flush()  # what the first one let fall
         if header.start.version > 2:
-            header.features.incompatible_features &= ~Incompatible.DIRTY
+            header.features.incompatible_features &= ~int(Incompatible.DIRTY)
             write_fixed(self._image.file, header)
 
     def _named(self, tables: Tables) -> Iterator[int]:
