@@ -119,6 +119,14 @@ static unsigned publish_all(void *argument)
 	return 0;
 }
 
+static void let_go(struct loop *loop)
+{
+	if (!loop)
+		return;
+	loop_guarded(loop, publish_all, loop);
+	loop_unlock(loop);
+}
+
 int vs_complete(vs_device *device, const vs_completion *completions, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++) {
@@ -128,11 +136,19 @@ int vs_complete(vs_device *device, const vs_completion *completions, uint32_t co
 		    completions[i].data_in_length > request->in_length)
 			return -EINVAL;
 	}
-	device_lock(device);
-	for (uint32_t i = 0; i < count; i++)
-		loop_guarded(completions[i].request->ring->loop, finish_one, (void *)(uintptr_t)&completions[i]);
-	for (uint32_t i = 0; i < device->loop_count; i++)
-		loop_guarded(&device->loops[i], publish_all, &device->loops[i]);
-	device_unlock(device);
+	(void)device;
+	/* one lock at a time: a busy loop of other rings is not asked to stop for these */
+	struct loop *held = NULL;
+	for (uint32_t i = 0; i < count; i++) {
+		struct loop *loop = completions[i].request->ring->loop;
+
+		if (loop != held) {
+			let_go(held);
+			loop_lock(loop);
+			held = loop;
+		}
+		loop_guarded(loop, finish_one, (void *)(uintptr_t)&completions[i]);
+	}
+	let_go(held);
 	return 0;
 }
