@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,9 @@ from typing import Any, Self
 import httpx2
 
 from tests.guest.machine import VhostUserScsi
-from tests.guest.process import Process
+from tests.guest.process import Log, Process, show_on_failure
+from vstore.target.client import TargetClient
+from vstore.target.errors import TargetError
 
 START_SECONDS = 30.0
 VSTORE = Path(sys.executable).with_name("vstore")
@@ -31,6 +34,15 @@ def _wait_for_socket(process: Process, path: Path) -> None:
         if not process.running or time.monotonic() > deadline:
             raise BackendError(f"{process.title} made no socket {path}; it said:\n{process.output}")
         time.sleep(0.02)
+
+
+def _vrings(control: Path) -> str:
+    """The target process's counters, a line for each vring: where a command was lost shows here."""
+    try:
+        with TargetClient(str(control), timeout=5.0) as client:
+            return "\n".join(map(str, client.status().vrings))
+    except TargetError as error:
+        return f"({error})"
 
 
 class Export:
@@ -69,6 +81,7 @@ class Daemon:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._state, self._runtime = directory / "state", directory / "run"
+        self._shown: list[Log] = []
         words: list[str | Path] = [VSTORE, "serve", "--state-dir", self._state, "--runtime-dir", self._runtime]
         self.process = Process("vstore serve", words, directory / "serve.log")
 
@@ -87,6 +100,8 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+        for log in self._shown:
+            log.closed = True
         try:
             status = self.process.stop()
         finally:
@@ -108,6 +123,9 @@ class Daemon:
 
     def create_target(self, name: str, *, queues: int = 1) -> None:
         self._ask("PUT", f"targets/{name}", {"request_queues": queues})
+        directory = self._runtime / "targets" / name
+        self._shown.append(show_on_failure(f"log of target {name}", directory / "log"))
+        self._shown.append(show_on_failure(f"vrings of target {name}", partial(_vrings, directory / "ctl.sock")))
 
     def map_lun(self, target: str, address: str, image: str, **settings: Any) -> None:
         """`address` is LUN or TARGET:LUN; settings are fields of the request (serial, read_only, ...)."""

@@ -29,7 +29,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and Path(__file__).parent in item.path.parents:
-        report.sections.extend((log.title, log.tail()) for log in LOGS)
+        report.sections.extend((log.title, log.read()) for log in LOGS)
     if call.when == "teardown":
         LOGS[:] = [log for log in LOGS if not log.closed]
     return report

@@ -5,8 +5,9 @@ files of everything that ran during a test are shown when that test fails (conft
 """
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.guest.kernel import find_tool
@@ -16,25 +17,27 @@ TAIL_BYTES = 12_000
 
 @dataclass
 class Log:
-    """A log file that a failure shows; `closed` ones are forgotten after the test that closed them."""
+    """Something that a failure shows; `closed` ones are forgotten after the test that closed them."""
 
     title: str
-    path: Path
+    read: Callable[[], str]
     closed: bool = False
-
-    def tail(self) -> str:
-        """The last TAIL_BYTES of the file as text."""
-        data = self.path.read_bytes() if self.path.exists() else b"(no such file)"
-        return data[-TAIL_BYTES:].decode(errors="replace")
 
 
 LOGS: list[Log] = []
 
 
-def show_on_failure(title: str, path: Path) -> Log:
-    log = Log(title, path)
+def show_on_failure(title: str, source: Path | Callable[[], str]) -> Log:
+    """Show a file's tail, or what a function returns then, with every failure from now on."""
+    log = Log(title, partial(tail, source) if isinstance(source, Path) else source)
     LOGS.append(log)
     return log
+
+
+def tail(path: Path) -> str:
+    """The last TAIL_BYTES of a file as text."""
+    data = path.read_bytes() if path.exists() else b"(no such file)"
+    return data[-TAIL_BYTES:].decode(errors="replace")
 
 
 class Process:
@@ -65,7 +68,7 @@ class Process:
     @property
     def output(self) -> str:
         """What it has printed so far (the tail of it)."""
-        return self._log.tail()
+        return self._log.read()
 
     def wait(self, timeout: float) -> int:
         """Its exit status (negative: the signal). Raises subprocess.TimeoutExpired."""
