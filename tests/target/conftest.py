@@ -5,6 +5,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from vstore.target.spawn import spawn
 from vstore.target.verbs import Configure, Event, ImageSource, MapLun
 
 MIB = 1 << 20
+VSTORE = [sys.executable, "-m", "api.cli"]
 
 
 @dataclass
@@ -95,6 +97,25 @@ def running(folder: Path) -> Iterator[Running]:
                 process.kill()
                 process.wait()
                 raise
+
+
+@contextlib.contextmanager
+def exporting(*arguments: object, pass_fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Started, and ready to be connected to; killed at the end if it still runs."""
+    words = [*VSTORE, "export", *map(str, arguments)]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=pass_fds
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hint(process: subprocess.Popen[str]) -> str:
+    """The line on stdout, which comes once the socket listens."""
+    assert process.stdout
+    return process.stdout.readline()
 
 
 @pytest.fixture
