@@ -101,7 +101,7 @@ class Daemon:
     ) -> None:
         self._http.close()
         for log in self._shown:
-            log.closed = True
+            log.close(keep=kind is not None)
         try:
             status = self.process.stop()
         finally:

@@ -155,7 +155,7 @@ class Guest:
         for channel in self._channels:
             channel.close()
         self._channels = []
-        self._console_log.closed = True
+        self._console_log.close()
 
     def disk_trouble(self) -> list[str]:
         """Kernel messages since the last call that speak of trouble with a disk, or are of level error or worse."""

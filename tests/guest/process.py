@@ -23,6 +23,13 @@ class Log:
     read: Callable[[], str]
     closed: bool = False
 
+    def close(self, *, keep: bool = False) -> None:
+        """Its source is about to go: `keep` what it says now, for the failure that is on its way."""
+        if keep:
+            text = self.read()
+            self.read = lambda: text
+        self.closed = True
+
 
 LOGS: list[Log] = []
 
@@ -73,7 +80,7 @@ class Process:
     def wait(self, timeout: float) -> int:
         """Its exit status (negative: the signal). Raises subprocess.TimeoutExpired."""
         status = self._child.wait(timeout)
-        self._log.closed = True
+        self._log.close()
         return status
 
     def stop(self, timeout: float = 15.0) -> int:
