@@ -11,6 +11,7 @@ So a format is metadata only: it never sees a read or a write of the guest.
 """
 
 import abc
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -157,6 +158,17 @@ class Image(abc.ABC):
     @abc.abstractmethod
     def load(self, first: int, count: int) -> Sequence[Run]:
         """The map of `count` blocks from `first` on, in ascending order and without a gap."""
+
+    def load_entries(self, first: int, count: int) -> "array[int]":
+        """The same as `load`, one entry for each block: the quicker way where neighbours have nothing in common."""
+        found = array("Q")
+        step = self.geometry.block_size // SECTOR
+        for run in self.load(first, count):
+            if run.entry >> 60 in (BlockState.DATA, BlockState.SHARED):
+                found.extend(range(run.entry, run.entry + run.count * step, step))
+            else:
+                found.extend(array("Q", [run.entry]) * run.count)
+        return found
 
     def resize(self, length: int) -> None:
         """Makes the disk `length` bytes long: what is cut off is gone, what is new reads as zeros."""

@@ -116,13 +116,15 @@ class Qcow2(Image):
 
     def map_l2_tables(self) -> None:
         """Tells the regions which L2 tables the active L1 table has."""
+        self.regions.fill(L2_TABLE, self._l2_offsets())
+
+    def _l2_offsets(self) -> Iterator[list[int]]:
         start = self.header.start
-        offsets = array("Q")
-        for at in range(0, start.l1_size * WORD, _L1_STEP):
-            data = self.file.pread(start.l1_table_offset + at, min(_L1_STEP, start.l1_size * WORD - at))
+        length = start.l1_size * WORD
+        for at in range(0, length, _L1_STEP):
+            data = self.file.pread(start.l1_table_offset + at, min(_L1_STEP, length - at))
             if data.count(0) < len(data):
-                offsets.extend([word & OFFSET for word in words_of(data) if word])
-        self.regions.fill(L2_TABLE, offsets)
+                yield [word & OFFSET for word in words_of(data) if word]
 
     def _begin_writing(self, *, track_writes: bool) -> None:
         refcounts = Refcounts(self.file, self.header, self.pages, self.regions)
@@ -156,6 +158,10 @@ class Qcow2(Image):
     def load(self, first: int, count: int) -> list[Run]:
         with self._condemning():
             return self.tables.load(first, count)
+
+    def load_entries(self, first: int, count: int) -> "array[int]":
+        with self._condemning():
+            return self.tables.load_entries(first, count)
 
     def masks(self, first: int, count: int) -> list[Masks]:
         with self._condemning():

@@ -41,7 +41,7 @@ class Pages:
         page = self._pages.pop(offset, None)
         if page is None:
             page = bytearray(self.file.pread(offset, self.size).ljust(self.size, b"\0"))
-            if len(self._pages) >= _KEPT:
+            if len(self._pages) >= _KEPT + len(self._dirty):
                 self._evict()
         self._pages[offset] = page
         return page

@@ -43,7 +43,7 @@ class Refcounts:
                 raise self._corrupt(index, word, f"not a multiple of {self.cluster_size}")
             if word & REFCOUNT_BLOCK_OFFSET >= end:
                 raise self._corrupt(index, word, f"behind the end of the file at {end:#x}")
-        self._regions.fill(REFCOUNT_BLOCK, (word & REFCOUNT_BLOCK_OFFSET for word in self.table if word))
+        self._regions.fill(REFCOUNT_BLOCK, [[word & REFCOUNT_BLOCK_OFFSET for word in self.table if word]])
         self._regions.require_apart(REFCOUNT_BLOCK)
 
     def _corrupt(self, index: int, word: int, what: str) -> CorruptImage:

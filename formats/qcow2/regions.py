@@ -8,6 +8,7 @@ a forged descriptor it could as well do to its own disk.
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
+from heapq import merge
 from itertools import pairwise
 
 from formats.errors import CorruptImage
@@ -38,9 +39,18 @@ class Regions:
         if at < len(self._spans) and self._spans[at][0] == offset:
             del self._spans[at]
 
-    def fill(self, what: str, offsets: Iterable[int]) -> None:
-        """Takes in all tables of one kind at once; what leads to them checks them one by one, when they are used."""
-        self._clusters[what] = array("Q", sorted(offsets))
+    def fill(self, what: str, pieces: Iterable[list[int]]) -> None:
+        """Takes in all tables of one kind at once; what leads to them checks them one by one, when they are used.
+
+        There may be millions, so they come in pieces, and only those out of order are merged.
+        """
+        parts = [array("Q", sorted(piece)) for piece in pieces if piece]
+        if any(one[-1] > two[0] for one, two in pairwise(parts)):
+            self._clusters[what] = array("Q", merge(*parts))
+            return
+        self._clusters[what] = array("Q")
+        for part in parts:
+            self._clusters[what].extend(part)
 
     def require_apart(self, what: str) -> None:
         """CorruptImage where two tables of this kind are one, or one lies on a region that is no table."""
@@ -79,6 +89,23 @@ class Regions:
             if what != but and at < len(clusters) and clusters[at] < end:
                 return what
         return None
+
+    def any_overlapping(self, offsets: list[int]) -> bool:
+        """Whether any of these clusters is metadata; quick, because whole pages of the map are asked for."""
+        starts = [start for start, _, _ in self._spans]
+        for offset in offsets:
+            at = bisect_right(starts, offset)
+            if at and self._spans[at - 1][1] > offset:
+                return True
+        for clusters in self._clusters.values():
+            if not clusters:
+                continue
+            last = len(clusters)
+            for offset in offsets:
+                at = bisect_left(clusters, offset)
+                if at < last and clusters[at] == offset:
+                    return True
+        return False
 
     def require_free(self, offset: int, length: int, what: str, *, but: str | None = None) -> None:
         """CorruptImage, naming `what`, where the range is metadata."""

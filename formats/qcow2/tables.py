@@ -8,16 +8,21 @@ Reading is lazy: an L2 table is looked at in pages of 4 KiB, and only when a blo
 active L1 does not own alone (COPIED clear) is copied before its first change.
 """
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator
+from itertools import repeat
 
 from formats.errors import CorruptImage
 from formats.image import SECTOR, BlockState, Run, entry
 from formats.qcow2.entries import Entries, Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.regions import L2_TABLE, Regions
-from formats.qcow2.structures import COMPRESSED, COPIED, OFFSET, WORD
+from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, WORD
 
 _PLACED = (BlockState.DATA, BlockState.SHARED)
+_HOLE, _DATA, _SHARED = (entry(state) for state in (BlockState.HOLE, BlockState.DATA, BlockState.SHARED))
+_PLACE = (1 << 48) - 1  # of an entry: its offset in sectors
+_EVERY_BIT = (1 << 64) - 1
 _L1_STEP = 512  # words of L1 looked at together
 
 
@@ -77,12 +82,28 @@ class Tables:
         """What the descriptor of the block says, checked as in `load`."""
         meaning = self.entries.decode(block, *self.descriptor(block))
         if meaning.state in (*_PLACED, BlockState.PARTIAL):
-            self._check(block, meaning.offset, 1)
+            self._check(block, meaning.offset)
         return meaning
 
     def load(self, first: int, count: int) -> list[Run]:
         """The map of `count` blocks from `first` on. CorruptImage names what is wrong."""
         runs: list[Run] = []
+        for block, length, place in self._pieces(first, count):
+            entries = self._page_entries(block, length, place) if place else None
+            more = [Run(block, length, _HOLE)] if entries is None else self._runs(block, entries)
+            _extend(runs, more, self.entries.cluster_size)
+        return runs
+
+    def load_entries(self, first: int, count: int) -> "array[int]":
+        """The same, one entry for each block."""
+        found = array("Q")
+        for block, length, place in self._pieces(first, count):
+            entries = self._page_entries(block, length, place) if place else None
+            found.extend(array("Q", [_HOLE]) * length if entries is None else entries)
+        return found
+
+    def _pieces(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """First block, number, and offset of their descriptors inside one page, 0 where there is no L2 table."""
         block, end = first, first + count
         while block < end:
             index, within = divmod(block, self.per_table)
@@ -90,61 +111,61 @@ class Tables:
             table = self.table(index)
             if table:
                 stop = min(stop, block - within + (within // self._per_page + 1) * self._per_page)
-                more = self._page_runs(block, stop - block, table + within * WORD * self._width)
-            else:
-                more = [Run(block, stop - block, entry(BlockState.HOLE))]
-            _extend(runs, more, self.entries.cluster_size)
+            yield block, stop - block, table and table + within * WORD * self._width
             block = stop
-        return runs
 
-    def _page_runs(self, first: int, count: int, offset: int) -> list[Run]:
+    def _page_entries(self, first: int, count: int, offset: int) -> "array[int] | None":
+        """None where all are HOLE. Plain descriptors are decoded here, because there are many; the rest by Entries."""
         words = self._pages.words(offset, count * self._width)
         if not any(words):
-            return [Run(first, count, entry(BlockState.HOLE))]
+            return None
+        found = array("Q", [_HOLE]) * count
+        places: list[int] = []
+        extended = self.entries.extended
+        odd = _EVERY_BIT if self.entries.external else _EVERY_BIT ^ (COPIED | OFFSET & -self.entries.cluster_size)
+        pairs = (
+            zip(words[::2], words[1::2], strict=True) if extended else zip(words, repeat(ALL_SUBCLUSTERS), strict=False)
+        )
+        for n, (word, bits) in enumerate(pairs):
+            if word & OFFSET and not word & odd and bits == ALL_SUBCLUSTERS:
+                found[n] = (_DATA if word & COPIED else _SHARED) | (word & OFFSET) // SECTOR
+                places.append(word & OFFSET)
+            elif word or (extended and bits):
+                meaning = self.entries.decode(first + n, word, bits)
+                if meaning.state in (*_PLACED, BlockState.PARTIAL):
+                    found[n] = entry(meaning.state, int(self.entries.external), meaning.offset)
+                    self._check(first + n, meaning.offset)
+                else:
+                    found[n] = entry(meaning.state)
+        if places and (max(places) >= self._file.length or self._regions.any_overlapping(places)):
+            for n, word in enumerate(found):
+                if word >> 60 in _PLACED:
+                    self._check(first + n, (word & _PLACE) * SECTOR)
+        return found
+
+    def _runs(self, first: int, entries: "array[int]") -> list[Run]:
+        step = self.entries.cluster_size // SECTOR
         runs: list[Run] = []
-        at = 0
-        while at < count:
-            meaning = self._decode(first + at, words, at)
-            length = self._same(words, at, count, meaning)
-            runs.append(self._run(first + at, length, meaning))
-            at += length
+        start, expected = 0, -1
+        for n, word in enumerate(entries):
+            if word != expected and n:
+                runs.append(Run(first + start, n - start, entries[start]))
+                start = n
+            state = word >> 60
+            expected = word + step if state in _PLACED else -1 if state == BlockState.PARTIAL else word
+        runs.append(Run(first + start, len(entries) - start, entries[start]))
         return runs
 
-    def _decode(self, block: int, words: Sequence[int], at: int) -> Meaning:
-        if self._width == 2:
-            return self.entries.decode(block, words[2 * at], words[2 * at + 1])
-        return self.entries.decode(block, words[at])
-
-    def _same(self, words: Sequence[int], at: int, count: int, meaning: Meaning) -> int:
-        """How many descriptors from `at` on say the same, offsets moving on."""
-        width, start = self._width, words[at * self._width]
-        step = self.entries.cluster_size if meaning.state in _PLACED else 0
-        stop = at + 1
-        while stop < count and words[stop * width] == start + (stop - at) * step:
-            if width == 2 and words[2 * stop + 1] != words[2 * at + 1]:
-                break
-            stop += 1
-        return 1 if meaning.state == BlockState.PARTIAL else stop - at
-
-    def _run(self, block: int, count: int, meaning: Meaning) -> Run:
-        state = meaning.state
-        if state not in (*_PLACED, BlockState.PARTIAL):
-            return Run(block, count, entry(state))
-        self._check(block, meaning.offset, count)
-        return Run(block, count, entry(state, int(self.entries.external), meaning.offset))
-
-    def _check(self, block: int, offset: int, count: int) -> None:
-        """A run of host clusters: inside the file, and nothing of the image's own."""
+    def _check(self, block: int, offset: int) -> None:
+        """The host cluster of a block: inside the file, and nothing of the image's own."""
         if self.entries.external or not offset:
             return
-        length = count * self.entries.cluster_size
-        what = f"the data of cluster {block}" if count == 1 else f"the data of clusters {block} to {block + count - 1}"
-        end = -(-self._file.length // self.entries.cluster_size) * self.entries.cluster_size
-        if offset + length > end:
+        end = self._file.length
+        if offset >= end:
             raise CorruptImage(
-                f"{self._file.name}: {what} lies at {offset:#x}, {length} bytes, but the file ends at {end:#x}"
+                f"{self._file.name}: the data of cluster {block} lies at {offset:#x}, but the file ends at {end:#x}"
             )
-        self._regions.require_free(offset, length, what)
+        self._regions.require_free(offset, self.entries.cluster_size, f"the data of cluster {block}")
 
     # changing
 
