@@ -95,9 +95,7 @@ def _fetch(cache: Path) -> Kernel:
     """Download, unpack and index beside the cache, then move it in whole: a killed run leaves no half of it."""
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         tree = Path(scratch) / "kernel"
-        _run([find_tool("apt-get", "apt"), "download", _real_package()], Path(scratch))
-        (package,) = Path(scratch).glob("linux-image-*.deb")
-        _run([find_tool("dpkg-deb", "dpkg"), "-x", package, tree], Path(scratch))
+        _run([find_tool("dpkg-deb", "dpkg"), "-x", _download(Path(scratch)), tree], Path(scratch))
         (modules,) = (tree / "lib" / "modules").iterdir()
         _run([find_tool("depmod", "kmod"), "-b", tree, modules.name], Path(scratch))
         shutil.rmtree(cache / "kernel", ignore_errors=True)
@@ -108,18 +106,32 @@ def _fetch(cache: Path) -> Kernel:
     return kernel
 
 
-def _real_package() -> str:
+def _download(directory: Path) -> Path:
+    """The package's file. Where the system's package lists are absent or stale, we fetch fresh ones of our own."""
+    try:
+        return _download_as_listed(directory, [])
+    except RuntimeError:
+        options = [f"Dir::State::Lists={directory}/lists", f"Dir::Cache={directory}/cache", "APT::Sandbox::User=root"]
+        own = [word for option in options for word in ("-o", option)]
+        (directory / "lists" / "partial").mkdir(parents=True)
+        _run([find_tool("apt-get", "apt"), *own, "update"], directory)
+        return _download_as_listed(directory, own)
+
+
+def _download_as_listed(directory: Path, options: Sequence[str]) -> Path:
     """linux-image-cloud-amd64 is empty: it depends on the package of the newest kernel, whose name holds a version."""
-    listing = _run([find_tool("apt-cache", "apt"), "depends", PACKAGE], Path("/"))
+    listing = _run([find_tool("apt-cache", "apt"), *options, "depends", PACKAGE], directory)
     found = re.search(r"Depends: (linux-image-\S+)", listing)
     if found is None:
-        raise RuntimeError(f"apt knows no kernel behind {PACKAGE}; run apt-get update. apt-cache said: {listing!r}")
-    return found[1]
+        raise RuntimeError(f"apt knows no kernel behind {PACKAGE}: {listing!r}")
+    _run([find_tool("apt-get", "apt"), *options, "download", found[1]], directory)
+    (package,) = directory.glob("linux-image-*.deb")
+    return package
 
 
 def _run(command: Sequence[str | Path], directory: Path) -> str:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
     if done.returncode:
         words = " ".join(map(str, command))
-        raise RuntimeError(f"`{words}` ended with {done.returncode} (apt-get update may help):\n{done.stderr}")
+        raise RuntimeError(f"`{words}` ended with {done.returncode}:\n{done.stderr}")
     return done.stdout
