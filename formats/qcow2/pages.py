@@ -64,7 +64,7 @@ class Pages:
         return struct.unpack(f">{count}Q", self.read(offset, count * WORD))
 
     def word(self, offset: int) -> int:
-        start = offset // self.size * self.size
+        start = offset & -self.size
         return int.from_bytes(self._page(start)[offset - start : offset - start + WORD], "big")
 
     def write(self, offset: int, data: bytes, stage: Stage) -> None:
@@ -79,7 +79,9 @@ class Pages:
             done += take
 
     def put_word(self, offset: int, word: int, stage: Stage) -> None:
-        self.write(offset, word.to_bytes(WORD, "big"), stage)
+        start = offset & -self.size
+        self._page(start)[offset - start : offset - start + WORD] = word.to_bytes(WORD, "big")
+        self._mark(start, stage)
 
     def clear(self, offset: int, length: int, stage: Stage = Stage.TARGET) -> None:
         """Begins a new table of zeros, to be written whole."""

@@ -34,7 +34,8 @@ class Tables:
         self.entries = entries
         self.l1_offset, self.l1_size = l1_offset, l1_size
         self._width = 2 if entries.extended else 1  # words per descriptor
-        self.per_table = entries.cluster_size // (WORD * self._width)
+        self.entry_size = WORD * self._width
+        self.per_table = entries.cluster_size // self.entry_size
         self._per_page = pages.size // (WORD * self._width)
 
     # reading
@@ -179,6 +180,10 @@ class Tables:
     def owned(self, index: int) -> bool:
         """Whether the L2 table is there and may be changed in place."""
         return bool(self.l1_word(index) & OFFSET) and bool(self.l1_word(index) & COPIED)
+
+    def owned_table(self, index: int) -> int:
+        """Offset of the L2 table if it may be changed in place, else 0."""
+        return self.table(index) if 0 <= index < self.l1_size and self.owned(index) else 0
 
     def replace_table(self, index: int, cluster: int) -> int:
         """Puts a new L2 table, with the old one's words, into a cluster that was taken for it. Returns the old one's

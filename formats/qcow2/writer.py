@@ -10,6 +10,7 @@ that names it may not come before it. Applying a batch twice changes nothing, so
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
@@ -19,10 +20,11 @@ from formats.qcow2.entries import Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import Regions
-from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED
+from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD
 from formats.qcow2.tables import Tables
 
-_OFFSET_BITS = 48  # of a map entry, in sectors
+_PLACE = (1 << 48) - 1  # of a map entry, in sectors
+_block = attrgetter("block")
 
 
 class Writer:
@@ -66,8 +68,37 @@ class Writer:
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Changes the map in memory; `flush` makes it durable."""
-        for change in changes:
-            self._apply(change)
+        index, table = -1, 0
+        for change in sorted(changes, key=_block):
+            if change.block // self.tables.per_table != index:
+                index = change.block // self.tables.per_table
+                table = self.tables.owned_table(index)
+            if not table or not self._fill_in(change, table):
+                self._apply(change)
+                index = -1
+
+    def _fill_in(self, change: Change, table: int) -> bool:
+        """The common case, made quick: a new cluster where there was none, or other sub-clusters of the same. False
+        where the change is anything else."""
+        tables, state = self.tables, change.entry >> 60
+        partial = state == BlockState.PARTIAL and tables.entries.extended
+        if tables.entries.external or not (partial or state == BlockState.DATA):
+            return False
+        if partial and (change.allocated & change.zero or (change.allocated | change.zero) > ALL_SUBCLUSTERS):
+            return False
+        offset = (change.entry & _PLACE) * SECTOR
+        place = table + change.block % tables.per_table * tables.entry_size
+        old = self.pages.word(place)
+        if old != offset | COPIED:
+            cluster = offset // self._cluster_size
+            if old & (OFFSET | COMPRESSED) or cluster not in self._reserved:
+                return False
+            self._reserved.discard(cluster)
+            self.pages.put_word(place, offset | COPIED, Stage.POINTER)
+        if tables.entries.extended:
+            bits = change.zero << SUBCLUSTERS | change.allocated if partial else ALL_SUBCLUSTERS
+            self.pages.put_word(place + WORD, bits, Stage.POINTER)
+        return True
 
     def _apply(self, change: Change) -> None:
         new = self._meaning(change)
@@ -90,7 +121,7 @@ class Writer:
     def _meaning(self, change: Change) -> Meaning:
         """The change as a descriptor's meaning. InvalidArgument, UnsupportedFeature."""
         state = BlockState(change.entry >> 60)
-        offset = (change.entry & (1 << _OFFSET_BITS) - 1) * SECTOR
+        offset = (change.entry & _PLACE) * SECTOR
         if not 0 <= change.block < self.tables.l1_size * self.tables.per_table:
             raise InvalidArgument(f"block {change.block} is beyond the end of the map")
         if state in (BlockState.ZERO, BlockState.HOLE):
