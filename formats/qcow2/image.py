@@ -22,6 +22,7 @@ from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.check import check
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import Header, write_fixed
+from formats.qcow2.packer import Packer
 from formats.qcow2.pages import Pages
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
@@ -69,6 +70,7 @@ class Qcow2(Image):
         self.zeroes = header.start.version > 2 or self.backing is None
         self.identity = header.has_data_file
         self.writer: Writer | None = None
+        self._packer: Packer | None = None
         try:
             self._map_metadata()
             if not self.read_only:
@@ -201,12 +203,22 @@ class Qcow2(Image):
         writer = self._require_writer("change its map")
         with self._condemning():
             writer.apply(changes)
+            self._packer = None  # it may hold on to a cluster that is free from here on
             writer.flush()
 
     def resize(self, length: int) -> None:
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
         version 2 keeps its length, because they do not say theirs."""
         resize.resize(self, check_length(length))
+
+    def put_compressed(self, block: int, data: bytes) -> None:
+        """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable
+        after the next commit. For converting, not for a disk in use. Errors: InvalidArgument, UnsupportedFeature."""
+        writer = self._require_writer("compress into it")
+        if self._packer is None:
+            self._packer = Packer(writer)
+        with self._condemning():
+            self._packer.put(block, data)
 
     def free(self, extents: Sequence[HostExtent]) -> None:
         self._require_writer("give back its room").free(extents)

@@ -118,6 +118,15 @@ class Writer:
         if old_word & COMPRESSED or kept != old:
             self._drop(change.block, old, punch=not kept)
 
+    def point(self, block: int, word: int) -> None:
+        """Gives a block this word, whose host clusters have been counted for it; lets go of what it had."""
+        old_word, _ = self.tables.descriptor(block)
+        index = block // self.tables.per_table
+        if not self.tables.owned(index):
+            self.own_table(index)
+        self.tables.put(block, word, 0)
+        self._drop(block, self.tables.entries.host_clusters(old_word), punch=False)
+
     def _meaning(self, change: Change) -> Meaning:
         """The change as a descriptor's meaning. InvalidArgument, UnsupportedFeature."""
         state = BlockState(change.entry >> 60)
