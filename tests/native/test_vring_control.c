@@ -5,6 +5,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 enum { HEADER = sizeof(struct virtio_scsi_cmd_req), RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
 
@@ -136,6 +138,24 @@ static void test_nothing_is_fetched_until_started_and_enabled(void **state)
 	offer_read(driver);
 	driver_run(driver);
 	assert_false(driver_used(driver, REQUEST, &used));
+	driver_free(driver);
+}
+
+/* QEMU 7.2: SET_VRING_CALL follows the start of the rings, and the guest may have kicked in between */
+static void test_a_running_rings_new_call_descriptor_is_signalled_at_once(void **state)
+{
+	struct driver *driver = driver_new((struct setup){ .not_started = true });
+	int early = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), late = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	eventfd_t count;
+
+	(void)state;
+	assert_int_equal(vs_vring_set_call(driver->device, REQUEST, early), 0);
+	assert_true(eventfd_read(early, &count) < 0); /* nothing can have been missed before the start */
+	driver_start_ring(driver, REQUEST);
+	assert_int_equal(vs_vring_set_call(driver->device, REQUEST, late), 0);
+	assert_int_equal(eventfd_read(late, &count), 0);
+	close(early);
+	close(late);
 	driver_free(driver);
 }
 
@@ -348,6 +368,7 @@ int main(void)
 		cmocka_unit_test(test_a_ring_that_is_not_there_is_refused_by_every_call),
 		cmocka_unit_test(test_a_ring_outside_guest_memory_or_misaligned_does_not_start),
 		cmocka_unit_test(test_nothing_is_fetched_until_started_and_enabled),
+		cmocka_unit_test(test_a_running_rings_new_call_descriptor_is_signalled_at_once),
 		cmocka_unit_test(test_a_stopped_ring_goes_on_from_its_base),
 		cmocka_unit_test(test_a_base_beyond_16_bits_is_refused),
 		cmocka_unit_test(test_a_stopped_ring_tells_when_its_last_request_is_answered),

@@ -122,9 +122,20 @@ static int replace(vs_device *device, uint32_t vring, int fd, size_t member)
 	return unlock_ring(ring, 0);
 }
 
+/*
+ * QEMU sends the descriptor that reaches the guest only after the ring runs, and waits for no answer: an interrupt may
+ * have gone to the one before it. Poking the new one makes the driver look; one interrupt too many does no harm.
+ */
 int vs_vring_set_call(vs_device *device, uint32_t vring, int fd)
 {
-	return replace(device, vring, fd, offsetof(struct vring, call));
+	int error = replace(device, vring, fd, offsetof(struct vring, call));
+	struct vring *ring = error ? NULL : lock_ring(device, vring);
+
+	if (!ring)
+		return error;
+	if (ring->started && ring->call >= 0)
+		poke(ring->call);
+	return unlock_ring(ring, 0);
 }
 
 int vs_vring_set_error(vs_device *device, uint32_t vring, int fd)
