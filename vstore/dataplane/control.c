@@ -286,7 +286,7 @@ int vs_event_send(vs_device *device, const void *event, uint32_t length)
 	loop_guarded(ring->loop, send_event, &job);
 	if (job.result == 0) {
 		ring->starved = true;
-		ring->notify_on = false;             /* the loop asks anew, from where the driver's next buffer will be */
+		ring->notify_on = false; /* the loop asks anew, from where the driver's next buffer will be */
 	}
 	if (job.result == -EPROTO)
 		vring_break(ring);
