@@ -45,8 +45,7 @@ def extension(directory: str) -> Extension:
         extra_link_args=["-pthread", *pkg_config("--libs")],
     )
     os.makedirs(directory, exist_ok=True)
-    made = cast(Extension, ffi.distutils_extension(tmpdir=directory, verbose=False))
-    return made
+    return cast(Extension, ffi.distutils_extension(tmpdir=directory, verbose=False))
 
 
 class build_ext(_build_ext):  # noqa: N801 - setuptools' own name for the command

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-import vstore.dataplane._native as _native  # type: ignore[import-not-found,unused-ignore]
+from vstore.dataplane import _native  # type: ignore[attr-defined,unused-ignore]
 
 ffi: Any = _native.ffi
 lib: Any = _native.lib
