@@ -103,16 +103,20 @@ static int move_extent(struct layer *layer, uint32_t operation, uint8_t *buffer,
 	return blocking_move(layer, operation, &iov, 1, offset, false);
 }
 
+int blocking_extent(struct vs_volume *volume, const struct extent *extent, uint32_t operation, uint8_t *buffer)
+{
+	struct layer *layer = volume->layers[extent->layer];
+
+	if (operation == IO_WRITE && layer->flags & VS_FILE_READ_ONLY)
+		return -EROFS;
+	return move_extent(layer, operation, buffer, extent->offset, extent->length);
+}
+
 static bool within(vs_volume *volume, uint64_t offset, uint64_t length)
 {
 	uint64_t end;
 
 	return !__builtin_add_overflow(offset, length, &end) && end <= atomic_load(&volume->length);
-}
-
-static bool reads_zero(const struct extent *extent)
-{
-	return extent->state == VS_ZERO || extent->state == VS_HOLE;
 }
 
 int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
@@ -126,7 +130,7 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 		if (reads_zero(&extent))
 			memset(to, 0, extent.length);
 		else if (extent.state == VS_DATA || extent.state == VS_SHARED)
-			error = move_extent(volume->layers[extent.layer], IO_READ, to, extent.offset, extent.length);
+			error = blocking_extent(volume, &extent, IO_READ, to);
 		else
 			error = -ENODATA;
 		if (error)
@@ -138,19 +142,29 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 	return 0;
 }
 
+static int write_extent(vs_volume *volume, uint64_t offset, uint8_t *from, struct extent *extent)
+{
+	uint64_t left = (1ull << volume->shift) - (offset & ((1ull << volume->shift) - 1));
+
+	if (extent->state == VS_DATA)
+		return blocking_extent(volume, extent, IO_WRITE, from);
+	if (!allocates_over(volume, extent->state))
+		return -ENODATA;
+	if (extent->length > left)
+		extent->length = left;
+	return allocate_write(volume, offset, from, extent->length);
+}
+
 int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length)
 {
 	if (!within(volume, offset, length))
 		return -EINVAL;
 	for (uint8_t *from = (uint8_t *)(uintptr_t)buffer; length;) {
 		struct extent extent = volume_extent(volume, offset, length);
-		struct layer *layer = volume->layers[extent.layer];
+		int error = write_extent(volume, offset, from, &extent);
 
-		if (extent.state != VS_DATA)
-			return -ENODATA;
-		int error = layer->flags & VS_FILE_READ_ONLY
-				    ? -EROFS
-				    : move_extent(layer, IO_WRITE, from, extent.offset, extent.length);
+		if (error == -EAGAIN) /* another write or a commit was quicker: look at the map again */
+			continue;
 		if (error)
 			return error;
 		from += extent.length;

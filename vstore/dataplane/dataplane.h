@@ -68,6 +68,35 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
 int vs_volume_flush(vs_volume *volume);
 
+/* Copy-on-write (allocate.c). A write to a block that is HOLE, ZERO or SHARED takes the next block of the window; what
+ * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. sub_shift: log2 of the
+ * unit that is copied up (at most 512 of them in a block). keeps_masks: the format keeps a bit a unit, nothing is filled. */
+int vs_volume_allocates(vs_volume *volume, uint32_t sub_shift, int keeps_masks, uint32_t batch_limit);
+/* Room for new blocks, in a row in one layer; zeroed: it reads as zeros now. */
+int vs_volume_give(vs_volume *volume, uint32_t layer, uint64_t offset, uint64_t blocks, int zeroed);
+/* 1: what is left of the window's first run; 0: nothing is left. */
+int vs_volume_take_back(vs_volume *volume, uint32_t *layer, uint64_t *offset, uint64_t *blocks);
+/* Readable (eventfd) when the window is half used or the batch is full. */
+int vs_volume_notice_fd(vs_volume *volume);
+/* Blocks that the next commit will name. */
+int vs_volume_pending(vs_volume *volume);
+typedef struct {
+	uint64_t block;
+	uint64_t entry; /* DATA at its new place */
+	uint64_t valid; /* units that are there, one bit each, when the format keeps masks; else all */
+} vs_change;
+/* The changes since the last commit, filled and ready; -EBUSY: a commit is under way. */
+int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room);
+/* committed = 0: it failed, and all of them will be in the next batch. */
+int vs_volume_commit_end(vs_volume *volume, int committed);
+/* A COMPRESSED block's bytes, all of them (or up to the end of the disk), take a place of their own. -EAGAIN: it is not
+ * COMPRESSED any more. One caller at a time. */
+int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length);
+/* Blocks left in the window. */
+uint64_t vs_volume_window(vs_volume *volume);
+/* A block of which only the `valid` units lie at `entry`, the others at `old`. */
+int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t valid);
+
 /* ---- the device: one virtio-scsi endpoint ----------------------------------------------- */
 
 typedef struct vs_device vs_device;

@@ -151,7 +151,9 @@ class Device:
     def vring_set_base(self, vring: int, base: int) -> None:
         checked(lib.vs_vring_set_base(self._device, vring, base), f"vring_set_base({vring}, {base})")
 
-    def vring_set_addresses(self, vring: int, flags: int, desc: int, used: int, avail: int, log: int) -> None:
+    def vring_set_addresses(  # noqa: PLR0917 - the order of VHOST_SET_VRING_ADDR
+        self, vring: int, flags: int, desc: int, used: int, avail: int, log: int
+    ) -> None:
         result = lib.vs_vring_set_addresses(self._device, vring, flags, desc, used, avail, log)
         checked(result, f"vring_set_addresses({vring}, desc {desc:#x}, used {used:#x}, avail {avail:#x})")
 

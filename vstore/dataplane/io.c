@@ -153,6 +153,8 @@ void io_done(struct io *io, int result)
 	struct vs_request *request = io->request;
 
 	result = io_end(io, result);
+	if (io->claim)
+		allocate_done(io->volume, io->claim, io->claim_offset, io->claim_length, !result);
 	if (result && !request->error)
 		request->error = result;
 	if (io != &request->io)

@@ -117,27 +117,41 @@ static int slice(struct cursor *from, uint64_t length, struct io *io)
 	return 0;
 }
 
-static void segment(struct vs_request *request, const struct media *media, const struct extent *extent,
+/* Starts one piece of the request; false, with the error noted, when it could not be. */
+static bool segment(struct vs_request *request, const struct media *media, uint64_t offset, struct extent *extent,
 		    struct cursor *data)
 {
 	bool moves = media->operation == IO_READ || media->operation == IO_WRITE;
+	struct fresh *claim = NULL;
+	int result = 0;
 
-	if (extent->state != VS_DATA) { /* zeros: nothing to write, see mapped() */
-		if (media->operation == IO_READ && cursor_guarded(cursor_fill_zero, data, NULL, extent->length))
-			request->error = -EFAULT;
-		return;
+	if (media->operation == IO_READ && reads_zero(extent))
+		result = cursor_guarded(cursor_fill_zero, data, NULL, extent->length);
+	else if (media->operation == IO_WRITE && allocates_over(request->lun->volume, extent->state))
+		result = allocate_claim(request->lun->volume, offset, extent->length, extent, &claim);
+	else if (extent->state != VS_DATA && (extent->state != VS_SHARED || media->operation != IO_READ))
+		result = -EAGAIN;
+	if (result || reads_zero(extent)) {
+		request->error = result;
+		return !result;
 	}
 	struct io *io = request_io(request, media, extent);
 	if (!io) {
+		if (claim)
+			allocate_done(request->lun->volume, claim, offset, extent->length, false);
 		request->error = -ENOMEM;
-		return;
+		return false;
 	}
-	int result = moves ? slice(data, extent->length, io) : 0;
+	io->claim = claim;
+	io->claim_offset = offset;
+	io->claim_length = extent->length;
 	request->pending++;
+	result = moves ? slice(data, extent->length, io) : 0;
 	if (!result)
 		result = io_start(request->ring->loop, io);
 	if (result != IO_STARTED)
 		io_done(io, result);
+	return true;
 }
 
 /* Whether the fast path can serve every block of the range as it stands in the map. */
@@ -145,11 +159,10 @@ static bool mapped(struct vs_volume *volume, const struct media *media)
 {
 	for (uint64_t done = 0; done < media->length;) {
 		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
-		bool zeros = extent.state == VS_ZERO || extent.state == VS_HOLE;
-		bool fine = extent.state == VS_DATA ||
-			    (media->operation == IO_READ && (zeros || extent.state == VS_SHARED));
+		bool read = media->operation == IO_READ && (reads_zero(&extent) || extent.state == VS_SHARED);
+		bool write = media->operation == IO_WRITE && allocates_over(volume, extent.state);
 
-		if (!fine || !extent.length)
+		if ((extent.state != VS_DATA && !read && !write) || !extent.length)
 			return false;
 		done += extent.length;
 	}
@@ -163,11 +176,11 @@ static void start_segments(struct vs_request *request, const struct media *media
 			       read ? request->in_count : request->out_count, 0 };
 
 	for (uint64_t done = 0; done < media->length;) {
-		struct extent extent = volume_extent(request->lun->volume, media->offset + done, media->length - done);
+		uint64_t offset = media->offset + done;
+		struct extent extent = volume_extent(request->lun->volume, offset, media->length - done);
 
-		if (extent.state == VS_SHARED)
-			extent.state = VS_DATA; /* mapped() let it through: a read */
-		segment(request, media, &extent, &data);
+		if (!segment(request, media, offset, &extent, &data))
+			return;
 		done += extent.length;
 	}
 }
@@ -219,6 +232,9 @@ static bool transfer(struct vs_request *request, const vs_fast_row *row, uint64_
 		return false;
 	if (!read && (settings->write_through || (request->header[19 + row->fua_at] & row->fua_mask)))
 		media.durable = true;
+	/* a place that no table names yet is not durable, however well its bytes are: only a commit makes it so */
+	if (media.durable && !atomic_load(&request->lun->volume->whole))
+		return false;
 	start_media(request, &media, 1);
 	return true;
 }

@@ -15,20 +15,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 enum { PAGE_ENTRIES = 512, STATE_SHIFT = 60, LAYER_SHIFT = 48, LAYER_MASK = 0xFFF, SECTOR_SHIFT = 9 };
 #define OFFSET_MASK ((1ull << LAYER_SHIFT) - 1)
 
-static unsigned state_of(uint64_t entry)
+unsigned entry_state(uint64_t entry)
 {
 	return (unsigned)(entry >> STATE_SHIFT);
 }
 
 static bool has_offset(uint64_t entry)
 {
-	return state_of(entry) == VS_DATA || state_of(entry) == VS_SHARED;
+	return entry_state(entry) == VS_DATA || entry_state(entry) == VS_SHARED;
 }
 
 /* The entry `blocks` further on in the same run. */
@@ -50,7 +51,7 @@ static uint64_t pages_for(const struct vs_volume *volume, uint64_t length)
 /* ---- looking up -------------------------------------------------------------------------------- */
 
 /* The entry of a block, and how many blocks from it on are known to follow in a row without another look. */
-static uint64_t look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a_row)
+uint64_t map_look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a_row)
 {
 	uint64_t entry = atomic_load_explicit(&volume->whole, memory_order_acquire);
 
@@ -60,7 +61,7 @@ static uint64_t look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a
 	_Atomic uint64_t *pages = atomic_load_explicit(&volume->pages, memory_order_acquire);
 	uint64_t word = atomic_load_explicit(&pages[block / PAGE_ENTRIES], memory_order_acquire);
 	unsigned within = block % PAGE_ENTRIES;
-	if (!word || state_of(word)) {
+	if (!word || entry_state(word)) {
 		*in_a_row = PAGE_ENTRIES - within;
 		return advance(volume, word, within);
 	}
@@ -68,23 +69,33 @@ static uint64_t look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a
 	return atomic_load_explicit((_Atomic uint64_t *)(uintptr_t)word + within, memory_order_acquire);
 }
 
-struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length)
+/* What an entry says of `length` bytes at `within` its block. */
+struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length)
 {
-	uint64_t block = offset >> volume->shift, within = offset & ((1ull << volume->shift) - 1);
-	uint64_t in_a_row, entry = look_up(volume, block, &in_a_row);
-	struct extent extent = { .state = state_of(entry), .length = length };
+	struct extent extent = { .state = entry_state(entry), .length = length };
 
 	if (has_offset(entry)) {
 		extent.layer = (entry >> LAYER_SHIFT) & LAYER_MASK;
 		extent.offset = ((entry & OFFSET_MASK) << SECTOR_SHIFT) + within;
 	}
+	return extent;
+}
+
+struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length)
+{
+	uint64_t block = offset >> volume->shift, within = offset & ((1ull << volume->shift) - 1);
+	uint64_t in_a_row, entry = map_look_up(volume, block, &in_a_row);
+	struct extent extent = entry_extent(entry, within, length);
+
 	if (in_a_row == UINT64_MAX)
 		return extent;
+	if (entry_state(entry) == STATE_FRESH)
+		return allocate_extent(volume, offset, length);
 	uint64_t have = (in_a_row << volume->shift) - within;
 	while (have < length) {
 		uint64_t next = block + in_a_row, more;
 
-		if (look_up(volume, next, &more) != advance(volume, entry, in_a_row))
+		if (map_look_up(volume, next, &more) != advance(volume, entry, in_a_row))
 			break;
 		in_a_row += more;
 		have += more << volume->shift;
@@ -98,8 +109,14 @@ struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t 
 
 static void free_page(uint64_t word)
 {
-	if (!state_of(word))
-		free((void *)(uintptr_t)word);
+	uint64_t *entries = (uint64_t *)(uintptr_t)word;
+
+	if (entry_state(word) || !word)
+		return;
+	for (unsigned i = 0; i < PAGE_ENTRIES; i++)
+		if (entry_state(entries[i]) == STATE_FRESH)
+			free((void *)(uintptr_t)(entries[i] & OFFSET_MASK));
+	free(entries);
 }
 
 /* The 512 entries of a page, made from its run when it is one. */
@@ -108,7 +125,7 @@ static _Atomic uint64_t *page_entries(struct vs_volume *volume, uint64_t page)
 	_Atomic uint64_t *slot = &volume->pages[page];
 	uint64_t word = atomic_load(slot);
 
-	if (word && !state_of(word))
+	if (word && !entry_state(word))
 		return (_Atomic uint64_t *)(uintptr_t)word;
 	_Atomic uint64_t *entries = calloc(PAGE_ENTRIES, sizeof(*entries));
 	if (!entries)
@@ -127,7 +144,7 @@ static int store_run(struct vs_volume *volume, uint64_t first, uint64_t count, u
 
 		if (take == PAGE_ENTRIES) {
 			uint64_t old = atomic_exchange(&volume->pages[page], entry);
-			if (old && !state_of(old))
+			if (old && !entry_state(old))
 				volume_retire(volume, (void *)(uintptr_t)old, 0);
 		} else {
 			_Atomic uint64_t *entries = page_entries(volume, page);
@@ -149,7 +166,7 @@ static bool sane_run(const struct vs_volume *volume, uint64_t first, uint64_t co
 {
 	uint64_t blocks = block_count(volume, atomic_load(&volume->length)), last;
 
-	if (first > blocks || count > blocks - first || !count || state_of(entry) > VS_PARTIAL)
+	if (first > blocks || count > blocks - first || !count || entry_state(entry) > VS_PARTIAL)
 		return false;
 	if (!has_offset(entry))
 		return true;
@@ -157,6 +174,20 @@ static bool sane_run(const struct vs_volume *volume, uint64_t first, uint64_t co
 		return false;
 	return !__builtin_add_overflow(entry & OFFSET_MASK, (count - 1) << (volume->shift - SECTOR_SHIFT), &last) &&
 	       last <= OFFSET_MASK;
+}
+
+int map_store(struct vs_volume *volume, uint64_t block, uint64_t entry)
+{
+	uint64_t whole = atomic_load(&volume->whole);
+	int error = 0;
+
+	if (whole)
+		error = store_run(volume, 0, block_count(volume, atomic_load(&volume->length)), whole);
+	if (!error)
+		error = store_run(volume, block, 1, entry);
+	if (!error && whole)
+		atomic_store_explicit(&volume->whole, 0, memory_order_release);
+	return error;
 }
 
 int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry)
@@ -167,7 +198,7 @@ int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_
 	uint64_t blocks = block_count(volume, atomic_load(&volume->length)), whole = atomic_load(&volume->whole);
 	if (!sane_run(volume, first, count, entry)) {
 		error = -EINVAL;
-	} else if (!first && count == blocks && state_of(entry)) {
+	} else if (!first && count == blocks && entry_state(entry)) {
 		atomic_store_explicit(&volume->whole, entry, memory_order_release);
 	} else {
 		if (whole)
@@ -196,7 +227,7 @@ int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry)
 
 	if (block >= block_count(volume, atomic_load(&volume->length)))
 		return -EINVAL;
-	*entry = look_up(volume, block, &in_a_row);
+	*entry = map_look_up(volume, block, &in_a_row);
 	return 0;
 }
 
@@ -246,10 +277,15 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	volume->shift = block_shift;
 	volume->length = length;
 	volume->references = 1;
+	volume->batch_tail = &volume->batch;
+	volume->window_tail = &volume->window;
 	volume->page_count = pages_for(volume, length);
+	volume->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	volume->pages = calloc(volume->page_count, sizeof(*volume->pages));
 	pthread_mutex_init(&volume->lock, NULL);
-	if (!volume->pages) {
+	pthread_cond_init(&volume->settled, NULL);
+	if (!volume->pages || volume->notice_fd < 0) {
+		free((void *)volume->pages);
 		free(volume);
 		errno = ENOMEM;
 		return NULL;
@@ -274,6 +310,9 @@ void vs_volume_release(vs_volume *volume)
 			free(old->memory);
 		free(old);
 	}
+	window_free(volume);
+	close(volume->notice_fd);
+	pthread_cond_destroy(&volume->settled);
 	pthread_mutex_destroy(&volume->lock);
 	free(volume);
 }

@@ -1,5 +1,6 @@
 """A disk's block map over its files, with blocking I/O; the data plane's loops look into the same map."""
 
+import errno
 from typing import Any
 
 from vstore.dataplane.native import checked, ffi, lib, made
@@ -62,6 +63,59 @@ class Volume:
 
     def flush(self) -> None:
         checked(lib.vs_volume_flush(self.pointer), "volume_flush()")
+
+    # ---- copy-on-write ----
+
+    def allocates(self, unit: int, *, keeps_masks: bool, batch_limit: int) -> None:
+        """From now on writes to HOLE, ZERO and SHARED blocks take new ones; `unit` bytes are copied up at once."""
+        result = lib.vs_volume_allocates(self.pointer, unit.bit_length() - 1, keeps_masks, batch_limit)
+        checked(result, f"volume_allocates({unit}, {batch_limit})")
+
+    def give(self, layer: int, offset: int, blocks: int, *, zeroed: bool) -> None:
+        """Room for new blocks; `zeroed`: it reads as zeros now."""
+        result = lib.vs_volume_give(self.pointer, layer, offset, blocks, zeroed)
+        checked(result, f"volume_give({layer}, {offset}, {blocks})")
+
+    def take_back(self) -> list[tuple[int, int, int]]:
+        """What is left of the window: (layer, offset, blocks)."""
+        layer, offset, blocks = ffi.new("uint32_t *"), ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        left = []
+        while lib.vs_volume_take_back(self.pointer, layer, offset, blocks):
+            left.append((int(layer[0]), int(offset[0]), int(blocks[0])))
+        return left
+
+    def notice_fd(self) -> int:
+        """Readable when the window is half used or the batch is full."""
+        return int(lib.vs_volume_notice_fd(self.pointer))
+
+    @property
+    def pending(self) -> int:
+        """Blocks that the next commit will name."""
+        return int(lib.vs_volume_pending(self.pointer))
+
+    def commit_begin(self, room: int) -> list[tuple[int, int, int]]:
+        """(block, entry, valid units) of the changes since the last commit; blocks while they are filled."""
+        changes = ffi.new("vs_change[]", room)
+        count = checked(lib.vs_volume_commit_begin(self.pointer, changes, room), f"volume_commit_begin({room})")
+        return [(int(c.block), int(c.entry), int(c.valid)) for c in changes[0:count]]
+
+    def commit_end(self, *, committed: bool) -> None:
+        checked(lib.vs_volume_commit_end(self.pointer, committed), "volume_commit_end()")
+
+    def replace(self, block: int, data: Bytes) -> bool:
+        """A COMPRESSED block's bytes take a place of their own; False: it is not COMPRESSED any more."""
+        source = ffi.from_buffer(data)
+        result = lib.vs_volume_replace(self.pointer, block, source, len(source))
+        return result != -errno.EAGAIN and not checked(result, f"volume_replace({block})")
+
+    @property
+    def window(self) -> int:
+        """Blocks left in the window."""
+        return int(lib.vs_volume_window(self.pointer))
+
+    def set_partial(self, block: int, entry: int, old: int, valid: int) -> None:
+        """A block of which only the `valid` units lie at `entry`, the others at `old`."""
+        checked(lib.vs_volume_set_partial(self.pointer, block, entry, old, valid), f"volume_set_partial({block})")
 
     def close(self) -> None:
         """Gives up our reference; the files are closed when no LUN uses the volume any more."""
