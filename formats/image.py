@@ -139,6 +139,8 @@ class Image(abc.ABC):
 
     backing: Reference | None = None
     """The parent, whose blocks show through every HOLE."""
+    flat: bool = False
+    """Whether the whole disk lies in one row, so that the map never changes."""
     zeroes: bool = False
     """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
     identity: bool = False
@@ -198,6 +200,10 @@ class Image(abc.ABC):
     def free(self, extents: Sequence[HostExtent]) -> None:
         """Gives back what `reserve` handed out and no committed change names."""
         raise UnsupportedFeature(f"{self.format} images do not allocate; {len(extents)} extents were handed back")
+
+    def empty(self, extent: HostExtent) -> bool:  # noqa: ARG002
+        """Makes reserved room read as zeros if that is cheap, so that what nobody writes there need not be written."""
+        return False
 
     def touched(self, offset: int, length: int) -> None:  # noqa: B027  (a format without bitmaps has none to keep)
         """These bytes of the disk have changed since the image was opened: for formats that keep bitmaps of it."""

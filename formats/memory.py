@@ -13,6 +13,7 @@ class Memory(Image):
     """A disk of `length` bytes of zeros. Errors: InvalidArgument; HostRefusal where the host gives no memory."""
 
     format = "memory"
+    flat = True
 
     def __init__(self, length: int) -> None:
         super().__init__(Geometry(check_length(length), BLOCK_SIZE), deallocates=True)

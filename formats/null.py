@@ -11,6 +11,7 @@ class Null(Image):
     """A disk of `length` bytes that holds none of them. Errors: InvalidArgument."""
 
     format = "null"
+    flat = True
 
     def __init__(self, length: int) -> None:
         super().__init__(Geometry(check_length(length), BLOCK_SIZE))

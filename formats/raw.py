@@ -20,6 +20,7 @@ class Raw(Image):
     whose length direct I/O cannot keep."""
 
     format = "raw"
+    flat = True
 
     def __init__(self, file: HostFile) -> None:
         if file.length < SECTOR:

@@ -256,6 +256,7 @@ class Broken(Image):
     """An image whose map cannot be loaded."""
 
     format = "broken"
+    flat = True
     closed = False
 
     @property

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from formats.image import Image, check_length
+from vstore.block_io import BlockIo, Keeper
+from vstore.block_map import BlockMap
 from vstore.dataplane import Volume
 
 _P = ParamSpec("_P")
@@ -31,27 +33,23 @@ Bytes = bytes | bytearray | memoryview
 class Disk:
     """Satisfies vstore.scsi.medium.Medium. Offsets and lengths are in bytes and may have any alignment."""
 
-    def __init__(self, image: Image) -> None:
-        """Takes over the image and closes it, also when this fails. Errors: ImageError, OSError."""
+    def __init__(self, image: Image, *parents: Image) -> None:
+        """Takes over the image and its parents, nearest first, and closes them, also when this fails. Errors:
+        ImageError, OSError."""
         self.image = image
+        self._parents = parents
         with contextlib.ExitStack() as undo:
-            undo.callback(image.close)
+            undo.callback(self._close_images)
             self.volume = Volume(image.geometry.length, image.geometry.block_size)
             undo.callback(self.volume.close)
-            for number, layer in enumerate(image.layers):
-                self.volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
-            self._load(0)
+            self._map = BlockMap(self.volume, [image, *parents])
             undo.pop_all()
+        self._io = BlockIo(self.volume, self._map, image.geometry.block_size)
+        self._keeper = Keeper(self.volume, self._map) if self._map.allocates else None
         self._closed = False
         self._users = 0
         self._idle = threading.Condition()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
-
-    def _load(self, first: int) -> None:
-        """Fills the map from block `first` to the end."""
-        count = self.image.geometry.blocks - first
-        for run in self.image.load(first, count) if count > 0 else ():
-            self.volume.set_run(run.first, run.count, run.entry)
 
     @property
     def length(self) -> int:
@@ -62,7 +60,7 @@ class Disk:
     def alignment(self) -> int:
         """Bytes below which a write reads and rewrites its surroundings (O_DIRECT): no logical block may be shorter,
         because two such writes at once could undo each other."""
-        return max(layer.alignment for layer in self.image.layers)
+        return max(layer.alignment for image in (self.image, *self._parents) for layer in image.layers)
 
     @property
     def read_only(self) -> bool:
@@ -93,17 +91,17 @@ class Disk:
     def read_blocking(self, offset: int, length: int) -> bytes:
         """As `read`, for threads that may wait."""
         with self._use():
-            return self.volume.read(offset, length)
+            return self._io.read(offset, length)
 
     def write_blocking(self, offset: int, data: Bytes) -> None:
         """As `write`, for threads that may wait."""
         with self._use(change=True):
-            self.volume.write(offset, data)
+            self._io.write(offset, data)
 
     def write_zeroes_blocking(self, offset: int, length: int, *, deallocate: bool) -> None:
         """As `write_zeroes`, for threads that may wait."""
         with self._use(change=True):
-            self.volume.zero(offset, length, deallocate and self.deallocates)
+            self._io.zero(offset, length, deallocate=deallocate and self.deallocates)
 
     def flush_blocking(self) -> None:
         """As `flush`, for threads that may wait."""
@@ -112,7 +110,7 @@ class Disk:
 
     def _flush(self) -> None:
         if not self.read_only:
-            self.volume.flush()
+            self._io.flush()
 
     @contextlib.contextmanager
     def _use(self, *, change: bool = False) -> Iterator[None]:
@@ -164,7 +162,7 @@ class Disk:
             self.image.resize(length)
         except BaseException:
             self.volume.resize(old.length)
-            self._load(-(-length // old.block_size))
+            self._map.grown(-(-length // old.block_size))
             raise
         self.volume.resize(length)  # again, to let go of what it has mapped of the cut-off part
 
@@ -172,7 +170,7 @@ class Disk:
         mapped = self.image.geometry.blocks
         self.image.resize(length)
         self.volume.resize(length)
-        self._load(mapped)
+        self._map.grown(mapped)
 
     def close(self) -> None:
         """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.
@@ -186,11 +184,19 @@ class Disk:
                 return
             self._closed = True
             self._idle.wait_for(lambda: not self._users)
+        if self._keeper:
+            self._keeper.stop()
         try:
             self._flush()
+            self._map.close()
         finally:
             self.volume.close()
-            self.image.close()
+            self._close_images()
+
+    def _close_images(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for image in (*reversed(self._parents), self.image):
+                closing.callback(image.close)
 
 
 async def _ended(result: asyncio.Future[_T]) -> None:

@@ -223,6 +223,14 @@ class Qcow2(Image):
     def free(self, extents: Sequence[HostExtent]) -> None:
         self._require_writer("give back its room").free(extents)
 
+    def empty(self, extent: HostExtent) -> bool:
+        size = self.header.cluster_size
+        try:
+            self.file.punch(extent.offset, extent.blocks * size)
+        except OSError:
+            return False
+        return True
+
     @contextlib.contextmanager
     def _condemning(self) -> Iterator[None]:
         """A contradiction met in a writable image sets the corrupt bit: what we know of it in memory is not to be

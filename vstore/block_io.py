@@ -1,0 +1,137 @@
+"""BlockIo: a volume's blocking calls, with the map's help where they stop; and the keeper, who helps ahead of need.
+
+    read ----> volume ----> done                 ENODATA: the map is not loaded there, or a block must be composed
+    write       | ^                              ENOBUFS: the window of room for new blocks is empty
+    zero        v |
+              BlockMap
+
+A range is tried whole first. Where that fails, the map is loaded there and the range is gone through block by block, so
+that only the blocks which need help pay for it.
+"""
+
+import errno
+import logging
+import os
+import select
+import threading
+from collections.abc import Iterator
+
+from formats.errors import ImageError
+from vstore.block_map import BATCH, BlockMap
+from vstore.dataplane import Volume
+
+log = logging.getLogger(__name__)
+
+Bytes = bytes | bytearray | memoryview
+
+
+class BlockIo:
+    """Raises OSError. Offsets and lengths in bytes, of any alignment, inside the disk."""
+
+    def __init__(self, volume: Volume, block_map: BlockMap, block_size: int) -> None:
+        self._volume = volume
+        self._map = block_map
+        self._block_size = block_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            return self._volume.read(offset, length)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        self._map.load(offset, length)
+        return b"".join(self._read_piece(at, count) for at, count in self._pieces(offset, length))
+
+    def _read_piece(self, offset: int, length: int) -> bytes:
+        try:
+            return self._volume.read(offset, length)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        block, within = divmod(offset, self._block_size)
+        return self._map.compose(block)[within : within + length]
+
+    def write(self, offset: int, data: Bytes) -> None:
+        while True:
+            try:
+                self._volume.write(offset, data)
+                return
+            except OSError as error:
+                self._help(error, offset, len(data))
+
+    def _help(self, error: OSError, offset: int, length: int) -> None:
+        """Does what a write needs before it is tried again; raises `error` where nothing can be done."""
+        if error.errno == errno.ENOBUFS:
+            self._map.reserve_if_empty()
+        elif error.errno == errno.ENODATA and self._map.allocates:
+            self._map.load(offset, length)
+            self._map.settle(offset, length)
+        else:
+            raise error
+
+    def zero(self, offset: int, length: int, *, deallocate: bool) -> None:
+        """What lies in a place of its own is zeroed there; what shows through from elsewhere is written over."""
+        try:
+            self._volume.zero(offset, length, deallocate)
+            return
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        self._map.load(offset, length)
+        for at, count in self._pieces(offset, length):
+            self._zero_piece(at, count, deallocate=deallocate)
+
+    def _zero_piece(self, offset: int, length: int, *, deallocate: bool) -> None:
+        try:
+            self._volume.zero(offset, length, deallocate)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            self.write(offset, bytes(length))
+
+    def flush(self) -> None:
+        """Makes everything written so far durable, with the tables that name it."""
+        if not self._map.commit_all():
+            self._volume.flush()
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        end = offset + length
+        while offset < end:
+            count = min(self._block_size - offset % self._block_size, end - offset)
+            yield offset, count
+            offset += count
+
+
+class Keeper:
+    """Refills the window and commits full batches, in a thread of its own, so that writes find room without waiting."""
+
+    def __init__(self, volume: Volume, block_map: BlockMap) -> None:
+        self._volume = volume
+        self._map = block_map
+        self._stopping = False
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        descriptor = self._volume.notice_fd()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while not self._stopping:
+            poll.poll()
+            os.eventfd_read(descriptor)
+            try:
+                self._look()
+            except (OSError, ImageError) as error:
+                log.warning("room for new blocks, or a commit, must wait: %s", error)
+
+    def _look(self) -> None:
+        if self._stopping:
+            return
+        self._map.refill()
+        if self._volume.pending >= BATCH:
+            self._map.commit()
+
+    def stop(self) -> None:
+        self._stopping = True
+        os.eventfd_write(self._volume.notice_fd(), 1)
+        self._thread.join()
