@@ -9,6 +9,8 @@ in front of that range, so each block counts itself or lies under another that d
 longer one is laid there as well. All changes wait in Pages for the stages of a commit.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
 from formats.errors import CorruptImage, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.qcow2 import header as headers
@@ -70,6 +72,37 @@ class Refcounts:
         byte = self._pages.read(page + place * self.bits // 8, 1)[0]
         return byte >> place * self.bits % 8 & self.maximum
 
+    def _pieces(self, first: int, count: int) -> Iterator[Sequence[int]]:
+        """The counts of a range, page by page."""
+        end = first + count
+        while first < end:
+            page, place = self._page(first)
+            take = min(self._per_page - place, end - first)
+            if take < _FEW:
+                yield [self.get(first + n) for n in range(take)]
+            elif page:
+                yield widths.unpack(self._pages.read(page, self._pages.size), self.bits)[place : place + take]
+            else:
+                yield [0] * take
+            first += take
+
+    def most(self, first: int, count: int) -> int:
+        """The highest count in a range."""
+        return max(max(piece) for piece in self._pieces(first, count))
+
+    def is_one(self) -> Callable[[int], bool]:
+        """A quick way to ask of many clusters, while no count changes, whether theirs is exactly one."""
+        page, counts = -1, [0]
+
+        def ask(cluster: int) -> bool:
+            nonlocal page, counts
+            if cluster // self._per_page != page:
+                page = cluster // self._per_page
+                (counts,) = (list(piece) for piece in self._pieces(page * self._per_page, self._per_page))
+            return counts[cluster % self._per_page] == 1
+
+        return ask
+
     def add(self, first: int, count: int, change: int) -> list[int]:
         """Adds `change` to `count` counts; returns the clusters whose count is 0 now.
 
@@ -88,7 +121,14 @@ class Refcounts:
             else:
                 self._add_many(page, place, take, first, change)
             first += take
-        return [cluster for cluster in range(end - count, end) if not self.get(cluster)] if change < 0 else []
+        return self._unused(end - count, count) if change < 0 else []
+
+    def _unused(self, first: int, count: int) -> list[int]:
+        found: list[int] = []
+        for piece in self._pieces(first, count):
+            found.extend(first + n for n, value in enumerate(piece) if not value)
+            first += len(piece)
+        return found
 
     def _put(self, page: int, place: int, value: int) -> None:
         if self.bits >= 8:

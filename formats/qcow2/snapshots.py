@@ -11,7 +11,7 @@ after the header changes, and a crash leaves leaks and flags that `check` puts r
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from formats.errors import InvalidArgument, UnsupportedFeature
@@ -19,7 +19,6 @@ from formats.image import Geometry, Run, check_length
 from formats.qcow2 import snapshot_table
 from formats.qcow2.header import check_span, write_fixed
 from formats.qcow2.pages import Stage
-from formats.qcow2.references import Counts
 from formats.qcow2.snapshot_table import Snapshot
 from formats.qcow2.structures import (
     COMPRESSED,
@@ -104,7 +103,7 @@ class Snapshots:
             offset = self._copy_l1(writer)
             taken = time.time_ns() if now is None else now
             snapshot = snapshot_table.make(identity, name, (offset, start.l1_size), start.size, taken)
-            self._flag(image.tables)
+            self._flag(image.tables, all_shared=True)
             self._write_table([*self._all, snapshot])
         return snapshot
 
@@ -118,8 +117,8 @@ class Snapshots:
 
     def _check_width(self, writer: "Writer") -> None:
         """Before anything changes: a count that cannot rise."""
-        most = max((writer.refcounts.get(cluster) for cluster in self._named(self._image.tables)), default=0)
-        if most >= writer.refcounts.maximum:
+        named = self._named(self._image.tables)
+        if any(writer.refcounts.most(first, count) >= writer.refcounts.maximum for first, count in named):
             raise UnsupportedFeature(
                 f"{self._image.file.name} counts references in {writer.refcounts.bits} bits: no more snapshots fit"
             )
@@ -147,13 +146,13 @@ class Snapshots:
             self._count(tables, 1)
             old = list(self._named(image.tables))
             old_l1 = self._replace_l1(writer, snapshot, l1_size)
-            self._flag(image.tables)
+            self._flag(image.tables, all_shared=True)
             image.header.start.size = geometry.length
             writer.flush()
             write_fixed(image.file, image.header)
             image.geometry = geometry
-            for cluster in [*old, *old_l1]:
-                writer.allocator.drop(cluster, 1)
+            for first, count in [*old, (old_l1.start, len(old_l1))]:
+                writer.allocator.drop(first, count)
             writer.allocator.settle()
             image.map_l2_tables()
 
@@ -178,12 +177,12 @@ class Snapshots:
         image, writer, snapshot = self._image, self._writer("delete a snapshot of it"), self.find(which)
         size, start = image.header.cluster_size, snapshot.start
         with self._dirty():
-            clusters = list(self._named(self.tables(snapshot)))
+            named = list(self._named(self.tables(snapshot)))
             self._write_table([other for other in self._all if other is not snapshot])
             image.regions.remove(start.l1_table_offset)
             writer.pages.forget(start.l1_table_offset, -(-start.l1_size * WORD // size) * size)
-            for cluster in clusters:
-                writer.allocator.drop(cluster, 1, punch=True)
+            for first, count in named:
+                writer.allocator.drop(first, count, punch=True)
             writer.allocator.drop(start.l1_table_offset // size, -(-start.l1_size * WORD // size), punch=True)
             writer.allocator.settle()
             self._flag(image.tables)
@@ -210,44 +209,62 @@ class Snapshots:
             header.features.incompatible_features &= ~int(Incompatible.DIRTY)
             write_fixed(self._image.file, header)
 
-    def _named(self, tables: Tables) -> Iterator[int]:
-        """Every host cluster that an L1 table leads to, once for each word that names it."""
-        width = 2 if tables.entries.extended else 1
+    def _named(self, tables: Tables) -> Iterator[tuple[int, int]]:
+        """First and number of the host clusters that an L1 table leads to, in rows, each as often as it is named."""
+        start = stop = 0
+        for cluster in self._each(tables):
+            if cluster != stop:
+                if stop > start:
+                    yield start, stop - start
+                start = cluster
+            stop = cluster + 1
+        if stop > start:
+            yield start, stop - start
+
+    def _each(self, tables: Tables) -> Iterator[int]:
+        bits, size = tables.entries.cluster_bits, tables.entries.cluster_size
         for index, _ in tables.tables():
             table = tables.table(index)
             if table:
-                yield table // tables.entries.cluster_size
-                for word in self._image.pages.words(table, tables.per_table * width)[::width]:
-                    if word:
-                        yield from tables.entries.host_clusters(word)
+                yield table >> bits
+                for at in range(table, table + size, self._image.pages.size):
+                    for word in self._descriptors(tables, at):
+                        if word & COMPRESSED:
+                            yield from tables.entries.host_clusters(word)
+                        elif word & OFFSET:
+                            yield (word & OFFSET) >> bits
+
+    def _descriptors(self, tables: Tables, page: int) -> Sequence[int]:
+        """First words of the descriptors in a page of an L2 table; nothing where there are none."""
+        words = self._image.pages.words(page, self._image.pages.size // WORD)
+        return words[:: tables.entry_size // WORD] if any(words) else ()
 
     def _count(self, tables: Tables, change: int) -> None:
         """Changes the count of everything that the L1 table leads to."""
-        counts = Counts()
-        for cluster in self._named(tables):
-            counts.add(cluster, 1)
-        writer = self._image._require_writer("change its snapshots")
-        for cluster, times in counts.items():
-            writer.refcounts.add(cluster, 1, times * change)
+        refcounts = self._image._require_writer("change its snapshots").refcounts
+        for first, count in list(self._named(tables)):
+            refcounts.add(first, count, change)
 
-    def _flag(self, tables: Tables) -> None:
-        """Sets the COPIED flag of every word of the active tables to what the counts say."""
-        pages, refcounts = self._image.pages, self._image._require_writer("change its snapshots").refcounts
-        size, width = tables.entries.cluster_size, 2 if tables.entries.extended else 1
+    def _flag(self, tables: Tables, *, all_shared: bool = False) -> None:
+        """Sets the COPIED flag of every word of the active tables to what the counts say. `all_shared`: they are known
+        to be above one."""
+        refcounts = self._image._require_writer("change its snapshots").refcounts
+        alone = (lambda _: False) if all_shared else refcounts.is_one()
+        bits, size = tables.entries.cluster_bits, tables.entries.cluster_size
         for index, word in tables.tables():
             table = tables.table(index)
             if not table:
                 continue
-            self._put_flag(tables.l1_offset + index * WORD, word, refcounts.get(table // size) == 1)
-            for place, descriptor in enumerate(pages.words(table, tables.per_table * width)[::width]):
-                if descriptor & OFFSET and not descriptor & COMPRESSED:
-                    alone = refcounts.get((descriptor & OFFSET) // size) == 1
-                    self._put_flag(table + place * width * WORD, descriptor, alone)
+            self._put_flag(tables.l1_offset + index * WORD, word, alone(table >> bits))
+            for at in range(table, table + size, self._image.pages.size):
+                for place, descriptor in enumerate(self._descriptors(tables, at)):
+                    if descriptor & OFFSET and not descriptor & COMPRESSED:
+                        one = alone((descriptor & OFFSET) >> bits)
+                        self._put_flag(at + place * tables.entry_size, descriptor, one)
 
     def _put_flag(self, offset: int, word: int, alone: bool) -> None:
-        right = word | COPIED if alone else word & ~COPIED
-        if right != word:
-            self._image.pages.put_word(offset, right, Stage.POINTER)
+        if bool(word & COPIED) != alone:
+            self._image.pages.put_word(offset, word ^ COPIED, Stage.POINTER)
 
     def _write_table(self, snapshots: list[Snapshot]) -> None:
         """A new table in new clusters, then the header, then the old one is free."""
