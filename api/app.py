@@ -1,17 +1,25 @@
-"""The application: routes over one Store, problems as the only error bodies, loopback names as the only hosts."""
+"""The application: routes over one Store, problems as the only error bodies, and the guards before them."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 
 from api import errors
 from api.routes import images, luns, service, targets
-from api.security import BoundedBody, LoopbackNamesOnly
+from api.routes.access import refusals
+from api.security import TOKEN_PLACE, BearerOnly, BoundedBody, LoopbackNamesOnly
 from api.version import vstore_version
 from vstore.store import Store
 
 ROUTERS = (service.router, images.router, targets.router, luns.router)
 
+# Only tells OpenAPI; BearerOnly asks for the token, of paths without a route too.
+_BEARER = HTTPBearer(
+    scheme_name="token", description=f"Over TCP: {TOKEN_PLACE}. Over the UNIX socket none is needed.", auto_error=False
+)
 
-def create_app(store: Store) -> FastAPI:
+
+def create_app(store: Store, token_digest: bytes) -> FastAPI:
+    """`token_digest`: SHA-256 of the token that requests over TCP show."""
     app = FastAPI(
         title="vstore",
         summary="Virtual SCSI targets from disk images",
@@ -22,8 +30,9 @@ def create_app(store: Store) -> FastAPI:
     )
     app.state.store = store
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Security(_BEARER)], responses=refusals("unauthorized", "host_refused"))
     errors.install(app)
-    app.add_middleware(BoundedBody)
+    app.add_middleware(BoundedBody)  # what is added last comes first
+    app.add_middleware(BearerOnly, token_digest=token_digest)
     app.add_middleware(LoopbackNamesOnly)
     return app

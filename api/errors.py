@@ -49,6 +49,7 @@ PROBLEMS = {
         Problem("pool_unavailable", 503, "The pool's file system refused", "The detail has the system's own reason."),
         Problem("target_unavailable", 503, "The target process is not up", "It comes back by itself; try again soon."),
         Problem("catalog_unavailable", 503, "The state directory cannot be used", "The detail says who has it."),
+        Problem("unauthorized", 401, "The token is missing or wrong", "Over TCP every request shows the token."),
         Problem("host_refused", 421, "The Host or Origin is not ours", "The API answers to loopback names only."),
         Problem("no_such_resource", 404, "There is no such resource", "See /openapi.json for the paths."),
         Problem("method_not_allowed", 405, "The method is not offered here", "The Allow header has the methods."),

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOCKET_NAME = "api.sock"
+TOKEN_NAME = "token"
 _ROOT_STATE = Path("/var/lib/vstore")
 _ROOT_RUNTIME = Path("/run/vstore")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """`state` outlives a reboot (catalog, pools), `runtime` need not (sockets)."""
+    """`state` outlives a reboot (catalog, pools, token), `runtime` need not (sockets)."""
 
     state: Path
     runtime: Path
@@ -23,6 +24,10 @@ class Paths:
     @property
     def api_socket(self) -> Path:
         return self.runtime / SOCKET_NAME
+
+    @property
+    def token(self) -> Path:
+        return self.state / TOKEN_NAME
 
 
 def default_paths(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Paths:
@@ -38,6 +43,11 @@ def client_socket(environ: Mapping[str, str] = os.environ, uid: int | None = Non
     own = default_paths(environ, uid).api_socket
     system = _ROOT_RUNTIME / SOCKET_NAME
     return system if not own.exists() and system.exists() else own
+
+
+def client_tokens(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> tuple[Path, ...]:
+    """The files that may hold the daemon's token, in the order in which a client looks."""
+    return default_paths(environ, uid).token, _ROOT_STATE / TOKEN_NAME
 
 
 def _given(environ: Mapping[str, str], name: str) -> Path | None:

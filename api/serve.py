@@ -1,8 +1,8 @@
-"""`vstore serve`: one Store behind a UNIX socket and, if asked for, a loopback address, until SIGTERM or SIGINT.
+"""`vstore serve`: one Store behind a UNIX socket and a loopback address, until SIGTERM or SIGINT.
 
-Order of the start: sockets are bound first (so a second daemon fails at once), then the Store comes up, then requests
-are served. Order of the end: requests are finished, targets flushed and stopped (or left to the next daemon), sockets
-removed.
+Order of the start: sockets are bound first (so a second daemon fails at once), then the Store comes up, then the token
+is read or made, then requests are served. Order of the end: requests are finished, targets flushed and stopped (or left
+to the next daemon), sockets removed.
 """
 
 import grp
@@ -12,13 +12,14 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 import uvicorn
+from fastapi import FastAPI
 
+from api.addresses import Address
 from api.app import create_app
 from api.paths import Paths
-from api.security import is_loopback
+from api.token import kept_digest
 from vstore.store import Store
 from vstore.vhost_user.listener import Listener, Permissions
 
@@ -33,30 +34,8 @@ class ServeError(Exception):
     """The daemon cannot start; the message says what to change."""
 
 
-@dataclass(frozen=True)
-class Address:
-    """A loopback TCP address."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """`HOST:PORT`, `[::1]:PORT` or `PORT`. Raises ServeError, also for what others could reach."""
-        host, _, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-        if not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise ServeError(f"{text!r} is no address to listen at; write 127.0.0.1:PORT or [::1]:PORT")
-        if not is_loopback(host):
-            raise ServeError(
-                f"{host} is not a loopback address, and without TLS and tokens nothing else is served; "
-                "listen at 127.0.0.1 or [::1] and forward to it, for example with ssh -L"
-            )
-        return cls(host, int(port))
-
-
 def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
-    """Blocks until a signal ends it. Raises ServeError, StoreError."""
+    """Blocks until a signal ends it; `listen` None: no TCP. Raises ServeError, StoreError, TokenError."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with ExitStack() as cleanup:
         sockets = [cleanup.enter_context(_unix_socket(paths))]
@@ -64,16 +43,18 @@ def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
             sockets.append(cleanup.enter_context(_tcp_socket(listen)))
         store = Store(paths.state, paths.runtime)
         cleanup.callback(store.close, stop_targets=not keep_targets)
+        app = create_app(store, kept_digest(paths.token))
         for each in sockets:
-            _log.info("listening", extra={"address": _shown(each, paths)})
-        _Server(_config(store)).run(sockets=sockets)
+            _log.info("listening", extra=_told(each, paths))
+        _Server(_config(app)).run(sockets=sockets)
         _log.info("stopping", extra={"targets": "kept" if keep_targets else "stopped"})
 
 
-def _config(store: Store) -> uvicorn.Config:
+def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(store),
+        app,
         http="httptools",
+        ws="none",
         loop="uvloop",
         lifespan="off",
         log_config=None,
@@ -123,13 +104,14 @@ def _tcp_socket(address: Address) -> Iterator[socket.socket]:
             listening.bind((address.host, address.port))
             listening.listen(_BACKLOG)
         except OSError as error:
-            raise ServeError(f"cannot listen at {address.host}:{address.port}: {error.strerror}") from error
+            raise ServeError(
+                f"cannot listen at {address}: {error.strerror}; "
+                "choose another port with --listen PORT, or serve only the UNIX socket with --no-listen"
+            ) from error
         yield listening
 
 
-def _shown(listening: socket.socket, paths: Paths) -> str:
+def _told(listening: socket.socket, paths: Paths) -> dict[str, str]:
     if listening.family == socket.AF_UNIX:
-        return f"unix://{paths.api_socket}"
-    name = listening.getsockname()
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"http://{host}:{name[1]}"
+        return {"address": f"unix://{paths.api_socket}"}
+    return {"address": f"http://{Address(*listening.getsockname()[:2])}", "token_file": str(paths.token)}

@@ -50,7 +50,10 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
 @click.pass_context
 def vstore(ctx: click.Context, url: str | None) -> None:
-    """Virtual SCSI targets from disk images."""
+    """Virtual SCSI targets from disk images.
+
+    Over TCP the daemon asks for its token: VSTORE_TOKEN, or the file `token` in its state directory.
+    """
     ctx.obj = Client(url)
 
 

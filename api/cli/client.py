@@ -1,5 +1,7 @@
 """The command's way to the daemon: one HTTP request over a UNIX socket or loopback TCP, from the standard library.
 
+Over TCP it shows the daemon's token: VSTORE_TOKEN, or else the one that is kept in the state directory of the daemon of
+this user or machine, which goes to this machine only.
 An HTTP framework would take longer to import than the request takes (a test holds this module to that).
 """
 
@@ -8,15 +10,19 @@ An HTTP framework would take longer to import than the request takes (a test hol
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from api.paths import client_socket
+from api.addresses import is_loopback
+from api.paths import client_socket, client_tokens
 
 _TIMEOUT = 120.0  # seconds; a target that stops flushes first
 _UNIX = "unix://"
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # RFC 6750 2.1, b64token
 
 
 class ClientError(Exception):
@@ -28,7 +34,7 @@ class Unreachable(ClientError):
 
 
 class NotAllowed(Unreachable):
-    """The socket is there, but not for this user."""
+    """The socket is there, but not for this user; or the token cannot be one."""
 
 
 class ApiProblem(ClientError):
@@ -50,7 +56,7 @@ class Client:
     ) -> dict[str, Any]:
         """The JSON body of the answer; empty for 204. Raises ApiProblem, Unreachable."""
         connection = self._connection()
-        sent = {"Accept": "application/json", **(headers or {})}
+        sent = {"Accept": "application/json", **self._authorization(), **(headers or {})}
         data = None if body is None else json.dumps(body)
         if data is not None:
             sent["Content-Type"] = "application/json"
@@ -77,10 +83,31 @@ class Client:
     def _connection(self) -> http.client.HTTPConnection:
         if self.url.startswith(_UNIX):
             return _UnixConnection(self.url.removeprefix(_UNIX))
-        parts = urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname:
+        return http.client.HTTPConnection(*self._tcp_address(), timeout=_TIMEOUT)
+
+    def _tcp_address(self) -> tuple[str, int | None]:
+        """Raises Unreachable."""
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a port that is no number, half an IPv6 address
+            host, port = None, None
+        if not host or parts.scheme != "http":
             raise Unreachable(f"{self.url!r} is no address of a daemon; write unix:///path or http://127.0.0.1:PORT")
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
+        return host, port
+
+    def _authorization(self) -> dict[str, str]:
+        """Raises NotAllowed, Unreachable."""
+        if self.url.startswith(_UNIX):
+            return {}
+        token = os.environ.get("VSTORE_TOKEN")
+        if not token and is_loopback(self._tcp_address()[0]):
+            token = _kept_token()
+        if not token:
+            return {}
+        if not _TOKEN.fullmatch(token):
+            raise NotAllowed("the token (VSTORE_TOKEN, or the file `token`) has characters that no token has")
+        return {"Authorization": f"Bearer {token}"}
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -92,6 +119,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_TIMEOUT)
         self.sock.connect(os.fspath(self._path))
+
+
+def _kept_token() -> str | None:
+    """None: this user cannot read any."""
+    for file in client_tokens():
+        with suppress(OSError):
+            return file.read_text("ascii", "replace").strip()
+    return None
 
 
 def _answer(status: int, content: bytes) -> dict[str, Any]:

@@ -49,9 +49,14 @@ Paging = Annotated[_Paging, Depends()]
 
 
 def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of an operation that takes arguments, and can fail with these rows of the table."""
+    return refusals("invalid_argument", *codes)
+
+
+def refusals(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses for these rows of the table of problems, each with an example."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for code in ("invalid_argument", *codes):
+    for code in codes:
         row = PROBLEMS[code]
         answer = by_status.setdefault(
             row.status, {"model": ProblemBody, "description": row.title, "content": {MEDIA_TYPE: {"examples": {}}}}

@@ -1,5 +1,6 @@
 """Fixtures: the application over a store of fake target processes, in this process and behind a real socket."""
 
+import secrets
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,16 +10,26 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from api.token import digest
 from tests.store.conftest import store, world
 from tests.store.world import World, eventually
 from vstore.store import Store
 
 __all__ = ["client", "reader", "store", "url", "world"]
 
+TOKEN = secrets.token_urlsafe(32)
+
+
+def tcp_client(store: Store, token: str | None = TOKEN) -> TestClient:
+    """A client of the application over what it takes for TCP; without a token if there is none."""
+    app = create_app(store, digest(TOKEN))
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return TestClient(app, base_url="http://127.0.0.1", headers=headers, raise_server_exceptions=False)
+
 
 @pytest.fixture
 def client(store: Store) -> Iterator[TestClient]:
-    with TestClient(create_app(store), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+    with tcp_client(store) as client:
         yield client
 
 
@@ -26,7 +37,7 @@ def client(store: Store) -> Iterator[TestClient]:
 def reader() -> Iterator[TestClient]:
     """A client for tests that leave nothing behind."""
     world = World()
-    with TestClient(create_app(world.open()), base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+    with tcp_client(world.open()) as client:
         yield client
     world.close()
 
@@ -37,7 +48,7 @@ def url(store: Store, world: World) -> Iterator[str]:
     path = world.root / "api.sock"
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(str(path))
-    server = uvicorn.Server(uvicorn.Config(create_app(store), lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(store, digest(TOKEN)), lifespan="off", log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     eventually(lambda: server.started)

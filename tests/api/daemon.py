@@ -20,10 +20,12 @@ class Daemon:
         self.client = Client(f"unix://{self.runtime / 'api.sock'}")
         self.log = root / "daemon.log"
 
-    def start(self, *options: str) -> None:
+    def start(self, *options: str, listen: str | None = None) -> None:
+        """`listen`: an address or port for TCP too; tests of other daemons may run beside, so none by default."""
+        listening = ["--no-listen"] if listen is None else ["--listen", listen]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*SERVE, "--state-dir", str(self.state), "--runtime-dir", str(self.runtime), *options],
+                [*SERVE, "--state-dir", str(self.state), "--runtime-dir", str(self.runtime), *listening, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -114,6 +114,7 @@ def test_a_resize_is_absolute_or_a_change(run: Command, size: str, options: list
         ["image", "list", "--nonsense"],
         ["serve", "--listen", "0.0.0.0:80"],
         ["serve", "--listen", "localhost"],
+        ["serve", "--listen", "8642", "--no-listen"],
     ],
 )
 def test_a_wrong_call_is_64_and_one_line_that_leads_to_help(run: Command, arguments: list[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from api.paths import Paths, client_socket, default_paths
+from api.paths import Paths, client_socket, client_tokens, default_paths
 
 
 def test_root_has_the_system_directories() -> None:
@@ -32,3 +32,8 @@ def test_a_client_prefers_its_own_daemon(tmp_path: Path) -> None:
     (tmp_path / "vstore").mkdir()
     (tmp_path / "vstore" / "api.sock").touch()
     assert client_socket({"XDG_RUNTIME_DIR": str(tmp_path)}, 1000) == tmp_path / "vstore" / "api.sock"
+
+
+def test_a_client_looks_for_the_token_of_its_own_daemon_first() -> None:
+    environ = {"XDG_STATE_HOME": "/home/u/state"}
+    assert client_tokens(environ, 1000) == (Path("/home/u/state/vstore/token"), Path("/var/lib/vstore/token"))

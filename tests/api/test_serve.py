@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import signal
@@ -145,7 +146,7 @@ def test_qemu_refuses_to_write_to_an_image_that_a_target_holds(mapped: Daemon) -
 def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon) -> None:
     for options in (["--runtime-dir", str(daemon.runtime)], ["--runtime-dir", f"{daemon.runtime}2"]):
         second = subprocess.run(
-            [*SERVE, "--state-dir", str(daemon.state), *options],
+            [*SERVE, "--no-listen", "--state-dir", str(daemon.state), *options],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -158,17 +159,37 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on(daemon: Daemon) -> Non
     assert daemon.get("targets")["items"] == []
 
 
-def test_one_daemon_answers_on_the_unix_socket_and_on_loopback(daemon: Daemon) -> None:
+def test_one_daemon_answers_on_the_unix_socket_and_on_loopback(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon.end()
-    daemon.start("--listen", f"127.0.0.1:{_free_port()}")
-    port = _listening_port(daemon)
-    assert _status(port) == 200
-    assert _status(port, Host="evil.example") == 421
+    daemon.start(listen="0")
+    port, token = _listening_port(daemon), _token(daemon)
+    assert _status(port, Authorization=f"Bearer {token}") == 200
+    assert _status(port, Authorization=f"Bearer {token}", Host="evil.example") == 421
+    assert _status(port) == 401
+    monkeypatch.setenv("VSTORE_TOKEN", token)
     for url in (f"http://127.0.0.1:{port}", daemon.client.url):
         assert Client(url).call("GET", "/")["name"] == "vstore"
 
 
-def test_without_listen_there_is_no_tcp_socket(daemon: Daemon) -> None:
+def test_the_token_is_made_once_for_the_owner_alone_and_is_in_no_log(daemon: Daemon) -> None:
+    token = _token(daemon)
+    assert stat.S_IMODE((daemon.state / "token").stat().st_mode) == 0o600
+    daemon.end()
+    daemon.start(listen="0")
+    assert _status(_listening_port(daemon), Authorization=f"Bearer {token}") == 200
+    assert _token(daemon) == token
+    assert str(daemon.state / "token") in daemon.log.read_text()
+    assert token not in daemon.log.read_text()
+
+
+def test_a_token_that_others_could_read_ends_the_start_in_one_line(daemon: Daemon) -> None:
+    daemon.end()
+    (daemon.state / "token").chmod(0o644)
+    refused = _refused(daemon, "--no-listen")
+    assert refused.startswith(f"vstore: {daemon.state}/token: others could have read it (-rw-r--r--)")
+
+
+def test_no_listen_opens_no_tcp_socket(daemon: Daemon) -> None:
     sockets = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
     assert f"pid={daemon.process.pid}," not in sockets
 
@@ -181,18 +202,25 @@ def test_a_taken_port_is_told_in_one_line(daemon: Daemon) -> None:
     daemon.end()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        refused = subprocess.run(
-            [
-                *(*SERVE, "--listen", str(port)),
-                *("--state-dir", str(daemon.state), "--runtime-dir", str(daemon.runtime)),
-            ],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1] == f"vstore: cannot listen at 127.0.0.1:{port}: Address already in use"
+        refused = _refused(daemon, "--listen", str(port))
+    assert refused == (
+        f"vstore: cannot listen at 127.0.0.1:{port}: Address already in use; "
+        "choose another port with --listen PORT, or serve only the UNIX socket with --no-listen"
+    )
+
+
+def _refused(daemon: Daemon, *options: str) -> str:
+    """The last line of a daemon that does not start there."""
+    directories = ("--state-dir", str(daemon.state), "--runtime-dir", str(daemon.runtime))
+    done = subprocess.run(
+        [*SERVE, *options, *directories], capture_output=True, text=True, cwd=ROOT, check=False, timeout=30
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def _token(daemon: Daemon) -> str:
+    return (daemon.state / "token").read_text().rstrip("\n")
 
 
 def _status(port: int, **headers: str) -> int:
@@ -202,11 +230,8 @@ def _status(port: int, **headers: str) -> int:
         return connection.getresponse().status
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 def _listening_port(daemon: Daemon) -> int:
     lines = daemon.log.read_text().splitlines()
-    return int(next(line for line in reversed(lines) if "http://" in line).rpartition(":")[2].rstrip('"}'))
+    return int(
+        str(next(json.loads(line)["address"] for line in reversed(lines) if "http://" in line)).rpartition(":")[2]
+    )
