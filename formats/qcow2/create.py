@@ -5,20 +5,22 @@ cluster 0 header | refcount table | refcount block | L1 table | (preallocated: L
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from formats.errors import InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
-from formats.image import BlockState, Change, Reference, check_length, entry
+from formats.image import Reference, check_length
 from formats.qcow2 import structures as disk
 from formats.qcow2 import widths
 from formats.qcow2.header import Header
 from formats.qcow2.image import Opener, Qcow2
+from formats.qcow2.pages import Stage
 from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
 from formats.space import write_zeros
 
-_BATCH = 1 << 12  # blocks preallocated together
+_TABLES = 64  # L2 tables preallocated between two flushes
 
 
 @dataclass(frozen=True)
@@ -174,17 +176,26 @@ def _complete(image: Qcow2, length: int, preallocation: str, options: Options) -
 
 
 def _place_all(image: Qcow2, *, masked: bool) -> None:
-    size = image.geometry.block_size
-    state = BlockState.PARTIAL if masked else BlockState.DATA  # no sub-cluster allocated: the parent shows through
-    for first in range(0, image.geometry.blocks, _BATCH):
-        count = min(_BATCH, image.geometry.blocks - first)
-        if image.identity:
-            places = [(first + n) * size for n in range(count)]
-        else:
-            extents = image.reserve(count)
-            places = [extent.offset + n * size for extent in extents for n in range(extent.blocks)]
-        layer = int(image.identity)
-        image.commit([Change(first + n, entry(state, layer, place)) for n, place in enumerate(places)])
+    """Gives every block a place, a whole L2 table at a time. `masked`: no sub-cluster of it is allocated, so that the
+    parent shows through."""
+    writer, size = image.writer, image.geometry.block_size
+    assert writer is not None
+    per_table, blocks = writer.tables.per_table, image.geometry.blocks
+    for index in range(-(-blocks // per_table)):
+        count = min(per_table, blocks - index * per_table)
+        rows = [(index * per_table, count)] if image.identity else writer.allocator.take(count)
+        words = array("Q")
+        for first, length in rows:
+            start = disk.COPIED + first * size
+            words.extend(range(start, start + length * size, size))
+        if image.entries.extended:
+            bits = 0 if masked else disk.ALL_SUBCLUSTERS
+            plain, words = words, array("Q", [bits]) * (2 * count)
+            words[::2] = plain
+        writer.own_table(index)
+        writer.pages.write(writer.tables.table(index), widths.big_endian(words).tobytes(), Stage.POINTER)
+        if index % _TABLES == _TABLES - 1:
+            writer.flush()
 
 
 def _holes(file: HostFile) -> Iterator[tuple[int, int]]:
