@@ -26,7 +26,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 define TRY
-vstore is about to serve on this user's paths; Ctrl-C ends it. In another terminal, try:
+vstore is about to serve on this user's UNIX socket and on a port of 127.0.0.1 (it says which); Ctrl-C ends it.
+In another terminal, try:
 
   .venv/bin/vstore image create disk0 1G
   .venv/bin/vstore target create vm0

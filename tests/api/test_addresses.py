@@ -4,6 +4,7 @@ import pytest
 
 from api.addresses import DEFAULT_PORT, Address, is_loopback
 from api.cli.serve import serve
+from tests.store.world import ROOT
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", ""])
@@ -49,3 +50,7 @@ def test_by_default_the_daemon_listens_at_its_port_on_loopback(
     monkeypatch.setattr("vstore.target.log.set_up", lambda: None)
     serve.main(options, standalone_mode=False)
     assert asked == [address]
+
+
+def test_the_readme_names_the_port_that_it_is() -> None:
+    assert f"`127.0.0.1:{DEFAULT_PORT}`" in (ROOT / "README.md").read_text()

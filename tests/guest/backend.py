@@ -82,7 +82,8 @@ class Daemon:
         self.directory = directory
         self._state, self._runtime = directory / "state", directory / "run"
         self._shown: list[Log] = []
-        words: list[str | Path] = [VSTORE, "serve", "--state-dir", self._state, "--runtime-dir", self._runtime]
+        words: list[str | Path] = [VSTORE, "serve", "--no-listen"]  # other daemons may run beside
+        words += ["--state-dir", self._state, "--runtime-dir", self._runtime]
         self.process = Process("vstore serve", words, directory / "serve.log")
 
     def __enter__(self) -> Self:
