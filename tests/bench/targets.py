@@ -29,11 +29,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Backend:
-    """A running back-end: `device` is vubench's --type."""
+    """A running back-end: `device` is vubench's --type; `blank`: nothing was written to it yet, unlike to the files."""
 
     process: subprocess.Popen[bytes]
     socket: Path
     device: str
+    blank: bool = False
 
     def cpu_seconds(self) -> float:
         """CPU used so far by all threads, from the scheduler's nanoseconds (/proc/PID/stat has ticks of 10 ms only)."""
@@ -93,7 +94,7 @@ def running(side: str, medium: Medium, files: Files, folder: Path) -> Iterator[B
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         wait_until_listening(process, socket)
-        yield Backend(process, socket, device)
+        yield Backend(process, socket, device, blank=medium is Medium.MEMORY)
     finally:
         process.terminate()
         try:
