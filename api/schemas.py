@@ -46,12 +46,17 @@ class ImageChange(Body):
 
 
 class TargetSpec(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"request_queues": 4, "config_space": False}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"request_queues": 4, "socket_group": "kvm"}]})
 
     request_queues: int = Field(4, description="1 to 64; best one per virtual CPU")
     threads: int = Field(1, description="threads that serve the queues")
     poll_us: int | None = Field(None, description="longest busy wait in microseconds; null: the default")
     config_space: bool = Field(False, description="needed by every VMM but QEMU")
+    socket_mode: str | None = Field(
+        None, description="0600, 0660 or 0666: who may connect; null: 0660 with socket_group, else 0600"
+    )
+    socket_owner: str | None = Field(None, description="user, by name or number, whose VMM connects")
+    socket_group: str | None = Field(None, description="group, by name or number, whose members' VMM connects")
     labels: dict[str, str] | None = None
 
 

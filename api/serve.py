@@ -21,6 +21,7 @@ from api.app import create_app
 from api.paths import Paths
 from api.token import kept_digest
 from vstore.store import Store
+from vstore.store.directories import PASSABLE, make
 from vstore.vhost_user.listener import Listener, Permissions
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class _Server(uvicorn.Server):
 def _unix_socket(paths: Paths) -> Iterator[socket.socket]:
     """Mode 0600; root's daemon lets the group in, if there is one."""
     try:
-        paths.runtime.mkdir(parents=True, exist_ok=True)
+        make(paths.runtime, PASSABLE)
         listener = Listener(paths.api_socket, _permissions())
     except (OSError, ValueError) as error:
         raise ServeError(f"cannot serve at {paths.api_socket}: {error}") from error

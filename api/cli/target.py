@@ -36,6 +36,9 @@ def target() -> None:
 @click.option("--threads", type=int, help="Threads that serve the queues (1).")
 @click.option("--poll-us", type=int, help="Longest busy wait in microseconds; 0: never.")
 @click.option("--config-space", is_flag=True, default=None, help="Needed by every VMM but QEMU.")
+@click.option("--socket-mode", help="Who may connect: 0600, 0660 or 0666 (0600; 0660 with --socket-group).")
+@click.option("--socket-owner", metavar="USER", help="User whose VMM connects, such as libvirt-qemu.")
+@click.option("--socket-group", metavar="GROUP", help="Group whose members' VMM connects, such as kvm.")
 @label_option
 @json_option
 @pass_client

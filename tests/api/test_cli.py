@@ -69,6 +69,14 @@ def test_json_is_the_rest_body(run: Command) -> None:
     assert [line["vmm"] for line in lines] == ["crosvm"]
 
 
+def test_a_target_is_made_for_the_vmm_of_another_group(run: Command) -> None:
+    group = str(os.getegid())
+    made = run.json("target", "create", "t", "--socket-group", group)
+    assert (made["socket_mode"], made["socket_owner"], made["socket_group"]) == ("0660", None, group)
+    assert run("target", "create", "u", "--socket-mode", "0777") == 1
+    assert run.err == "vstore: socket_mode: '0777' is no mode for it; choose 0600, 0660, 0666\n"
+
+
 def test_a_list_in_a_pipe_is_plain_columns(run: Command) -> None:
     run("image", "create", "first", "1M")
     run("image", "create", "b", "512")

@@ -104,6 +104,24 @@ def test_a_killed_daemon_leaves_the_guest_alone_and_the_next_one_adopts_the_targ
         disk.testunitready()
 
 
+def test_a_guest_of_another_group_comes_in_by_the_socket_that_the_daemon_made(daemon: Daemon) -> None:
+    group = os.getegid()
+    daemon.put("pools/default/images/disk", virtual_size_bytes=MIB)
+    path = Path(daemon.put("targets/vm", request_queues=1, socket_group=str(group))["socket"])
+    assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, group)
+    daemon.put("targets/vm/luns/0", image="disk")
+    with disk_of(daemon) as disk:
+        disk.testunitready()
+    os.kill(daemon.pid("vm"), signal.SIGKILL)
+    eventually(lambda: daemon.get("targets/vm")["process"]["restarts"] == 1 and daemon.is_up("vm"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    with disk_of(daemon) as disk:
+        disk.testunitready()
+    daemon.client.call("DELETE", "/v1/targets/vm/luns/0")
+    daemon.client.call("DELETE", "/v1/targets/vm")
+    assert not path.parent.exists()
+
+
 def test_keep_targets_leaves_them_to_the_next_daemon(daemon: Daemon) -> None:
     assert daemon.end() == 0
     daemon.start("--keep-targets")

@@ -16,7 +16,7 @@ from typing import Any
 from vstore.target.declaration import parse, plain
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.packet import Packet, encode, receive, send
-from vstore.target.sockets import listen
+from vstore.target.sockets import adopt, listen
 from vstore.target.verbs import (
     VERBS,
     Configure,
@@ -30,19 +30,19 @@ from vstore.target.verbs import (
     Status,
     StatusRequest,
 )
-from vstore.vhost_user.listener import Listener
 
 
 class FakeTarget:
     def __init__(self) -> None:
         self.configuration: Configure | None = None
-        self.listener: Listener | None = None
+        self.listener: socket.socket | None = None
         self.luns: dict[tuple[int, int], tuple[LunStatus, int | None]] = {}
         self.stopped = False
 
-    def configure(self, request: Configure, _fd: int | None) -> Empty:
+    def configure(self, request: Configure, fd: int | None) -> Empty:
         if self.configuration is None:
-            self.listener = listen(request.socket, socket.SOCK_STREAM)
+            assert fd is not None, "no socket came along"
+            self.listener = adopt(fd)
             self.configuration = request
         elif request != self.configuration:
             raise TargetError(ErrorCode.ALREADY_CONFIGURED, "configured otherwise")

@@ -80,6 +80,38 @@ def test_a_commit_is_on_disk_before_it_returns(catalog: Catalog) -> None:
     catalog.close()
 
 
+def test_a_catalog_of_the_first_version_is_lifted_with_what_is_in_it(catalog: Catalog, tmp_path: Path) -> None:
+    with catalog.write() as connection:
+        connection.execute(insert(schema.targets).values(**_target("t")))
+        columns = connection.execute(text("PRAGMA table_info(targets)")).all()
+        for column in ("socket_mode", "socket_owner", "socket_group"):
+            connection.execute(text(f"ALTER TABLE targets DROP COLUMN {column}"))
+        connection.execute(update(schema.schema_version).values(version=1))
+    catalog.close()
+    lifted = Catalog(tmp_path / "catalog.sqlite")
+    with lifted.read() as connection:
+        assert connection.scalar(select(schema.schema_version.c.version)) == schema.VERSION
+        assert connection.execute(text("PRAGMA table_info(targets)")).all() == columns
+        row = connection.execute(select(schema.targets)).one()
+        assert (row.name, row.socket_mode, row.socket_owner, row.socket_group) == ("t", "0600", None, None)
+    lifted.close()
+
+
+def test_a_step_that_fails_leaves_the_older_catalog_as_it_is(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ("ALTER TABLE targets ADD COLUMN x TEXT", "ALTER TABLE nowhere ADD COLUMN x TEXT")
+    catalog.close()
+    monkeypatch.setattr(schema, "STEPS", {schema.VERSION: steps})
+    with pytest.raises(CatalogUnavailable, match="no such table: nowhere"):
+        Catalog(tmp_path / "catalog.sqlite")
+    monkeypatch.setattr(schema, "STEPS", {})
+    again = Catalog(tmp_path / "catalog.sqlite")
+    with again.read() as connection:
+        assert "x" not in [row.name for row in connection.execute(text("PRAGMA table_info(targets)"))]
+    again.close()
+
+
 def test_a_newer_catalog_is_refused_and_left_as_it_is(catalog: Catalog, tmp_path: Path) -> None:
     with catalog.write() as connection:
         connection.execute(update(schema.schema_version).values(version=schema.VERSION + 1))

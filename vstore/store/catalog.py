@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, insert, inspect, select
+from sqlalchemy import Connection, create_engine, event, insert, inspect, select, update
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from vstore.store import schema
@@ -71,12 +71,22 @@ class Catalog:
             if not inspect(connection).has_table(schema.schema_version.name):
                 schema.metadata.create_all(connection)
                 connection.execute(insert(schema.schema_version).values(version=schema.VERSION))
-            version = connection.scalar(select(schema.schema_version.c.version))
+            version = _lifted(connection, connection.scalar(select(schema.schema_version.c.version)))
         if version != schema.VERSION:
             raise CatalogUnavailable(
                 f"{file.name} has schema version {version}, this vstore knows {schema.VERSION}; "
                 "run the version that wrote it"
             )
+
+
+def _lifted(connection: Connection, version: int | None) -> int | None:
+    """The catalog's version after all steps from its own."""
+    while version in schema.STEPS:
+        for statement in schema.STEPS[version]:
+            connection.exec_driver_sql(statement)
+        version += 1
+        connection.execute(update(schema.schema_version).values(version=version))
+    return version
 
 
 def birth() -> dict[str, Any]:

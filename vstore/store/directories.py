@@ -1,4 +1,4 @@
-"""The daemon's directories belong to one daemon at a time."""
+"""The daemon's directories: made with their modes, and each the claim of one daemon at a time."""
 
 import fcntl
 import os
@@ -8,6 +8,15 @@ from pathlib import Path
 
 from vstore.store.errors import CatalogUnavailable
 
+PASSABLE = 0o755  # for directories through which VMMs of other users pass to their sockets
+
+
+def make(directory: Path, mode: int) -> None:
+    """Makes the directory, with this mode whatever the umask, if it is not there. Raises OSError."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(mode)
+
 
 @contextmanager
 def claimed(directory: Path, mode: int) -> Iterator[None]:
@@ -16,7 +25,7 @@ def claimed(directory: Path, mode: int) -> Iterator[None]:
     Raises CatalogUnavailable.
     """
     try:
-        directory.mkdir(mode, parents=True, exist_ok=True)
+        make(directory, mode)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CatalogUnavailable(f"{directory} cannot be used: {error.strerror}") from error

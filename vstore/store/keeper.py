@@ -129,7 +129,7 @@ class TargetKeeper:
                 plan = self._ground.plan()
                 self._ended = False
                 running = self._ground.adopt(self) or self._spawn()
-                running.client.configure(plan.configure)
+                _configure(running, plan)
                 problem = self._mend(running, plan)
             except (TargetError, StoreError, OSError) as error:
                 problem = str(error)
@@ -211,6 +211,15 @@ class TargetKeeper:
             _log.error("lun_not_mapped", extra={"target": self.name, "lun": str(plan.address), "error": str(error)})
             return f"LUN {plan.address} is not mapped: {error}"
         return None
+
+
+def _configure(running: RunningTarget, plan: TargetPlan) -> None:
+    """A new process gets its socket; one that was adopted has it, and refuses settings that it does not have."""
+    if running.client.status().configuration is None:
+        with plan.listening() as descriptor:
+            running.client.configure(plan.configure, descriptor)
+    else:
+        running.client.configure(plan.configure)
 
 
 def map_lun(running: RunningTarget, plan: LunPlan) -> Mapped:

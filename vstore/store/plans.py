@@ -8,11 +8,13 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from vstore.store import schema
+from vstore.store.access import SocketAccess
 from vstore.store.catalog import Catalog
 from vstore.store.errors import NotFound
 from vstore.store.identifiers import LunAddress
 from vstore.store.pool import Pool
 from vstore.target.verbs import Configure, ImageSource, MapLun
+from vstore.vhost_user.listener import Listener
 
 _image = schema.images.c
 LUN_ROWS = (
@@ -75,7 +77,18 @@ class LunPlan:
 @dataclass(frozen=True)
 class TargetPlan:
     configure: Configure
+    access: SocketAccess
     luns: dict[LunAddress, LunPlan]
+
+    @contextmanager
+    def listening(self) -> Iterator[int]:
+        """A new socket for the VMM, as a descriptor to hand over. Raises InvalidArgument, OSError.
+
+        Its file stays, because the process that has it goes on listening there; it goes with the target's directory,
+        and that of a process that died gives way to the next one.
+        """
+        with Listener(self.configure.socket, self.access.permissions()).socket as listening:
+            yield listening.fileno()
 
 
 def load_plan(catalog: Catalog, pools: Mapping[str, Pool], name: str, socket: str) -> TargetPlan:
@@ -86,7 +99,8 @@ def load_plan(catalog: Catalog, pools: Mapping[str, Pool], name: str, socket: st
             raise NotFound(f"there is no target {name}")
         rows = connection.execute(LUN_ROWS.where(schema.luns.c.target_id == row.id)).all()
     plans = [LunPlan.of(pools[lun.pool], lun.image, lun) for lun in rows]
-    return TargetPlan(_configure(row, socket), {plan.address: plan for plan in plans})
+    access = SocketAccess(row.socket_mode, row.socket_owner, row.socket_group)
+    return TargetPlan(_configure(row, socket), access, {plan.address: plan for plan in plans})
 
 
 def _configure(row: Row[Any], socket: str) -> Configure:

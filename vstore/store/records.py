@@ -46,6 +46,9 @@ class Target:
     threads: int
     poll_us: int | None
     config_space: bool
+    socket_mode: str  # octal
+    socket_owner: str | None  # None: the daemon's user
+    socket_group: str | None  # None: the daemon's group
     process: Process
     luns: list[str]
     created_at: str

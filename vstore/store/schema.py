@@ -21,7 +21,15 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 1
+VERSION = 2
+
+STEPS = {  # a version: what lifts a catalog from there to the next one
+    1: (
+        "ALTER TABLE targets ADD COLUMN socket_mode TEXT DEFAULT '0600' NOT NULL",
+        "ALTER TABLE targets ADD COLUMN socket_owner TEXT",
+        "ALTER TABLE targets ADD COLUMN socket_group TEXT",
+    )
+}
 
 metadata = MetaData()
 
@@ -69,6 +77,9 @@ targets = Table(
     Column("threads", Integer, nullable=False),
     Column("poll_us", Integer),  # NULL: the target process chooses
     Column("config_space", Boolean, nullable=False),
+    Column("socket_mode", Text, nullable=False, server_default="0600"),
+    Column("socket_owner", Text),  # NULL: the daemon's user
+    Column("socket_group", Text),  # NULL: the daemon's group
 )
 
 luns = Table(

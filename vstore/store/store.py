@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vstore.store.catalog import Catalog
-from vstore.store.directories import claimed
+from vstore.store.directories import PASSABLE, claimed
 from vstore.store.images import ImageVerbs
 from vstore.store.locks import NamedLocks
 from vstore.store.luns import LunVerbs
@@ -27,7 +27,7 @@ class Store(ImageVerbs, TargetVerbs, LunVerbs):
         """
         with contextlib.ExitStack() as undo:
             undo.enter_context(claimed(state_directory, 0o700))
-            undo.enter_context(claimed(runtime_directory, 0o755))  # VMMs of other users pass through it
+            undo.enter_context(claimed(runtime_directory, PASSABLE))
             self.catalog = Catalog(state_directory / "catalog.sqlite")
             undo.callback(self.catalog.close)
             self.pools = opened_pools(self.catalog, state_directory)

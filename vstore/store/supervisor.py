@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from vstore.store.directories import PASSABLE, make
 from vstore.store.errors import (
     Conflict,
     InvalidArgument,
@@ -82,7 +83,7 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Begins to keep a target; its process comes up beside."""
-        (self._directory / name).mkdir(parents=True, exist_ok=True)
+        make(self._directory / name, PASSABLE)
         ground = Ground(
             adopt=self._adopt,
             spawn=self._spawn,
@@ -152,7 +153,7 @@ class Supervisor:
 
     def tidy(self, known: Sequence[str]) -> None:
         """Ends processes whose target was deleted; one that still serves LUNs is left alone, and told."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make(self._directory, PASSABLE)
         for name in sorted(set(os.listdir(self._directory)) - set(known)):
             try:
                 with self._adopted(name) as stranger:
@@ -171,7 +172,7 @@ class Supervisor:
 
     def _spawn(self, keeper: TargetKeeper) -> RunningTarget:
         directory = self._directory / keeper.name
-        directory.mkdir(parents=True, exist_ok=True)
+        make(directory, PASSABLE)
         child = self._spawn_process(str(directory / _CONTROL), directory / _LOG)
         try:
             running = RunningTarget.adopt(directory / _CONTROL, child, on_event=keeper.on_event, on_end=keeper.on_end)

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from vstore.store import attach, schema
+from vstore.store.access import SocketAccess
 from vstore.store.catalog import birth
 from vstore.store.errors import InUse, InvalidArgument, NotFound, TargetUnavailable
 from vstore.store.identifiers import check_labels, check_name
@@ -39,6 +41,9 @@ class TargetVerbs(Parts):
         threads: int = 1,
         poll_us: int | None = None,
         config_space: bool = False,
+        socket_mode: str | None = None,
+        socket_owner: str | None = None,
+        socket_group: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Target, bool]:
         """A new target whose process listens for a VMM, and True; or the one that is there just so, and False.
@@ -50,6 +55,7 @@ class TargetVerbs(Parts):
             "threads": _check_count("threads", threads, 1, request_queues),
             "poll_us": poll_us if poll_us is None else _check_count("poll_us", poll_us, 0, MAX_POLL_US),
             "config_space": config_space,
+            **asdict(SocketAccess.checked(socket_mode, socket_owner, socket_group)),
         }
         if labels is not None:
             wanted["labels"] = check_labels(labels)
@@ -124,6 +130,9 @@ class TargetVerbs(Parts):
             threads=row.threads,
             poll_us=row.poll_us,
             config_space=row.config_space,
+            socket_mode=row.socket_mode,
+            socket_owner=row.socket_owner,
+            socket_group=row.socket_group,
             process=self.supervisor.process(row.name),
             luns=mapped,
             created_at=row.created_at,
