@@ -1,5 +1,6 @@
 """Images behind LUNs: opened, locked, refused, and closed on every way out."""
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from tests.target.conftest import MIB, Running, request
 from tests.target.guest import CHECK_CONDITION, refusal, settle
 from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.lun import MappedLun
+from vstore.target.packet import Descriptors
 from vstore.target.verbs import (
     ImageSource,
     MapLun,
@@ -67,6 +70,56 @@ def test_image_off_the_block_size_is_refused_with_both_numbers(target: Running, 
     assert caught.value.detail == (
         "odd.raw: 4608 bytes are not a multiple of the 4096-byte logical block; 4096 or 8192 bytes would be"
     )
+
+
+def test_image_shorter_than_a_block_is_refused_with_the_one_length_that_is_possible(target: Running) -> None:
+    tiny = request(0, image=ImageSource(format="memory", length=512), logical_block_length=4096)
+    error = refusal(target.client.map_lun, tiny)
+    assert error.code is ErrorCode.IMAGE_REFUSED
+    assert error.detail == "the image: 512 bytes are not a multiple of the 4096-byte logical block; 4096 bytes would be"
+
+
+@pytest.mark.parametrize(("alignment", "block", "fits"), [(4096, 512, False), (4096, 4096, True), (512, 512, True)])
+async def test_blocks_that_direct_io_cannot_write_alone_are_refused(
+    monkeypatch: pytest.MonkeyPatch, disk: Path, alignment: int, block: int, fits: bool
+) -> None:
+    """Two writes to neighbouring logical blocks would each rewrite the other's bytes as it had read them."""
+    monkeypatch.setattr("formats.direct_io.alignment", lambda _: alignment)
+    monkeypatch.setattr("formats.host_file._lies_in_memory", lambda _: False)
+    before = len(os.listdir("/proc/self/fd"))
+    settings = request(0, "disk.raw", logical_block_length=block)
+    with Descriptors([os.open(disk, os.O_RDWR | os.O_DIRECT)]) as descriptors:
+        if fits:
+            await (await MappedLun.open(settings, descriptors)).close()
+        else:
+            with pytest.raises(TargetError) as caught:
+                await MappedLun.open(settings, descriptors)
+            assert caught.value.code is ErrorCode.IMAGE_REFUSED
+            assert caught.value.detail == (
+                "disk.raw: direct I/O here moves 4096 bytes at once, which the 512-byte logical block is no multiple "
+                "of; map it with blocks of 4096 bytes, or open it without direct I/O"
+            )
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_image_that_the_data_plane_cannot_take_is_an_error_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, disk: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("vstore.disk.Volume", fail)
+    before = len(os.listdir("/proc/self/fd"))
+    with Descriptors([os.open(disk, os.O_RDWR)]) as descriptors, pytest.raises(TargetError) as caught:
+        await MappedLun.open(request(0), descriptors)
+    assert (caught.value.code, caught.value.detail) == (ErrorCode.HOST_ERROR, "Cannot allocate memory")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_that_is_mapped_read_only_is_told_to_be(target: Running) -> None:
+    memory = request(0, image=ImageSource(format="memory", length=MIB), read_only=True)
+    assert target.client.map_lun(memory).read_only
+    assert target.client.status().luns[0].read_only
 
 
 def test_refused_images_leave_no_descriptor_behind(target: Running, disk: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.packet import Descriptors
 from vstore.target.verbs import MapLun
 
-PHYSICAL_BLOCK = 4096  # bytes, unless the one who maps it says otherwise
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
 
 
@@ -39,11 +38,6 @@ class MappedLun:
         """Target and LUN."""
         return self.settings.target, self.settings.lun
 
-    @property
-    def thin(self) -> bool:
-        """Whether the guest is told that it may give space back."""
-        return self.disk.deallocates if self.settings.thin is None else self.settings.thin
-
     @classmethod
     async def open(cls, settings: MapLun, descriptors: Descriptors) -> Self:
         """Raises TargetError. Opening may wait for the image's bytes, so it happens beside the event loop."""
@@ -51,11 +45,15 @@ class MappedLun:
 
     @classmethod
     def _open(cls, settings: MapLun, descriptor: int | None) -> Self:
-        with ExitStack() as undo:
-            disk = Disk(_open_image(settings, descriptor, undo))
-            undo.callback(disk.close)
-            unit = _logical_unit(settings, disk)
-            undo.pop_all()
+        try:
+            with ExitStack() as undo:
+                disk = Disk(_open_image(settings, descriptor, undo))
+                undo.callback(disk.close)
+                _check_alignment(disk, settings)
+                unit = _logical_unit(settings, disk)
+                undo.pop_all()
+        except (ImageError, OSError) as error:
+            raise refusal(error) from error
         return cls(settings, disk, unit)
 
     async def resize(self, length: int) -> None:
@@ -71,30 +69,24 @@ class MappedLun:
         try:
             await asyncio.to_thread(self.disk.close)
         except OSError as error:
-            name = self.settings.image.name or "the image"
-            detail = f"{name}: the last flush failed, so writes since the one before may be lost: {error.strerror}"
+            lost = "the last flush failed, so writes since the one before may be lost"
+            detail = f"{_name(self.settings)}: {lost}: {error.strerror}"
             raise TargetError(ErrorCode.HOST_ERROR, detail) from error
 
 
 def _open_image(settings: MapLun, descriptor: int | None, undo: ExitStack) -> Image:
     source = settings.image
-    try:
-        file = None
-        if descriptor is not None:
-            file = HostFile.from_descriptor(descriptor, name=source.name or "the image", read_only=settings.read_only)
-            undo.callback(file.close)
-        image = open_image(source.format, file, length=source.length)
-    except (ImageError, OSError) as error:
-        raise refusal(error) from error
+    file = None
+    if descriptor is not None:
+        file = HostFile.from_descriptor(descriptor, name=_name(settings), read_only=settings.read_only)
+        undo.callback(file.close)
+    image = open_image(source.format, file, length=source.length)
     undo.callback(image.close)
     _check_length(image.geometry.length, settings)
     return image
 
 
 def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
-    exponent = settings.physical_block_exponent
-    if exponent is None:
-        exponent = (PHYSICAL_BLOCK // settings.logical_block_length).bit_length() - 1
     return LogicalUnit(
         disk,
         Identity(
@@ -104,7 +96,7 @@ def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
             product=settings.product,
         ),
         logical_block_length=settings.logical_block_length,
-        physical_block_exponent=exponent,
+        physical_block_exponent=settings.physical_block_exponent,
         thin=settings.thin,
         read_only=settings.read_only,
         write_cache=settings.write_cache,
@@ -116,11 +108,28 @@ def _check_length(length: int, settings: MapLun) -> None:
     block = settings.logical_block_length
     if length % block:
         below = length - length % block
+        nearest = f"{below} or {below + block}" if below else f"{block}"
         detail = (
-            f"{settings.image.name or 'the image'}: {length} bytes are not a multiple of "
-            f"the {block}-byte logical block; {below} or {below + block} bytes would be"
+            f"{_name(settings)}: {length} bytes are not a multiple of "
+            f"the {block}-byte logical block; {nearest} bytes would be"
         )
         raise TargetError(ErrorCode.IMAGE_REFUSED, detail)
+
+
+def _check_alignment(disk: Disk, settings: MapLun) -> None:
+    """A block that direct I/O cannot write alone is read with its neighbours, changed, and written back: two such
+    writes at once could undo each other."""
+    block, unit = settings.logical_block_length, disk.alignment
+    if block % unit:
+        detail = (
+            f"{_name(settings)}: direct I/O here moves {unit} bytes at once, which the {block}-byte logical block is "
+            f"no multiple of; map it with blocks of {unit} bytes, or open it without direct I/O"
+        )
+        raise TargetError(ErrorCode.IMAGE_REFUSED, detail)
+
+
+def _name(settings: MapLun) -> str:
+    return settings.image.name or "the image"
 
 
 def refusal(error: ImageError | OSError) -> TargetError:

@@ -77,7 +77,7 @@ class TargetProcess:
                 raise
             self._luns[address] = mapped
         _log.info("lun_mapped", extra=_told(mapped))
-        return verbs.Mapped(length=mapped.disk.length, read_only=mapped.disk.read_only, thin=mapped.thin)
+        return verbs.Mapped(length=mapped.disk.length, read_only=mapped.unit.read_only, thin=mapped.unit.thin)
 
     async def unmap_lun(self, request: verbs.LunAddress, descriptors: Descriptors) -> verbs.Empty:
         """Waits for the commands in flight, and makes durable what they wrote."""
@@ -168,8 +168,8 @@ class TargetProcess:
         return verbs.LunStatus(
             settings=mapped.settings,
             length=mapped.disk.length,
-            read_only=mapped.disk.read_only,
-            thin=mapped.thin,
+            read_only=mapped.unit.read_only,
+            thin=mapped.unit.thin,
             in_flight=self._port.in_flight(mapped) if self._port else 0,
         )
 

@@ -134,7 +134,7 @@ class LunStatus:
     length: int = declared(_bytes_count)
     read_only: bool = declared(flag)
     thin: bool = declared(flag)
-    in_flight: int = declared(_bytes_count)  # fast-path commands
+    in_flight: int = declared(_bytes_count)  # commands
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
