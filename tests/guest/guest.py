@@ -27,6 +27,7 @@ from tests.guest.process import Process, show_on_failure
 from tests.guest.qmp import Qmp
 
 BOOT_SECONDS = 120.0
+TRIAL_SECONDS = 30.0  # for an accelerator that another can stand in for
 RUN_SECONDS = 60.0
 GRACE_SECONDS = 10.0  # for the answer to come back after the guest has cut a script off
 
@@ -97,11 +98,11 @@ class Guest:
         candidates = [name for name in accelerators() if name not in _FAILED_ACCELERATORS]
         for accelerator in candidates[:-1]:
             try:
-                return self._boot_with(accelerator)
+                return self._boot_with(accelerator, TRIAL_SECONDS)
             except ChannelError:
                 self.kill()
                 _FAILED_ACCELERATORS.add(accelerator)
-        return self._boot_with(candidates[-1])
+        return self._boot_with(candidates[-1], BOOT_SECONDS)
 
     def run(self, script: str, timeout: float = RUN_SECONDS) -> Result:
         """Run a shell script in the guest. Raises ChannelError when the guest does not answer in time."""
@@ -136,7 +137,7 @@ class Guest:
     def reset(self) -> None:
         """Press the reset button (system_reset) and wait until the guest is up again; QEMU stays."""
         self.qmp("system_reset")
-        self._wait_ready()
+        self._wait_ready(BOOT_SECONDS)
 
     def shutdown(self) -> None:
         """Let the guest's kernel power off in order (it flushes its disks), and wait for QEMU to end."""
@@ -163,7 +164,7 @@ class Guest:
         messages = (DECODED.fullmatch(line) for line in lines)
         return [found["text"] for found in messages if found is not None and _is_trouble(found["level"], found["text"])]
 
-    def _boot_with(self, accelerator: str) -> Self:
+    def _boot_with(self, accelerator: str, seconds: float) -> Self:
         self._agent, control = LineChannel("agent"), LineChannel("QMP")
         self._channels = [self._agent, control]
         descriptors = [channel.theirs.fileno() for channel in self._channels]
@@ -172,11 +173,11 @@ class Guest:
         for channel in self._channels:
             channel.theirs.close()  # so that QEMU's end closes our end
         self._qmp = Qmp(control)
-        self._wait_ready()
+        self._wait_ready(seconds)
         return self
 
-    def _wait_ready(self) -> None:
-        while self._agent.receive(BOOT_SECONDS) != "ready":
+    def _wait_ready(self, seconds: float) -> None:
+        while self._agent.receive(seconds) != "ready":
             pass
 
     def _end(self, timeout: float) -> None:

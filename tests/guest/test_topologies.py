@@ -83,6 +83,15 @@ def test_each_lun_is_where_it_was_mapped(guest: Guest, serial: str, address: str
     assert link.endswith(f"/0:0:{address}")  # host:channel:target:lun
 
 
+def test_a_reset_guest_finds_all_its_disks_and_data_again(guest: Guest) -> None:
+    guest.check(f"echo before >/tmp/text && dd if=/tmp/text of={find_disk(guest, 'other')} conv=fsync,notrunc")
+    guest.reset()  # early: the tests below then show that a machine that was reset lacks nothing
+    serials = ("plain", "large-blocks", "frozen", "other", "far")
+    disks = {serial: find_disk(guest, serial) for serial in serials}
+    assert guest.check(f"head -n 1 {disks['other']}") == "before\n"
+    guest.check(f"dd if={disks['plain']} of=/dev/null bs=1M count=16 iflag=direct")
+
+
 def test_every_request_queue_carries_commands(guest: Guest) -> None:
     disk = find_disk(guest, "plain")
     assert len(guest.check(f"ls /sys/block/{disk.removeprefix('/dev/')}/mq").split()) == QUEUES
@@ -121,15 +130,6 @@ def test_two_targets_keep_their_data_apart(guest: Guest, daemon: Daemon) -> None
         guest.check(f"echo {serial} >/tmp/name && dd if=/tmp/name of={find_disk(guest, serial)} conv=fsync,notrunc")
     for serial in ("other", "far"):
         assert daemon.image_path(serial).read_bytes().startswith(f"{serial}\n".encode())
-
-
-def test_a_reset_guest_finds_all_its_disks_and_data_again(guest: Guest) -> None:
-    guest.check(f"echo before >/tmp/text && dd if=/tmp/text of={find_disk(guest, 'other')} conv=fsync,notrunc")
-    guest.reset()
-    serials = ("plain", "large-blocks", "frozen", "other", "far")
-    disks = {serial: find_disk(guest, serial) for serial in serials}
-    assert guest.check(f"head -n 1 {disks['other']}") == "before\n"
-    guest.check(f"dd if={disks['plain']} of=/dev/null bs=1M count=16 iflag=direct")
 
 
 def test_a_second_machine_takes_over_the_socket_of_one_that_lost_power(tmp_path: Path) -> None:
