@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.scsi.faulty import FaultyMedium
-from tests.scsi.initiator import IDENTITY, MIB, POWER_ON, Initiator, make_unit
+from tests.scsi.initiator import IDENTITY, LBA_OUT_OF_RANGE, MIB, POWER_ON, Initiator, make_unit
 from tests.scsi.sense_parser import parse_sense
 from vstore.scsi.commands import Read10, StartStopUnit, SynchronizeCache10, Write10
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
@@ -76,6 +76,17 @@ def test_a_changed_capacity_is_told_to_every_nexus_and_is_the_one_reported() -> 
     assert one.check("00").code == CAPACITY_CHANGED
     assert other.check("00").code == CAPACITY_CHANGED
     assert one.good("25")[:4] == (2 * MIB // 512 - 1).to_bytes(4)
+
+
+def test_what_is_about_to_be_cut_off_is_out_of_range_and_back_when_it_stays() -> None:
+    initiator = Initiator(make_unit(8192))
+    last = Write10.build(lba=15, transfer_length=1).hex()
+    with initiator.unit.limited(4096):
+        assert initiator.check(last, bytes(512)).code == LBA_OUT_OF_RANGE
+        assert initiator.unit.fast_path(initiator.nexus).blocks == 8
+    initiator.good(last, bytes(512))
+    with initiator.unit.limited(16384):
+        initiator.good(last, bytes(512))
 
 
 def test_a_capacity_of_no_blocks_is_refused_and_the_old_one_stays() -> None:

@@ -4,7 +4,8 @@ Everything runs on one event loop, so there are no locks; between two `await`s n
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -160,6 +161,17 @@ class DirectAccessDevice(DeviceServer):
         """Call it when the medium has another length. ValueError when it no longer holds one block."""
         self.blocks = self._count_blocks()
         self.establish(AdditionalSense.CAPACITY_DATA_HAS_CHANGED)
+
+    @contextlib.contextmanager
+    def limited(self, length: int) -> Iterator[None]:
+        """Inside, no new command reaches past byte `length`: the medium is about to be cut off there."""
+        self.blocks = min(self.blocks, length // self.logical_block_length)
+        self.changed()
+        try:
+            yield
+        finally:
+            self.blocks = self._count_blocks()
+            self.changed()
 
     def reset(self, cause: ResetCause, nexus: ITNexus | None = None) -> None:
         """Tells every nexus; the loss of one nexus is told to that one alone and leaves the unit as it is."""

@@ -7,6 +7,7 @@ Whatever fails on the way up, everything below it is closed again before the err
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Self
 from uuid import UUID
@@ -56,13 +57,17 @@ class MappedLun:
             raise refusal(error) from error
         return cls(settings, disk, unit)
 
-    async def resize(self, length: int) -> None:
-        """Raises TargetError."""
+    async def resize(self, length: int, settled: Callable[[], Awaitable[None]]) -> None:
+        """Raises TargetError. `settled` returns when every command that came before has ended: those may still use
+        what is cut off, and a write there would make the file long again."""
         _check_length(length, self.settings)
-        try:
-            await asyncio.to_thread(self.disk.resize, length)
-        except (ImageError, OSError) as error:
-            raise refusal(error) from error
+        with self.unit.limited(length):
+            if length < self.disk.length:
+                await settled()
+            try:
+                await asyncio.to_thread(self.disk.resize, length)
+            except (ImageError, OSError) as error:
+                raise refusal(error) from error
 
     async def close(self) -> None:
         """Makes everything durable, and closes even if that fails. Raises TargetError."""

@@ -20,7 +20,7 @@ _Tell = Callable[[Event], None]
 class TargetPort:
     """Made by `open`. Its LUNs are the process's to open and close."""
 
-    def __init__(self, endpoint: ScsiEndpoint, server: Server, remove_socket: Callable[[], None]) -> None:
+    def __init__(self, endpoint: "_Endpoint", server: Server, remove_socket: Callable[[], None]) -> None:
         self._endpoint = endpoint
         self._server = server
         self.remove_socket = remove_socket  # what was made in the file system; twice does no harm
@@ -53,6 +53,10 @@ class TargetPort:
     async def take(self, mapped: MappedLun) -> None:
         """Hot: returns when no command uses the LUN any more."""
         await self._endpoint.unmap_lun(*mapped.address)
+
+    async def settled(self, mapped: MappedLun) -> None:
+        """Returns when every command for the LUN that came before has ended."""
+        await self._endpoint.settled(*mapped.address)
 
     def capacity_changed(self, mapped: MappedLun) -> None:
         self._endpoint.capacity_changed(*mapped.address)
@@ -89,9 +93,20 @@ def _listening(request: Configure, descriptors: Descriptors) -> tuple[socket.soc
     return listener.socket, listener.close
 
 
-def _endpoint(request: Configure) -> ScsiEndpoint:
+class _Endpoint(ScsiEndpoint):
+    """One that can also be asked to wait for a unit's commands while the unit stays."""
+
+    async def settled(self, target: int, lun: int) -> None:
+        """Returns when every command for the unit that came before has ended. Raises LookupError."""
+        mapped = self._luns[target, lun]
+        with self._luns.held([mapped]):
+            await self._requests.ended(self._requests.of(target, lun))
+            await self._luns.drained([mapped])
+
+
+def _endpoint(request: Configure) -> _Endpoint:
     try:
-        return ScsiEndpoint(
+        return _Endpoint(
             request_queues=request.request_queues,
             threads=request.threads,
             config_space=request.config_space,

@@ -94,7 +94,7 @@ class TargetProcess:
         async with self._changing:
             self._refuse_if_stopping()
             mapped = self._lun(request.target, request.lun)
-            await mapped.resize(request.length)
+            await mapped.resize(request.length, lambda: self._settled(mapped))
             if self._port:
                 self._port.capacity_changed(mapped)
         self._emit(verbs.LunCapacityChanged(target=request.target, lun=request.lun, length=mapped.disk.length))
@@ -157,6 +157,10 @@ class TargetProcess:
         except TargetError as error:
             _log.error("flush_failed", extra={"detail": error.detail})
             self.unflushed.append(error.detail)
+
+    async def _settled(self, mapped: MappedLun) -> None:
+        if self._port:
+            await self._port.settled(mapped)
 
     async def _drop(self, mapped: MappedLun) -> None:
         if self._port:
