@@ -1,8 +1,10 @@
 """A target process does what its verbs say, and tells what it is."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,22 @@ from tests.target.guest import (
 )
 from vstore.dataplane import Volume
 from vstore.target.client import TargetClient
+from vstore.target.declaration import plain
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.packet import Descriptors
+from vstore.target.packet import Descriptors, encode
 from vstore.target.process import TargetProcess
 from vstore.target.verbs import (
+    LARGEST_LENGTH,
+    MOST_LUNS_PER_ANSWER,
+    PROTOCOL,
     Configure,
     Empty,
     ImageSource,
+    LunStatus,
+    MapLun,
+    Status,
+    StatusRequest,
+    VringStatus,
 )
 
 
@@ -75,6 +86,56 @@ def test_status_of_many_luns_comes_in_pages(target: Running) -> None:
     assert [lun.settings.lun for lun in status.luns] == list(range(70))
     assert len(status.vrings) == 66
     assert status.next_lun is None
+
+
+def test_the_longest_status_fits_into_a_packet() -> None:
+    most = 2**64 - 1
+    vrings = VringStatus(
+        **{field.name: most for field in fields(VringStatus)} | {"started": False, "enabled": False, "broken": False}
+    )
+    wide = "\U0001f4be"  # four bytes, the most of all characters
+    lun = LunStatus(
+        settings=MapLun(
+            target=255,
+            lun=16383,
+            image=ImageSource(format="f" * 32, length=LARGEST_LENGTH, name=wide * 512),
+            vendor='"' * 8,
+            product='"' * 16,
+            serial='"' * 36,
+            uuid="0" * 36,
+        ),
+        length=most,
+        read_only=False,
+        thin=False,
+        in_flight=most,
+    )
+    status = Status(
+        protocol=PROTOCOL,
+        version="v" * 64,
+        pid=2**31,
+        state="connected",
+        configuration=Configure(name=wide * 64, socket=wide * 4096, poll_us=1_000_000),
+        vrings=(vrings,) * 66,
+        luns=(lun,) * MOST_LUNS_PER_ANSWER,
+        next_lun=2**22,
+    )
+    assert json.loads(encode({"id": 2**63 - 1, "ok": plain(status)}))["ok"]["luns"][0]["settings"]["lun"] == 16383
+
+
+def test_file_name_that_is_no_text_comes_back_as_it_was(target: Running, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"d\xff.raw")
+    path.write_bytes(bytes(MIB))
+    target.map_file(path)
+    assert target.client.status().luns[0].settings.image.name == str(path)
+
+
+async def test_status_answers_also_after_the_end(tmp_path: Path) -> None:
+    process = TargetProcess()
+    await process.configure(Configure(name="vm0", socket=str(tmp_path / "s")), Descriptors())
+    await process.map_lun(request(0, image=ImageSource(format="null", length=MIB)), Descriptors())
+    await process.end()
+    status = await process.status(StatusRequest(), Descriptors())
+    assert (status.state, status.luns, status.vrings) == ("stopping", (), ())
 
 
 IMPOSSIBLE: list[tuple[Callable[[TargetClient], object], ErrorCode, str]] = [

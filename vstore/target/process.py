@@ -149,6 +149,7 @@ class TargetProcess:
             self.unflushed.append("stopping failed; the log tells more")
         finally:
             self.abandon()
+            self._port = None
             self.stopped.set()
 
     async def _drop_at_end(self, mapped: MappedLun) -> None:

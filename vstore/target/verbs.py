@@ -11,7 +11,7 @@ from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, text, whole
 
 PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
-MOST_LUNS_PER_ANSWER = 32  # keeps an answer with 66 vrings below the packet limit
+MOST_LUNS_PER_ANSWER = 8  # keeps an answer with 66 vrings and the longest names below the packet limit
 LARGEST_LENGTH = 2**63 - 512
 
 # SPC-4 6.6: identification is ASCII; the lengths are the standard INQUIRY data's fields.
