@@ -91,7 +91,7 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int], int]:
 
 def encode(message: dict[str, Any]) -> bytes:
     """Raises TargetError when it is too long for a packet."""
-    # Text as it is takes a third of its escapes. A file name that is no UTF-8 has surrogates: json.loads lets them pass.
+    # Text as it is takes a third of its escapes. The name of a file may be no UTF-8: then it has surrogates.
     data = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
     if len(data) > LARGEST_PACKET:
         raise TargetError(ErrorCode.INVALID_REQUEST, f"{len(data)} bytes are more than a packet's {LARGEST_PACKET}")
