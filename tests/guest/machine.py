@@ -43,14 +43,12 @@ class QemuScsi:
 
     image: Path
     serial: str = "QEMU0001"
-    bootable: bool = False
 
     def arguments(self) -> list[str]:
-        boot = ",bootindex=0" if self.bootable else ""
         return [
             *("-device", "virtio-scsi-pci,id=own"),
             *("-blockdev", f"driver=raw,node-name=own0,discard=unmap,file.driver=file,file.filename={self.image}"),
-            *("-device", f"scsi-hd,bus=own.0,scsi-id=0,lun=0,drive=own0,serial={self.serial}{boot}"),
+            *("-device", f"scsi-hd,bus=own.0,scsi-id=0,lun=0,drive=own0,serial={self.serial}"),
         ]
 
 
