@@ -48,6 +48,9 @@ PROBLEMS = {
         Problem("pool_full", 507, "The pool is full", "Free space on the pool's file system."),
         Problem("pool_unavailable", 503, "The pool's file system refused", "The detail has the system's own reason."),
         Problem("target_unavailable", 503, "The target process is not up", "It comes back by itself; try again soon."),
+        Problem(
+            "busy", 503, "Too many requests wait for it", "Something holds it up; the detail says what to wait for."
+        ),
         Problem("catalog_unavailable", 503, "The state directory cannot be used", "The detail says who has it."),
         Problem("unauthorized", 401, "The token is missing or wrong", "Over TCP every request shows the token."),
         Problem("host_refused", 421, "The Host or Origin is not ours", "The API answers to loopback names only."),
@@ -58,6 +61,7 @@ PROBLEMS = {
         Problem("internal_error", 500, "A fault in vstore itself", "The daemon's log has the trace; please report it."),
     )
 }
+_SOON_OVER = ("target_unavailable", "busy")
 _BY_STATUS = {404: "no_such_resource", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -121,7 +125,7 @@ def _answer(
 def _store_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StoreError)
     errors = [_where(request, error.field, error.detail)] if error.field else []
-    headers = {"Retry-After": "1"} if error.code == "target_unavailable" else None
+    headers = {"Retry-After": "1"} if error.code in _SOON_OVER else None
     return _answer(request, error.code, error.detail, errors, headers=headers)
 
 

@@ -38,7 +38,7 @@ def list_images(pool: str, store: TheStore, paging: Paging) -> Listing[Image]:
     "/{image}",
     operation_id="ImageCreate",
     status_code=201,
-    responses=examples(EXAMPLE, 200, 201) | problems("not_found", "already_exists", "exists", "pool_full"),
+    responses=examples(EXAMPLE, 200, 201) | problems("not_found", "already_exists", "exists", "pool_full", "busy"),
 )
 def create_image(pool: str, image: str, spec: ImageSpec, store: TheStore, creating: Creating) -> Image:
     """Makes an empty image: 201; 200 if it is there already just so; 409 if it differs."""
@@ -53,7 +53,7 @@ def show_image(pool: str, image: str, store: TheStore, reading: Reading) -> Imag
 @router.patch(
     "/{image}",
     operation_id="ImageUpdate",
-    responses=examples(EXAMPLE, 200) | problems("not_found", "in_use", "stale", "locked", "target_unavailable"),
+    responses=examples(EXAMPLE, 200) | problems("not_found", "in_use", "stale", "locked", "target_unavailable", "busy"),
 )
 def update_image(
     pool: str,
@@ -70,7 +70,10 @@ def update_image(
 
 
 @router.delete(
-    "/{image}", operation_id="ImageDelete", status_code=204, responses=problems("in_use", "stale", "gone", "locked")
+    "/{image}",
+    operation_id="ImageDelete",
+    status_code=204,
+    responses=problems("in_use", "stale", "gone", "locked", "busy"),
 )
 def delete_image(pool: str, image: str, store: TheStore, changing: Changing) -> None:
     """Removes the image and its file. Deleting what is gone is no error, unless `If-Match` insists."""

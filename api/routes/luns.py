@@ -41,7 +41,7 @@ def list_luns(target: str, store: TheStore, paging: Paging) -> Listing[Lun]:
     operation_id="LunMap",
     status_code=201,
     responses=examples(EXAMPLE, 200, 201)
-    | problems("not_found", "already_exists", "in_use", "exists", "locked", "target_unavailable"),
+    | problems("not_found", "already_exists", "in_use", "exists", "locked", "target_unavailable", "busy"),
 )
 def map_lun(target: str, lun: str, spec: LunSpec, store: TheStore, creating: Creating) -> Lun:
     """Puts an image behind `LUN` or `TARGET:LUN`: 201; 200 if it is there already just so; 409 if it differs."""
@@ -57,7 +57,7 @@ def show_lun(target: str, lun: str, store: TheStore, reading: Reading) -> Lun:
     "/{lun}",
     operation_id="LunUnmap",
     status_code=204,
-    responses=problems("not_found", "stale", "gone", "target_unavailable"),
+    responses=problems("not_found", "stale", "gone", "target_unavailable", "busy"),
 )
 def unmap_lun(target: str, lun: str, store: TheStore, changing: Changing) -> None:
     """Takes the LUN away once its commands are done. Without it, no error, unless `If-Match` insists."""

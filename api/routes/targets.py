@@ -41,7 +41,7 @@ def list_targets(store: TheStore, paging: Paging) -> Listing[Target]:
     "/{target}",
     operation_id="TargetCreate",
     status_code=201,
-    responses=examples(EXAMPLE, 200, 201) | problems("already_exists", "exists", "target_unavailable"),
+    responses=examples(EXAMPLE, 200, 201) | problems("already_exists", "exists", "target_unavailable", "busy"),
 )
 def create_target(target: str, spec: TargetSpec, store: TheStore, creating: Creating) -> Target:
     """Starts a target that listens for a VMM: 201; 200 if it is there already just so; 409 if it differs."""
@@ -54,14 +54,16 @@ def show_target(target: str, store: TheStore, reading: Reading) -> Target:
 
 
 @router.patch(
-    "/{target}", operation_id="TargetUpdate", responses=examples(EXAMPLE, 200) | problems("not_found", "stale")
+    "/{target}", operation_id="TargetUpdate", responses=examples(EXAMPLE, 200) | problems("not_found", "stale", "busy")
 )
 def update_target(target: str, change: TargetChange, store: TheStore, changing: Changing) -> Target:
     """Merges labels; the other settings are for life."""
     return changing.answer(store.update_target(target, revision=changing.revision, **change.given()))
 
 
-@router.delete("/{target}", operation_id="TargetDelete", status_code=204, responses=problems("in_use", "stale", "gone"))
+@router.delete(
+    "/{target}", operation_id="TargetDelete", status_code=204, responses=problems("in_use", "stale", "gone", "busy")
+)
 def delete_target(target: str, store: TheStore, changing: Changing) -> None:
     """Ends the target and its process. Deleting what is gone is no error, unless `If-Match` insists."""
     changing.deleted(store.delete_target(target, revision=changing.revision), f"target {target}")

@@ -1,13 +1,16 @@
 """Every failure is a problem of RFC 9457, told by one table."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
 
 from api.errors import MEDIA_TYPE, PROBLEMS
+from tests.store.world import eventually
 from vstore.store import Store, errors
 from vstore.store.errors import StoreError
+from vstore.store.parts import MOST_WAITING
 
 IMAGES = "/v1/pools/default/images"
 
@@ -134,3 +137,25 @@ def test_a_hostile_name_is_refused_and_makes_no_file(reader: TestClient, name: s
     assert response.status_code in (404, 405, 422)
     assert response.headers["content-type"] == MEDIA_TYPE
     assert reader.get(IMAGES).json()["items"] == []
+
+
+def test_requests_for_a_target_that_hangs_do_not_keep_others_from_an_answer(client: TestClient, store: Store) -> None:
+    client.put("/v1/targets/hung", json={})
+    answers: list[int] = []
+
+    def change(number: int) -> None:
+        answers.append(client.patch("/v1/targets/hung", json={"labels": {"n": str(number)}}).status_code)
+
+    threads = [threading.Thread(target=change, args=(number,)) for number in range(60)]
+    with store.holding(target="hung"):
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(answers) == len(threads) - MOST_WAITING)
+        refused = client.delete("/v1/targets/hung")
+        assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+        assert refused.headers["retry-after"] == "1"
+        assert client.get("/v1/targets/hung").status_code == 200
+        assert client.put("/v1/targets/well", json={}).status_code == 201
+    for thread in threads:
+        thread.join(20)
+    assert sorted(answers) == [200] * MOST_WAITING + [503] * (len(threads) - MOST_WAITING)

@@ -2,6 +2,10 @@
 
 import threading
 
+import pytest
+
+from tests.store.world import eventually
+from vstore.store.errors import Busy
 from vstore.store.locks import NamedLocks
 
 
@@ -55,4 +59,29 @@ def test_a_name_is_free_again_after_a_failure() -> None:
     except ValueError:
         pass
     with locks.hold("a"):
+        pass
+
+
+def test_who_comes_after_enough_others_is_refused_and_they_get_through() -> None:
+    locks, through = NamedLocks(), []
+
+    def work() -> None:
+        with locks.hold("image:a", "target:t", most_waiting=2):
+            through.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    with locks.hold("target:t"):
+        for thread in threads:
+            thread.start()
+        eventually(lambda: locks._waiting["target:t"] == 2)
+        with pytest.raises(Busy, match="2 requests wait for target t already"), locks.hold("target:t", most_waiting=2):
+            pass
+        with pytest.raises(Busy, match="image a"), locks.hold("image:a", "image:b", most_waiting=2):
+            pass
+        with locks.hold("image:b", most_waiting=2):
+            pass
+    for thread in threads:
+        thread.join(20)
+    assert len(through) == 2
+    with locks.hold("image:a", "target:t", most_waiting=1):
         pass

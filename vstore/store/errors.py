@@ -81,6 +81,12 @@ class TargetUnavailable(StoreError):
     code = "target_unavailable"
 
 
+class Busy(StoreError):
+    """Too many verbs wait for the same object; trying again helps."""
+
+    code = "busy"
+
+
 class CatalogUnavailable(StoreError):
     """The state directory cannot be used: another daemon has it, or a newer version wrote it."""
 

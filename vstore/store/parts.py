@@ -18,6 +18,7 @@ from vstore.store.supervisor import Supervisor
 
 LONGEST_PAGE = 500
 DEFAULT_PAGE = 100
+MOST_WAITING = 12  # verbs on one object; provisioning tools send ten side by side, and HTTP has 40 threads
 
 
 class Parts:
@@ -35,9 +36,10 @@ class Parts:
         return self.pools[name]
 
     def holding(self, *, image: str | None = None, target: str | None = None) -> AbstractContextManager[None]:
-        """Keeps other verbs (and the supervisor) off an image, by POOL/NAME, and off a target."""
+        """Keeps other verbs (and the supervisor) off an image, by POOL/NAME, and off a target. Raises Busy."""
         wanted = {"image": image, "target": target}
-        return self.locks.hold(*(f"{kind}:{name}" for kind, name in wanted.items() if name is not None))
+        names = (f"{kind}:{name}" for kind, name in wanted.items() if name is not None)
+        return self.locks.hold(*names, most_waiting=MOST_WAITING)
 
 
 def image_row(connection: Connection, pool: Pool, name: str) -> Row[Any]:

@@ -68,11 +68,7 @@ class TargetVerbs(Parts):
             with self.catalog.write() as connection:
                 connection.execute(insert(schema.targets).values(**{"labels": {}, **birth(), **wanted, "name": name}))
             self.supervisor.start(name)
-        try:
-            self.supervisor.wait_until_up(name)
-        except TargetUnavailable:
-            self.delete_target(name)
-            raise
+        self._wait_until_up(name)
         return self.show_target(name), True
 
     def list_targets(self, *, limit: int | None = None, cursor: str | None = None) -> Page[Target]:
@@ -104,22 +100,35 @@ class TargetVerbs(Parts):
     def delete_target(self, name: str, *, revision: int | None = None) -> bool:
         """Ends the target and its process; False when there was none. Raises InUse naming the LUNs, Stale."""
         with self.holding(target=name):
-            try:
-                with self.catalog.write() as connection:
-                    row = target_row(connection, name)
-                    check_revision(row, revision, f"target {name}")
-                    mapped = _mapped(connection, row)
-                    if mapped:
-                        raise InUse(f"target {name} has LUN {', '.join(mapped)}; unmap it first")
-                    connection.execute(delete(schema.targets).where(schema.targets.c.id == row.id))
-            except NotFound:
-                return False
-            self.supervisor.stop(name)
-            return True
+            return self._end(name, revision)
 
     def attach_lines(self, name: str, *, memory_bytes: int = DEFAULT_GUEST_MEMORY) -> Attach:
         """How each VMM attaches, for a guest with `memory_bytes` of memory. Raises NotFound, InvalidArgument."""
         return attach.lines(self.show_target(name), attach.check_memory(memory_bytes))
+
+    def _wait_until_up(self, name: str) -> None:
+        """A new target whose process does not come up was not created. Raises TargetUnavailable."""
+        try:
+            self.supervisor.wait_until_up(name)
+        except TargetUnavailable:
+            with self.locks.hold(f"target:{name}"):  # however many wait: it has to go
+                self._end(name, None)
+            raise
+
+    def _end(self, name: str, revision: int | None) -> bool:
+        """The caller holds the target."""
+        try:
+            with self.catalog.write() as connection:
+                row = target_row(connection, name)
+                check_revision(row, revision, f"target {name}")
+                mapped = _mapped(connection, row)
+                if mapped:
+                    raise InUse(f"target {name} has LUN {', '.join(mapped)}; unmap it first")
+                connection.execute(delete(schema.targets).where(schema.targets.c.id == row.id))
+        except NotFound:
+            return False
+        self.supervisor.stop(name)
+        return True
 
     def _target(self, row: Row[Any], mapped: list[str]) -> Target:
         return Target(
