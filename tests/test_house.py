@@ -17,6 +17,8 @@ from formats.image import BlockState, LayerFlags
 from formats.registry import FORMATS
 from vstore.scsi.commands import COMMANDS
 from vstore.scsi.logical_unit import LogicalUnit
+from vstore.target.verbs import Configure
+from vstore.vhost_user.attach import VMMS, command_line
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("api", "formats", "vstore")
@@ -154,8 +156,8 @@ def words(name: str) -> set[str]:
     return {word.lower() for word in re.split(r"[^A-Za-z0-9]+", spaced)}
 
 
-def test_no_file_function_or_class_has_an_empty_name() -> None:
-    named = [(name_of(path), path.stem) for path in files("*.py", "*.c", "*.h")]
+def test_no_file_folder_function_or_class_has_an_empty_name() -> None:
+    named = [(name_of(path), name_of(path)) for path in files(".")]
     for path in files("*.py"):
         defined = (node for node in ast.walk(tree(path)) if isinstance(node, Function | ast.ClassDef))
         named.extend((f"{name_of(path)}:{node.lineno}", node.name) for node in defined)
@@ -240,6 +242,15 @@ def test_pages_name_verbs_and_files_that_exist(page: str) -> None:
 def test_the_readme_names_every_format() -> None:
     readme = (ROOT / "README.md").read_text()
     assert not [name for name in FORMATS if f"`{name}`" not in readme]
+
+
+def test_the_readme_attaches_as_the_daemon_says() -> None:
+    readme = (ROOT / "README.md").read_text()
+    vm0 = Configure(name="vm0", socket="S", request_queues=4)
+    lines = {row.name: command_line(row, vm0, 4 << 30) for row in VMMS}
+    told_by_difference = lines.pop("qemu-9.2").replace(",reconnect-ms=1000", "")
+    assert told_by_difference == lines["qemu-7.2"]
+    assert not [line for line in lines.values() if f"`{line}`" not in readme]
 
 
 def test_the_readme_names_every_rest_resource() -> None:
