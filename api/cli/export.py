@@ -40,7 +40,9 @@ LARGEST_PHYSICAL_BLOCK = 65536
 @click.option("--product", default="DISK", show_default=True, help="Product identification, up to 16 characters.")
 @click.option("--size", type=Size(), metavar="SIZE", help="Length of a memory or null disk: 1G, 512MiB, 1048576.")
 @click.option("--direct", is_flag=True, help="Bypass the host's page cache (O_DIRECT).")
-@click.option("--queues", type=click.IntRange(1, 64), help="Request queues; by default as many as are asked for.")
+@click.option(
+    "--queues", type=click.IntRange(1, MOST_QUEUES), help="Request queues; by default all that are asked for."
+)
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Data plane threads.")
 @click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Longest polling before a thread sleeps; 0: none.")
 @click.option("--thin/--thick", default=None, help="Let the guest give space back; by default if the image can.")
@@ -85,8 +87,8 @@ def _check_usage(options: dict[str, Any]) -> None:
     if (options["socket_path"] is None) == (options["fd"] is None):
         raise click.UsageError("give either --socket PATH or --fd N")
     if FORMATS[options["format_"]].make:
-        if options["images"] or options["size"] is None:
-            raise click.UsageError(f"a {options['format_']} disk has no file: give --size and no IMAGE")
+        if options["images"] or not options["size"] or options["direct"]:
+            raise click.UsageError(f"a {options['format_']} disk has no file: give --size, and no IMAGE or --direct")
     elif not options["images"] or options["size"] is not None:
         raise click.UsageError(f"a {options['format_']} disk lies in a file: give its path as IMAGE and no --size")
     if options["serial"] is not None and len(options["images"]) > 1:

@@ -150,7 +150,9 @@ def test_missing_format_is_refused_telling_what_the_file_looks_like(tmp_path: Pa
     ("arguments", "sentence"),
     [
         (["--format", "raw", "--socket", "s"], "a raw disk lies in a file: give its path as IMAGE"),
-        (["x", "--format", "memory", "--size", "1M", "--socket", "s"], "a memory disk has no file: give --size and no"),
+        (["x", "--format", "memory", "--size", "1M", "--socket", "s"], "has no file: give --size, and no"),
+        (["--format", "memory", "--size", "1M", "--direct", "--socket", "s"], "give --size, and no IMAGE or --direct"),
+        (["--format", "memory", "--size", "0", "--socket", "s"], "a memory disk has no file: give --size"),
         (["--format", "null", "--socket", "s"], "a null disk has no file: give --size"),
         (["--format", "null", "--size", "1000", "--socket", "s"], "nearest: 512 or 1024 bytes"),
         (["--format", "qcow9", "x", "--socket", "s"], "'qcow9' is not one of 'raw', 'memory', 'null'"),
