@@ -131,10 +131,12 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 		result = allocate_claim(request->lun->volume, offset, extent->length, extent, &claim);
 	else if (extent->state != VS_DATA && (extent->state != VS_SHARED || media->operation != IO_READ))
 		result = -EAGAIN;
-	if (result || reads_zero(extent)) {
+	if (result) {
 		request->error = result;
-		return !result;
+		return false;
 	}
+	if (reads_zero(extent)) /* an error of a segment before this one stays */
+		return true;
 	struct io *io = request_io(request, media, extent);
 	if (!io) {
 		if (claim)
@@ -219,6 +221,13 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 		scsi_request_done(request);
 }
 
+/* The place of a disk that lies in one row and is overwritten there. All others have tables, which a format commits. */
+static bool in_one_place(struct vs_volume *volume, struct extent *place)
+{
+	*place = entry_extent(atomic_load(&volume->whole), 0, 0);
+	return place->state == VS_DATA;
+}
+
 static bool transfer(struct vs_request *request, const vs_fast_row *row, uint64_t lba, uint64_t blocks)
 {
 	const vs_lun_settings *settings = &request->lun->settings;
@@ -227,13 +236,14 @@ static bool transfer(struct vs_request *request, const vs_fast_row *row, uint64_
 			       false };
 	uint64_t wanted = read ? request->in_length : request->out_length;
 	uint64_t other = read ? request->out_length : request->in_length;
+	struct extent place;
 
 	if (!blocks || blocks > settings->max_transfer || media.length != wanted || other)
 		return false;
 	if (!read && (settings->write_through || (request->header[19 + row->fua_at] & row->fua_mask)))
 		media.durable = true;
 	/* a place that no table names yet is not durable, however well its bytes are: only a commit makes it so */
-	if (media.durable && !atomic_load(&request->lun->volume->whole))
+	if (media.durable && !in_one_place(request->lun->volume, &place))
 		return false;
 	start_media(request, &media, 1);
 	return true;
@@ -301,12 +311,11 @@ static bool unmap(struct vs_request *request, uint64_t list_length)
 static bool synchronize(struct vs_request *request)
 {
 	struct media media = { IO_FLUSH, 0, 0, false };
-	struct extent everything = { .state = VS_DATA };
+	struct extent place;
 
-	/* a map of several runs belongs to a format, which has tables to commit */
-	if (request->in_length || request->out_length || !atomic_load(&request->lun->volume->whole))
+	if (request->in_length || request->out_length || !in_one_place(request->lun->volume, &place))
 		return false;
-	struct io *io = request_io(request, &media, &everything);
+	struct io *io = request_io(request, &media, &place);
 	request->pending = 1;
 	int result = io_start(request->ring->loop, io);
 	if (result == IO_STARTED) {

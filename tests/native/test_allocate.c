@@ -1,0 +1,131 @@
+/*
+ * test_allocate.c - commands that meet more than one kind of block: holes beside data, and writes that need new blocks.
+ */
+#define _GNU_SOURCE
+#include "commands.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { CLUSTER = 65536, CLUSTERS = DISK_LENGTH / CLUSTER, RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
+
+static const struct setup inline_io = { 0 };
+
+static void finish(struct driver *driver, struct answer answer)
+{
+	vs_completion completion = { .request = answer.notice.request, .response_length = RESPONSE };
+
+	assert_slow(answer);
+	assert_int_equal(vs_complete(driver->device, &completion, 1), 0);
+}
+
+static uint64_t entry_at(vs_volume *volume, uint64_t block)
+{
+	uint64_t entry = 0;
+
+	assert_int_equal(vs_volume_get_entry(volume, block, &entry), 0);
+	return entry;
+}
+
+/* The driver's LUN gets a volume without a block of its own, and room for new ones in the file that it had. */
+static void become_empty(struct driver *driver)
+{
+	const vs_lun_settings settings = open_lun();
+	vs_volume *volume = vs_volume_new(DISK_LENGTH, 16);
+
+	assert_non_null(volume);
+	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, VS_FILE_INSTANT, 1), 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, CLUSTERS, entry_of(VS_HOLE, 0, 0)), 0);
+	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_give(volume, 0, 0, 16, 0), 0);
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
+	vs_volume_release(driver->volume);
+	driver->volume = volume;
+}
+
+static void test_a_hole_after_a_block_that_cannot_be_read_makes_no_good_answer(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	const vs_lun_settings settings = open_lun();
+	vs_volume *volume = vs_volume_new(DISK_LENGTH, 16);
+	struct buffer in = data_in(driver, 2 * BLOCK);
+	char path[64];
+
+	(void)state;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", driver->disk);
+	int unreadable = open(path, O_WRONLY | O_CLOEXEC);
+	assert_true(unreadable >= 0);
+	assert_int_equal(vs_volume_set_layer(volume, 0, unreadable, VS_FILE_BLOCK_DEVICE, 1), 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, CLUSTERS, entry_of(VS_HOLE, 0, 0)), 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, 1, entry_of(VS_DATA, 0, 0)), 0);
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
+	finish(driver, command(driver, read_10(CLUSTER / BLOCK - 1, 2), NULL, 0, &in, 1));
+	close(unreadable);
+	driver_free(driver);
+	vs_volume_release(volume);
+}
+
+static void test_a_write_to_a_hole_takes_a_new_block(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, PAGE, 3), in = data_in(driver, PAGE);
+	vs_change changes[4];
+
+	(void)state;
+	become_empty(driver);
+	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
+	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	assert_memory_equal(driver_host(driver, in.guest), driver_host(driver, out.guest), PAGE);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
+	assert_int_equal(entry_at(driver->volume, 0), entry_of(VS_DATA, 0, 0));
+	driver_free(driver);
+}
+
+static void test_a_write_that_must_be_durable_never_takes_a_new_block_by_itself(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, PAGE, 3);
+	struct cdb fua = write_10(8, 8);
+
+	(void)state;
+	become_empty(driver);
+	fua.bytes[1] = 0x08;
+	finish(driver, command(driver, fua, &out, 1, NULL, 0));
+	assert_int_equal(vs_volume_pending(driver->volume), 0);
+	driver_free(driver);
+}
+
+static void test_a_disk_in_a_second_file_is_flushed_there(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	const vs_lun_settings settings = open_lun();
+	vs_volume *volume = vs_volume_new(DISK_LENGTH, 16);
+	int pipes[2]; /* cannot be flushed */
+
+	(void)state;
+	assert_int_equal(pipe(pipes), 0);
+	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, VS_FILE_INSTANT, 1), 0);
+	assert_int_equal(vs_volume_set_layer(volume, 1, pipes[1], VS_FILE_BLOCK_DEVICE, 1), 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, CLUSTERS, entry_of(VS_DATA, 1, 0)), 0);
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
+	finish(driver, command(driver, synchronize_cache_10(), NULL, 0, NULL, 0));
+	close(pipes[0]);
+	close(pipes[1]);
+	driver_free(driver);
+	vs_volume_release(volume);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_hole_after_a_block_that_cannot_be_read_makes_no_good_answer),
+		cmocka_unit_test(test_a_write_to_a_hole_takes_a_new_block),
+		cmocka_unit_test(test_a_write_that_must_be_durable_never_takes_a_new_block_by_itself),
+		cmocka_unit_test(test_a_disk_in_a_second_file_is_flushed_there),
+	};
+
+	return cmocka_run_group_tests_name("allocate", tests, NULL, NULL);
+}
