@@ -225,12 +225,13 @@ int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deal
 int vs_volume_flush(vs_volume *volume)
 {
 	for (unsigned i = 0; i < sizeof(volume->layers) / sizeof(volume->layers[0]); i++) {
-		const struct layer *layer = volume->layers[i];
+		struct layer *layer = volume->layers[i];
 
 		if (!layer || layer->flags & (VS_FILE_READ_ONLY | VS_FILE_NULL | VS_FILE_MEMORY))
 			continue;
-		if (fdatasync(layer->fd))
-			return -errno;
+		int error = layer_synced(layer, fdatasync(layer->fd) ? -errno : 0);
+		if (error)
+			return error;
 	}
 	return 0;
 }

@@ -210,6 +210,7 @@ struct layer {
 	_Atomic uint64_t *_Atomic resident; /* a bit a page: a copy from the mapping will not wait for a disk */
 	_Atomic uint64_t *_Atomic scanned;  /* a bit a window of pages: mincore() was asked */
 	_Atomic bool no_nowait;             /* RWF_NOWAIT refused for writes */
+	_Atomic int lost;                   /* -errno of a flush that failed: see layer_synced() */
 };
 
 struct extent {
@@ -311,6 +312,7 @@ void volume_retire(struct vs_volume *volume, void *memory, size_t length);
 
 void layer_map(struct vs_volume *volume, struct layer *layer);
 void layer_free(struct layer *layer);
+int layer_synced(struct layer *layer, int result);
 bool layer_resident(struct layer *layer, uint64_t offset, uint64_t length);
 void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, bool written);
 void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length);

@@ -135,6 +135,9 @@ static int make_bounce(const struct layer *layer, struct io *io)
 
 int io_end(struct io *io, int result)
 {
+	/* EIO of a durable write may be what a flush would have told; other errors are the write's own */
+	if (io->operation == IO_FLUSH || (io->durable && (!result || result == -EIO)))
+		result = layer_synced(io_layer(io), result);
 	if (LIKELY(!io->bounce && !io->owned))
 		return result;
 	if (io->bounce && io->operation == IO_READ && !result) {

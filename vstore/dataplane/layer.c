@@ -143,6 +143,19 @@ void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length
 	mark(layer, first, end < mapped ? end : mapped, false);
 }
 
+/*
+ * What to answer to a flush that ended with `result`. The kernel tells once that it could not write back what a file had
+ * in memory; then the pages count as clean, and the next flush succeeds. So a failure is kept for as long as the layer is
+ * open: the writes before it are gone, and no flush after it may be called good. With O_DIRECT nothing waits in memory.
+ */
+int layer_synced(struct layer *layer, int result)
+{
+	if (UNLIKELY(result) && !(layer->flags & VS_FILE_DIRECT))
+		atomic_store(&layer->lost, result);
+	int lost = atomic_load_explicit(&layer->lost, memory_order_relaxed);
+	return result ? result : lost;
+}
+
 void layer_free(struct layer *layer)
 {
 	if (!layer)

@@ -5,8 +5,8 @@
  *                                           yes: the fast path: map, bytes, GOOD        no: Python
  *
  * No SCSI policy lives here. What the fast path cannot answer with GOOD - a refusal, an I/O error, a bit that it does
- * not know - it hands to Python untouched; repeating a read or a write from the start is harmless. So the only answer
- * that C ever writes is one and the same: GOOD, no residual.
+ * not know - it hands to Python untouched; repeating a read or a write from the start is harmless, and a flush that
+ * failed fails again (layer_synced). So the only answer that C ever writes is one and the same: GOOD, no residual.
  */
 #define _GNU_SOURCE
 #include "internal.h"
