@@ -12,12 +12,14 @@ import vstore
 from vstore.target.errors import ErrorCode, TargetError
 
 START_TIMEOUT = 30.0  # seconds
+_SECRET = "VSTORE_TOKEN"
 
 
 def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT) -> subprocess.Popen[bytes]:
     """Starts a target process and waits until its control socket at `control` listens.
 
-    Its log lines are appended to the file `log`; it gets no other descriptor. Whoever calls reaps it.
+    Its log lines are appended to the file `log` (mode 0600: they tell of guests and images); it gets no other
+    descriptor. Whoever calls reaps it.
     Raises TargetError (`not_started`, with the last line of the log).
     """
     ready, tell_ready = os.pipe()
@@ -39,7 +41,7 @@ def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT) -> subproc
 def _start(control: str, log: Path, tell_ready: int) -> tuple[subprocess.Popen[bytes], int]:
     command = [sys.executable, "-P", "-m", "vstore.target", "--control", control, "--ready-fd", str(tell_ready)]
     try:
-        with log.open("ab") as output:
+        with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
             logged_before = output.tell()
             process = subprocess.Popen(
                 command,
@@ -57,11 +59,13 @@ def _start(control: str, log: Path, tell_ready: int) -> tuple[subprocess.Popen[b
 
 
 def _environment() -> dict[str, str]:
-    """The child imports the same vstore as its parent, also from a source tree that is not installed."""
+    """The child imports the same vstore as its parent, also from a source tree that is not installed. A token that
+    stands in the parent's environment is not for a process that a guest may have in its hand."""
+    environment = {name: value for name, value in os.environ.items() if name != _SECRET}
     root = str(Path(vstore.__file__).parents[1])
     if root in site.getsitepackages():
-        return dict(os.environ)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+        return environment
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))}
 
 
 def _became_ready(ready: int, timeout: float) -> bool:
