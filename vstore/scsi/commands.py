@@ -2,7 +2,7 @@
 
 A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
 plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row here and its handler in spc.py,
-modes.py or sbc.py.
+modes.py, sbc.py, verify.py or provisioning.py.
 """
 
 from collections.abc import Mapping, Sequence
