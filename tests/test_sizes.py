@@ -49,6 +49,7 @@ def test_size_is_read(text: str, size: int) -> None:
         " ",
         "G",
         "1e3",
+        "9" * 5000,
         "1E3",
         "-1",
         "-1G",

@@ -11,7 +11,8 @@ LARGEST = 2**63 - SECTOR  # off_t is signed
 
 _PREFIXES = "kmgtpe"
 _TEXT = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?:(?P<prefix>[kmgtpe])?(?P<unit>i?b)?)", re.IGNORECASE | re.ASCII
+    r"(?P<number>\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})\s*(?:(?P<prefix>[kmgtpe])?(?P<unit>i?b)?)",
+    re.IGNORECASE | re.ASCII,
 )
 _HEXADECIMAL = re.compile(r"0x[0-9a-f]+", re.IGNORECASE | re.ASCII)
 _EXPECTED = "write a number of bytes or a number with k, M, G, T, P or E (1024), KiB..EiB (1024) or KB..EB (1000)"
