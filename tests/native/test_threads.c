@@ -122,10 +122,45 @@ static void test_requests_are_answered_once_while_python_interferes(void **state
 	}
 }
 
+/* Where the device says from which chain on it wants a kick (virtio 1.2 2.7.10); waits until that is `chain`. */
+static bool asks_for_kicks_from(const struct ring *ring, uint16_t chain)
+{
+	const uint16_t *event = (const uint16_t *)(const void *)&ring->used->ring[ring->size];
+
+	for (uint32_t turn = 0; turn < 10000; turn++) {
+		if (__atomic_load_n(event, __ATOMIC_ACQUIRE) == chain)
+			return true;
+		usleep(1000);
+	}
+	return false;
+}
+
+static void test_the_loop_asks_for_kicks_anew_after_others_fetched_its_chains(void **state)
+{
+	struct setup setup = { .threads = 1, .features = FEATURE(EVENT_IDX) };
+	struct driver *driver = driver_with_disk(ON_MEMORY, setup);
+	struct vring_used_elem used;
+
+	(void)state;
+	struct buffer chain[3] = { { new_header(driver, read_10(0, 8), 1), 51, false },
+				   { new_response(driver), RESPONSE, true },
+				   data_in(driver, PAGE) };
+	driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, chain, 3));
+	driver_kick(driver, REQUEST);
+	assert_true(driver_wait(driver, REQUEST) && driver_used(driver, REQUEST, &used));
+	assert_true(asks_for_kicks_from(&driver->rings[REQUEST], 1));
+	driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, chain, 3));
+	assert_int_equal(vs_device_fetch_all(driver->device), 0);
+	assert_true(driver_wait(driver, REQUEST) && driver_used(driver, REQUEST, &used));
+	assert_true(asks_for_kicks_from(&driver->rings[REQUEST], 2));
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_requests_are_answered_once_while_python_interferes),
+		cmocka_unit_test(test_the_loop_asks_for_kicks_anew_after_others_fetched_its_chains),
 	};
 
 	return cmocka_run_group_tests_name("threads", tests, NULL, NULL);

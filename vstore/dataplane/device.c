@@ -333,6 +333,7 @@ static unsigned fetch_everything(void *argument)
 		if (!vring_active(ring) || ring->index < 2)
 			continue;
 		scsi_serve(ring, ring->size);
+		ring->notify_on = false; /* the loop asks for kicks anew, from where the driver's next chain will be */
 		if (!ring->broken)
 			vring_publish(ring);
 	}
@@ -345,6 +346,7 @@ int vs_device_fetch_all(vs_device *device)
 	for (uint32_t i = 0; i < device->loop_count; i++) {
 		loop_lock(&device->loops[i]);
 		loop_guarded(&device->loops[i], fetch_everything, &device->loops[i]);
+		loop_wake(&device->loops[i]);
 		loop_unlock(&device->loops[i]);
 	}
 	return 0;
