@@ -578,6 +578,33 @@ static void test_a_table_of_too_many_descriptors_breaks_the_ring(void **state)
 	free(many);
 }
 
+static void test_a_head_that_is_offered_again_before_it_was_used_breaks_the_ring(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ .ring_size = 4 });
+	struct buffer buffers[] = { { new_header(driver, test_unit_ready(), 1), 51, false },
+				    { new_response(driver), sizeof(struct virtio_scsi_cmd_resp), true } };
+	uint16_t head = driver_chain(driver, REQUEST, buffers, COUNT(buffers));
+	vs_completion completions[4] = { 0 };
+	vs_notice notice;
+
+	(void)state;
+	for (uint32_t i = 0; i < 4; i++)
+		driver_offer(driver, REQUEST, head);
+	driver_run(driver);
+	assert_false(driver_broken(driver, REQUEST));
+	driver_offer(driver, REQUEST, head);
+	driver_run(driver);
+	assert_true(driver_broken(driver, REQUEST));
+	assert_int_equal(driver_counters(driver, REQUEST).in_flight, 4);
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_true(driver_notice(driver, &notice));
+		completions[i].request = notice.request;
+	}
+	assert_int_equal(vs_complete(driver->device, completions, 4), 0);
+	assert_int_equal(driver_counters(driver, REQUEST).in_flight, 0);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -614,6 +641,7 @@ int main(void)
 		cmocka_unit_test(test_a_table_outside_guest_memory_breaks_the_ring),
 		cmocka_unit_test(test_a_table_without_the_feature_breaks_the_ring),
 		cmocka_unit_test(test_a_table_of_too_many_descriptors_breaks_the_ring),
+		cmocka_unit_test(test_a_head_that_is_offered_again_before_it_was_used_breaks_the_ring),
 	};
 
 	return cmocka_run_group_tests_name("ring", tests, NULL, NULL);

@@ -373,8 +373,13 @@ static bool serve_fast(struct vs_request *request)
 static bool serve_one(struct vring *ring)
 {
 	struct loop *loop = ring->loop;
-	struct vs_request *request = request_new(loop);
 
+	/* a chain's head is the driver's again only through the used ring, so an honest one runs out of heads */
+	if (ring->in_flight >= ring->size) {
+		vring_break(ring);
+		return false;
+	}
+	struct vs_request *request = request_new(loop);
 	if (!request)
 		return false;
 	request->ring = ring;
