@@ -1,7 +1,7 @@
 """Verbs on LUNs: what the process serves and what the catalog says are the same, whichever of the two fails."""
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 
 import pytest
 
@@ -131,6 +131,22 @@ def test_an_unmapped_lun_is_gone_from_process_and_catalog(ready: Store, world: W
     assert served(world, "t") == []
     assert ready.unmap_lun("t", "0") is False
     assert ready.list_luns("t").items == []
+
+
+def test_unmapping_leaves_what_another_client_mapped_there_meanwhile(
+    ready: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_another(**names: str) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        ready.unmap_lun("t", "0")
+        ready.map_lun("t", "0", image="b")
+        return ready.holding(**names)
+
+    ready.map_lun("t", "0", image="a")
+    monkeypatch.setattr(ready, "holding", after_another)
+    assert ready.unmap_lun("t", "0") is False
+    assert ready.show_lun("t", "0").image == "b"
+    assert served(world, "t") == [(0, 0, "default/b")]
 
 
 def test_a_mapped_image_grows_in_the_process_that_serves_it(ready: Store, world: World) -> None:

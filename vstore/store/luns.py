@@ -103,6 +103,10 @@ class LunVerbs(Parts):
             return False
         check_revision(row, revision, f"LUN {address} of target {target}")
         with self.holding(image=f"{row.pool}/{row.image}", target=target):
+            with self.catalog.read() as connection:  # while it waited, another may have put another image there
+                present = connection.execute(_at(target_row(connection, target).id, address)).one_or_none()
+            if present is None or present.id != row.id:
+                return False
             self.supervisor.unmap_lun(target, address)
             with self.catalog.write() as connection:
                 return bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
