@@ -154,14 +154,37 @@ static void test_a_volume_of_a_pebibyte_costs_little(void **state)
 	vs_volume_release(volume);
 }
 
-static void test_one_run_for_all_blocks_goes_on_in_a_grown_volume(void **state)
+static void test_one_run_for_all_blocks_ends_where_the_volume_ended(void **state)
 {
 	vs_volume *volume = mapped_volume(1000ull * CLUSTER, 1);
 
 	(void)state;
 	assert_int_equal(vs_volume_set_run(volume, 0, 1000, entry_of(VS_DATA, 0, 0)), 0);
+	assert_int_equal(vs_volume_resize(volume, 500ull * CLUSTER), 0);
 	assert_int_equal(vs_volume_resize(volume, 3000ull * CLUSTER), 0);
-	assert_int_equal(entry_at(volume, 2999), entry_of(VS_DATA, 0, 2999ull * CLUSTER));
+	assert_int_equal(entry_at(volume, 499), entry_of(VS_DATA, 0, 499ull * CLUSTER));
+	assert_int_equal(entry_at(volume, 500) >> 60, VS_NOT_LOADED);
+	assert_int_equal(entry_at(volume, 2999) >> 60, VS_NOT_LOADED);
+	vs_volume_release(volume);
+}
+
+static void test_blocks_that_wait_for_a_commit_are_not_cut_off(void **state)
+{
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, 10 * CLUSTER, &fd);
+	uint8_t byte = 1;
+
+	(void)state;
+	assert_int_equal(vs_volume_set_run(volume, 0, 10, entry_of(VS_HOLE, 0, 0)), 0);
+	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_give(volume, 0, 0, 4, 0), 0);
+	assert_int_equal(vs_volume_write(volume, 5 * CLUSTER, &byte, 1), 0);
+	assert_int_equal(vs_volume_resize(volume, 5 * CLUSTER), -EBUSY);
+	assert_int_equal(vs_volume_resize(volume, 6 * CLUSTER), 0);
+	byte = 0;
+	assert_int_equal(vs_volume_read(volume, 5 * CLUSTER, &byte, 1), 0);
+	assert_int_equal(byte, 1);
+	close(fd);
 	vs_volume_release(volume);
 }
 
@@ -392,7 +415,8 @@ int main(void)
 		cmocka_unit_test(test_what_lies_outside_the_volume_is_refused),
 		cmocka_unit_test(test_block_shifts_outside_9_to_31_are_refused),
 		cmocka_unit_test(test_a_volume_of_a_pebibyte_costs_little),
-		cmocka_unit_test(test_one_run_for_all_blocks_goes_on_in_a_grown_volume),
+		cmocka_unit_test(test_one_run_for_all_blocks_ends_where_the_volume_ended),
+		cmocka_unit_test(test_blocks_that_wait_for_a_commit_are_not_cut_off),
 		cmocka_unit_test(test_a_grown_volume_keeps_its_map_and_a_shrunk_one_its_end),
 		cmocka_unit_test(test_a_run_in_a_layer_that_is_not_there_is_refused),
 		cmocka_unit_test(test_the_layer_has_its_own_descriptor),

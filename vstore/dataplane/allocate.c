@@ -186,6 +186,31 @@ void allocate_done(struct vs_volume *volume, struct fresh *claim, uint64_t offse
 	pthread_mutex_unlock(&volume->lock);
 }
 
+/*
+ * Before the disk gets another end, under the lock: -EBUSY when a record names a block from `blocks` on. A write that ends
+ * with the disk inside a sub-block makes that valid, so those under way in the last block end first.
+ */
+int allocate_end(struct vs_volume *volume, uint64_t blocks)
+{
+	uint64_t length = atomic_load(&volume->length), in_a_row;
+
+	for (const struct fresh *fresh = volume->batch; fresh; fresh = fresh->next)
+		if (fresh->block >= blocks)
+			return -EBUSY;
+	for (const struct fresh *fresh = volume->committing; fresh; fresh = fresh->committing_next)
+		if (fresh->block >= blocks)
+			return -EBUSY;
+	uint64_t entry = length ? map_look_up(volume, (length - 1) >> volume->shift, &in_a_row) : 0;
+	if (entry_state(entry) != STATE_FRESH)
+		return 0;
+	struct fresh *last = fresh_of(entry);
+	last->pins++;
+	fresh_make_exclusive(volume, last);
+	last->pins--;
+	fresh_end_exclusive(volume, last);
+	return 0;
+}
+
 int vs_volume_notice_fd(vs_volume *volume)
 {
 	return volume->notice_fd;

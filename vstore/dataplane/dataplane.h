@@ -58,6 +58,7 @@ int vs_volume_set_layer(vs_volume *volume, uint32_t layer, int fd, uint32_t flag
 int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
 int vs_volume_set_entries(vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries);
 int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry);
+/* What is new is NOT_LOADED. -EBUSY: what would be cut off waits for a commit. */
 int vs_volume_resize(vs_volume *volume, uint64_t length);
 
 /* Blocking I/O of any alignment inside the volume's length; 0 or -errno (-EINVAL beyond the end; -ENODATA where

@@ -274,6 +274,7 @@ struct extent allocate_extent(struct vs_volume *volume, uint64_t offset, uint64_
 int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, struct extent *extent,
 		   struct fresh **claim);
 void allocate_done(struct vs_volume *volume, struct fresh *claim, uint64_t offset, uint64_t length, bool written);
+int allocate_end(struct vs_volume *volume, uint64_t blocks);
 int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *data, uint64_t length);
 
 static inline uint64_t volume_block_size(const struct vs_volume *volume)

@@ -331,24 +331,50 @@ static int grow_pages(struct vs_volume *volume, uint64_t count)
 	return 0;
 }
 
-int vs_volume_resize(vs_volume *volume, uint64_t length)
+/* Nothing that was cut off comes back, and a run that all blocks lay in (which the length alone cuts) does not go on into
+ * blocks of which only the format knows where they lie. */
+static int forget_between(struct vs_volume *volume, uint64_t before, uint64_t after)
 {
+	uint64_t whole = atomic_load(&volume->whole);
 	int error = 0;
 
-	if (length > (uint64_t)INT64_MAX)
-		return -EINVAL;
-	pthread_mutex_lock(&volume->lock);
-	uint64_t before = block_count(volume, volume->length), after = block_count(volume, length);
-	if (pages_for(volume, length) > volume->page_count)
-		error = grow_pages(volume, pages_for(volume, length));
-	/* what is cut off must not come back when the volume grows again; one run for all blocks just goes on */
-	if (after < before && !volume->whole)
+	if (whole && after < before)
+		return 0;
+	if (whole)
+		error = store_run(volume, 0, before, whole);
+	if (!error && after < before)
 		error = store_run(volume, after, before - after, 0);
+	else if (!error)
+		error = store_run(volume, before, after - before, 0);
+	if (!error)
+		atomic_store_explicit(&volume->whole, 0, memory_order_release);
+	return error;
+}
+
+/* Under the lock. -EBUSY: blocks that would be cut off wait for a commit. */
+static int resize(struct vs_volume *volume, uint64_t length)
+{
+	uint64_t before = block_count(volume, volume->length), after = block_count(volume, length);
+	int error = allocate_end(volume, after);
+
+	if (!error && pages_for(volume, length) > volume->page_count)
+		error = grow_pages(volume, pages_for(volume, length));
+	if (!error && before != after)
+		error = forget_between(volume, before, after);
 	for (unsigned i = 0; !error && i <= LAYER_MASK; i++)
 		if (volume->layers[i])
 			layer_map(volume, volume->layers[i]);
 	if (!error)
 		atomic_store(&volume->length, length);
+	return error;
+}
+
+int vs_volume_resize(vs_volume *volume, uint64_t length)
+{
+	if (length > (uint64_t)INT64_MAX)
+		return -EINVAL;
+	pthread_mutex_lock(&volume->lock);
+	int error = resize(volume, length);
 	pthread_mutex_unlock(&volume->lock);
 	return error;
 }
