@@ -122,6 +122,11 @@ class Chain:
             self.disk.write_zeroes_blocking(at, count, deallocate=kind == "discard")
             self.model[at : at + count] = bytes(count)
 
+    def resize(self, length: int) -> None:
+        self.disk.resize(length)
+        del self.model[length:]
+        self.model.extend(bytes(length - len(self.model)))
+
     def check(self) -> None:
         for at in range(0, len(self.model), MIB):
             count = min(MIB, len(self.model) - at)
@@ -178,3 +183,30 @@ def test_a_map_is_loaded_where_something_is_met(tmp_path: Path) -> None:
     assert disk.read_blocking(1 << 39, 1024) == b"x" * 512 + bytes(512)
     disk.close()
     assert_clean(path)
+
+
+def test_blocks_in_a_row_do_not_go_on_in_a_grown_disk(tmp_path: Path) -> None:
+    path = tmp_path / "row.qcow2"
+    qemu_create(path, MIB, cluster_size=4096, preallocation="falloc")
+    disk = Disk(open_qcow2(path))
+    disk.write_blocking(0, b"x" * MIB)
+    disk.resize(4 * MIB)
+    disk.write_blocking(3 * MIB, b"y" * 4096)
+    disk.close()
+    assert_clean(path)
+    disk = Disk(open_qcow2(path))
+    assert disk.read_blocking(0, 4 * MIB) == b"x" * MIB + bytes(2 * MIB) + b"y" * 4096 + bytes(MIB - 4096)
+    disk.close()
+
+
+@pytest.mark.parametrize("seed", range(200, 212))
+def test_a_disk_that_is_resized_with_writes_uncommitted_keeps_its_bytes(tmp_path: Path, seed: int) -> None:
+    chain = Chain(tmp_path, seed)
+    for _ in range(8):
+        for _ in range(15):
+            chain.step(chain.draw, 0, len(chain.model))
+        chain.resize(chain.draw.randrange(512, 2 * len(chain.model) + 512, 512))
+        chain.check()
+    chain.reopen()
+    chain.check()
+    chain.disk.close()

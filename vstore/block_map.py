@@ -73,16 +73,43 @@ class BlockMap:
         unit = max(min(COPY_UNIT, self._block_size), self._block_size >> 9)
         self._volume.allocates(unit, keeps_masks=False, batch_limit=BATCH)
 
-    def grown(self, blocks: int) -> None:
-        """The disk had this many blocks, and has more now."""
+    # ---- resizing ----
+
+    def resize(self, length: int) -> None:
+        """The image and the volume become `length` bytes long. Nobody may use what is cut off any more."""
+        with self._lock:
+            self.commit_all()  # the image knows nothing of blocks that only the volume has
+            if length < self._top.geometry.length:
+                self._shrink(length)
+            else:
+                self._grow(length)
+
+    def _shrink(self, length: int) -> None:
+        old = self._top.geometry
+        self._volume.resize(length)  # first, so that nothing is written where the file is about to end
+        try:
+            self._top.resize(length)
+        except BaseException:
+            self._volume.resize(old.length)
+            self._load_grown(-(-length // old.block_size))
+            raise
+        self._volume.resize(length)  # again, to let go of what it has mapped of the cut-off part
+
+    def _grow(self, length: int) -> None:
+        blocks = self._top.geometry.blocks
+        self._top.resize(length)
+        self._volume.resize(length)
+        self._load_grown(blocks)
+
+    def _load_grown(self, blocks: int) -> None:
+        """The disk had this many blocks, and has more now. A page of the map is loaded as a whole or not at all."""
         if self._top.flat:
             self._load_all()
             return
         end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
-        with self._lock:
-            if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
-                for run in self._merged(0, blocks, end - blocks):
-                    self._volume.set_run(run.first, run.count, run.entry)
+        if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
+            for run in self._merged(0, blocks, end - blocks):
+                self._volume.set_run(run.first, run.count, run.entry)
 
     # ---- loading ----
 

@@ -150,27 +150,13 @@ class Disk:
         """
         check_length(length)
         with self._use():
-            if length < self.length:
-                self._shrink(length)
-            else:
-                self._grow(length)
-
-    def _shrink(self, length: int) -> None:
-        old = self.image.geometry
-        self.volume.resize(length)  # first, so that nothing is written where the file is about to end
-        try:
-            self.image.resize(length)
-        except BaseException:
-            self.volume.resize(old.length)
-            self._map.grown(-(-length // old.block_size))
-            raise
-        self.volume.resize(length)  # again, to let go of what it has mapped of the cut-off part
-
-    def _grow(self, length: int) -> None:
-        mapped = self.image.geometry.blocks
-        self.image.resize(length)
-        self.volume.resize(length)
-        self._map.grown(mapped)
+            before = self.length
+            self._map.resize(length)
+            # what the last block had behind the old end: bytes cut off once, or those of a longer parent
+            tail = min(length, before - before % -self.image.geometry.block_size) - before
+            if tail > 0 and self._map.allocates:
+                self._io.zero(before, tail, deallocate=False)
+                self._io.flush()
 
     def close(self) -> None:
         """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.
