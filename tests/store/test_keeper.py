@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from tests.store.test_luns import served
 from tests.store.world import MIB, World, alive, eventually
 from vstore.store import Store
-from vstore.store.errors import TargetUnavailable
+from vstore.store.access import SocketAccess
+from vstore.store.errors import InvalidArgument, TargetUnavailable
+from vstore.store.plans import LunPlan, TargetPlan
 from vstore.target.client import TargetClient
-from vstore.target.verbs import ImageSource, MapLun
+from vstore.target.verbs import Configure, ImageSource, MapLun
 
 
 def _prepared(store: Store) -> int:
@@ -118,6 +121,31 @@ def test_a_lun_whose_file_is_gone_does_not_take_the_others_down(store: Store, wo
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: "LUN 0 is not mapped" in (store.show_target("t").process.problem or ""))
     assert served(world, "t") == BOTH[1:]
+
+
+def _broken_length(_plan: LunPlan, _length: int) -> None:
+    raise ArithmeticError("nobody foresaw this")
+
+
+def test_a_keeper_survives_what_nobody_foresaw_and_tries_again(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = _prepared(store)
+    keeper = store.supervisor._keeper("t")
+    monkeypatch.setattr(keeper, "_ground", replace(keeper._ground, length_told=_broken_length))
+    keeper.mend_soon()
+    eventually(lambda: store.show_target("t").process.problem == "ArithmeticError: nobody foresaw this", 5)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: store.show_target("t").process.state == "failed", 5)
+    monkeypatch.undo()
+    eventually(lambda: _up(store), 10)
+    assert served(world, "t") == BOTH
+
+
+def test_a_socket_path_that_became_too_long_is_told() -> None:
+    plan = TargetPlan(Configure(name="t", socket="/" + "x" * 107), SocketAccess("0600", None, None), {})
+    with pytest.raises(InvalidArgument, match="has 1 to 107 bytes; choose a shorter runtime directory"):
+        plan.listening().__enter__()
 
 
 def test_a_process_whose_target_was_deleted_is_ended_at_the_next_start(store: Store, world: World) -> None:

@@ -131,9 +131,8 @@ class TargetKeeper:
                 running = self._ground.adopt(self) or self._spawn()
                 _configure(running, plan)
                 problem = self._mend(running, plan)
-            except (TargetError, StoreError, OSError) as error:
-                problem = str(error)
-                _log.error("target_not_up", extra={"target": self.name, "error": problem})
+            except Exception as error:  # whatever it is: a thread that ended would never try again
+                problem = self._told("target_not_up", error)
                 if running is not None:
                     running.release()
                     running = None
@@ -165,12 +164,18 @@ class TargetKeeper:
                 _log.error("target_ended", extra={"target": self.name, "pid": running.pid})
                 running.wait_for_end(_END_TIMEOUT)
                 return
-            self._ground.trim_log()
-            if mend:
-                self._mend_again()
+            self._tend(mend)
 
     def _called(self) -> bool:
         return self._leaving or self._ended or self._mend_wanted
+
+    def _tend(self, mend: bool) -> None:
+        try:
+            self._ground.trim_log()
+        except OSError as error:
+            self._told("target_log_not_trimmed", error)
+        if mend:
+            self._mend_again()
 
     def _mend_again(self) -> None:
         with self._ground.lock():
@@ -179,10 +184,17 @@ class TargetKeeper:
                 return
             try:
                 problem = self._mend(running, self._ground.plan())
-            except (TargetError, StoreError) as error:
-                problem = str(error)
+            except Exception as error:  # as in _bring_up
+                problem = self._told("target_not_mended", error)
             with self._changed:
                 self._problem = problem
+
+    def _told(self, event: str, error: Exception) -> str:
+        """What went wrong, in words; with a traceback in the log when nobody foresaw it."""
+        foreseen = isinstance(error, TargetError | StoreError | OSError)
+        problem = str(error) if foreseen else f"{type(error).__name__}: {error}"
+        _log.error(event, extra={"target": self.name, "error": problem}, exc_info=None if foreseen else error)
+        return problem
 
     def _mend(self, running: RunningTarget, plan: TargetPlan) -> str | None:
         """Makes the LUNs of the process those of the plan; what could not be mapped, as a sentence."""

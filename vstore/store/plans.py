@@ -10,7 +10,7 @@ from sqlalchemy import Row, select
 from vstore.store import schema
 from vstore.store.access import SocketAccess
 from vstore.store.catalog import Catalog
-from vstore.store.errors import NotFound
+from vstore.store.errors import InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress
 from vstore.store.pool import Pool
 from vstore.target.verbs import Configure, ImageSource, MapLun
@@ -87,7 +87,12 @@ class TargetPlan:
         Its file stays, because the process that has it goes on listening there; it goes with the target's directory,
         and that of a process that died gives way to the next one.
         """
-        with Listener(self.configure.socket, self.access.permissions()).socket as listening:
+        permissions = self.access.permissions()
+        try:
+            listener = Listener(self.configure.socket, permissions)
+        except ValueError as error:  # the target is older than the runtime directory's present name
+            raise InvalidArgument("socket", str(error), "choose a shorter runtime directory") from error
+        with listener.socket as listening:
             yield listening.fileno()
 
 
