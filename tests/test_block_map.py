@@ -1,17 +1,22 @@
 """Copy-on-write on the data plane: disks over random qcow2 chains, against a model of their bytes and qemu-img."""
 
+import errno
 import random
 import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from formats.errors import ImageError
 from formats.host_file import HostFile
-from formats.image import BlockState, Image
+from formats.image import BlockState, Change, Image
 from formats.raw import Raw
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
 from tests.formats.reference import run
+from vstore import block_io, block_map
+from vstore.dataplane import Volume
 from vstore.disk import Disk
 
 MIB = 1 << 20
@@ -210,3 +215,74 @@ def test_a_disk_that_is_resized_with_writes_uncommitted_keeps_its_bytes(tmp_path
     chain.reopen()
     chain.check()
     chain.disk.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    for _ in range(2000):
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def test_the_window_is_refilled_each_time_that_half_of_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    monkeypatch.setattr(block_map, "WINDOW_BYTES", 0)
+    qemu_create(path, 64 * MIB)
+    disk = Disk(open_qcow2(path))
+    for block in range(64):
+        disk.write_blocking(block << 16, b"x")
+        assert wait_for(lambda: disk.volume.window >= block_map.FEWEST_RESERVED // 2)
+    disk.close()
+    assert_clean(path)
+
+
+def test_a_commit_that_fails_is_tried_again_after_a_pause_and_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, calls = tmp_path / "disk.qcow2", []
+    for module in (block_map, block_io):
+        monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(block_io, "PAUSE", 0.01)
+    qemu_create(path, 64 * MIB)
+    image = open_qcow2(path)
+    commit = image.commit
+
+    def fail_at_first(changes: Sequence[Change]) -> None:
+        calls.append(len(changes))
+        if len(calls) < 5:
+            raise OSError(errno.ENOSPC, "the host is full")
+        commit(changes)
+
+    monkeypatch.setattr(image, "commit", fail_at_first)
+    disk = Disk(image)
+    for block in range(4):
+        disk.write_blocking(block << 16, b"x")
+    assert wait_for(lambda: disk.volume.pending == 0 and len(calls) == 5)
+    assert len(caplog.messages) == 1
+    disk.close()
+    assert_clean(path)
+
+
+def test_a_compressed_block_finds_room_when_others_were_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, path = tmp_path / "content.raw", tmp_path / "disk.qcow2"
+    content.write_bytes(b"c" * MIB)
+    assert run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", content, path).returncode == 0
+    disk = Disk(open_qcow2(path))
+    replace, calls = Volume.replace, []
+
+    def late(volume: Volume, block: int, data: bytes) -> bool:
+        calls.append(block)
+        if len(calls) == 1:
+            volume.take_back()
+        return replace(volume, block, data)
+
+    monkeypatch.setattr(Volume, "replace", late)
+    disk.write_blocking(5, b"x")
+    assert disk.read_blocking(0, 10) == b"cccccxcccc"
+    assert calls == [0, 0]
+    disk.close()

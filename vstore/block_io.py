@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
+PAUSE = 1.0
+
 
 class BlockIo:
     """Raises OSError. Offsets and lengths in bytes, of any alignment, inside the disk."""
@@ -103,12 +105,15 @@ class BlockIo:
 
 
 class Keeper:
-    """Refills the window and commits full batches, in a thread of its own, so that writes find room without waiting."""
+    """Refills the window and commits full batches, in a thread of its own, so that writes find room without waiting.
+
+    What fails (the host's disk is full, say) is tried again every PAUSE seconds, and told of once.
+    """
 
     def __init__(self, volume: Volume, block_map: BlockMap) -> None:
         self._volume = volume
         self._map = block_map
-        self._stopping = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._thread.start()
 
@@ -116,22 +121,31 @@ class Keeper:
         descriptor = self._volume.notice_fd()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        while not self._stopping:
+        while not self._stopping.is_set():
             poll.poll()
             os.eventfd_read(descriptor)
-            try:
-                self._look()
-            except (OSError, ImageError) as error:
-                log.warning("room for new blocks, or a commit, must wait: %s", error)
+            told = False
+            while not self._stopping.is_set() and not self._look(told):
+                told = True
+                self._stopping.wait(PAUSE)
 
-    def _look(self) -> None:
-        if self._stopping:
-            return
-        self._map.refill()
-        if self._volume.pending >= BATCH:
-            self._map.commit()
+    def _look(self, told: bool) -> bool:
+        """Whether all went well."""
+        try:
+            self._map.refill()
+            if self._volume.pending >= BATCH:
+                self._map.commit()
+        except (OSError, ImageError) as error:
+            if not told:
+                log.warning("room for new blocks, or a commit, must wait: %s", error)
+            return False
+        except Exception:
+            if not told:
+                log.exception("room for new blocks, or a commit, must wait because of a defect of vstore")
+            return False
+        return True
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         os.eventfd_write(self._volume.notice_fd(), 1)
         self._thread.join()

@@ -179,10 +179,16 @@ class BlockMap:
                     self._settle(block)
 
     def _settle(self, block: int) -> None:
-        if not self._volume.window:
-            self.reserve()
         end = min(self._block_size, self._volume.length - block * self._block_size)
-        self._volume.replace(block, self.compose(block)[:end])
+        data = self.compose(block)[:end]
+        while True:
+            self.reserve_if_empty()
+            try:
+                self._volume.replace(block, data)
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # the loops took the last of the room in between
+                    raise
         self._composed.pop(block, None)
 
     def _compose(self, depth: int, offset: int, length: int) -> bytes:
@@ -238,9 +244,9 @@ class BlockMap:
     # ---- allocating ----
 
     def refill(self) -> None:
-        """Makes room ahead of need, once writing has begun and half of the window is used."""
+        """Makes room ahead of need, once writing has begun: one to two times what is reserved at once."""
         with self._lock:
-            if self._reserving and self._volume.window <= self._window_blocks // 2:
+            if self._reserving and self._volume.window < self._window_blocks:
                 self.reserve()
 
     def reserve_if_empty(self) -> None:
