@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vstore.scsi.identity import SERIAL_LENGTH, Identity
 from vstore.store.errors import InvalidArgument
 from vstore.store.identifiers import (
     MAX_LUN,
@@ -69,10 +70,17 @@ def test_labels_are_bounded_in_number_key_and_value() -> None:
             check_labels(labels)
 
 
-@pytest.mark.parametrize("serial", ["", "a b", "ä", "x" * 65, "a\n"])
+@pytest.mark.parametrize("serial", ["", "a b", "ä", "x" * 37, "a\n"])
 def test_a_serial_that_is_no_printable_ascii_is_refused(serial: str) -> None:
     with pytest.raises(InvalidArgument, match="ASCII"):
         check_serial(serial)
+
+
+def test_a_serial_is_taken_up_to_the_length_that_a_unit_may_have() -> None:
+    longest = "x" * SERIAL_LENGTH
+    assert Identity(check_serial(longest)).serial == longest
+    with pytest.raises(InvalidArgument, match=f"use 1 to {SERIAL_LENGTH} ASCII"):
+        check_serial(longest + "x")
 
 
 def test_an_id_is_a_uuid_of_version_7_and_sorts_by_time() -> None:

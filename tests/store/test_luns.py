@@ -175,6 +175,7 @@ def test_a_mapped_image_keeps_whole_logical_blocks(ready: Store) -> None:
 @pytest.mark.parametrize(
     ("code", "refusal"),
     [
+        ("invalid_request", InvalidArgument),
         ("image_locked", Locked),
         ("image_refused", Conflict),
         ("lun_exists", Conflict),

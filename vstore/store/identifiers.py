@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.sizes import LARGEST, SECTOR
 from vstore.store.errors import InvalidArgument
 
@@ -15,7 +16,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
 _LABEL_VALUE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{0,255}")  # a lone surrogate is no text
 _LUN_ADDRESS = re.compile(r"(?:(\d{1,3}):)?(\d{1,5})", re.ASCII)
-_SERIAL = re.compile(r"[!-~]{1,64}", re.ASCII)
+_SERIAL = re.compile(rf"[!-~]{{1,{SERIAL_LENGTH}}}", re.ASCII)
 
 MAX_LABELS = 64
 MAX_SCSI_TARGET = 255  # virtio 1.3 5.6.4: max_target, one byte of the LUN field
@@ -50,9 +51,8 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def check_serial(serial: str) -> str:
     """A unit serial number: printable ASCII without spaces (SPC-6 7.7.19). Raises InvalidArgument."""
     if not _SERIAL.fullmatch(serial):
-        raise InvalidArgument(
-            "serial", f"{serial[:80]!r} is not a serial number", "use 1 to 64 ASCII characters without spaces"
-        )
+        right = f"use 1 to {SERIAL_LENGTH} ASCII characters without spaces"
+        raise InvalidArgument("serial", f"{serial[:80]!r} is not a serial number", right)
     return serial
 
 

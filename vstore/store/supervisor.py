@@ -34,7 +34,13 @@ _CONTROL, _SOCKET, _LOG = "ctl.sock", "vhost.sock", "log"  # the control socket'
 _LONGEST_LOG = 4 << 20  # bytes; a guest's doings fill it
 _STOPPERS = 16  # targets that are stopped side by side
 
-_REFUSALS: dict[ErrorCode, type[StoreError]] = {
+
+def _value_refused(detail: str) -> StoreError:
+    return InvalidArgument("lun", detail, "correct the value that is named")
+
+
+_REFUSALS: dict[ErrorCode, Callable[[str], StoreError]] = {
+    ErrorCode.INVALID_REQUEST: _value_refused,
     ErrorCode.LUN_EXISTS: Conflict,
     ErrorCode.NO_SUCH_LUN: Conflict,
     ErrorCode.SOCKET_IN_USE: Conflict,
