@@ -35,7 +35,8 @@ enum {
 	MAX_TARGETS = 256,
 	MAX_LUNS = 16384,
 	RING_ENTRIES = 256, /* io_uring submission queue */
-	FETCH_BATCH = 32
+	FETCH_BATCH = 32,   /* answers published at once to a driver that sleeps until then: one interrupt */
+	AWAKE_BATCH = 8     /* to one that is awake: it works on these while we work on the next */
 };
 
 /* Makes an eventfd readable. EAGAIN: it is readable already, and its reader late; nothing is lost. */
@@ -179,6 +180,7 @@ struct vring {
 	uint64_t desc_user, avail_user, used_user, log_guest;
 	bool addressed, log_used;
 	bool started, enabled, broken, notify_on, idle_told, wants_idle, starved;
+	bool driver_awake; /* it asked for no interrupt the last time it could have had one */
 	uint16_t next_avail, next_used, published;
 	uint32_t in_flight;
 	int kick, call, error;

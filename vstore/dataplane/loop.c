@@ -143,7 +143,7 @@ static unsigned serve_ring(struct vring *ring)
 		return 0;
 	if (ring->notify_on)
 		vring_notify(ring, false);
-	done = scsi_serve(ring, FETCH_BATCH);
+	done = scsi_serve(ring, ring->driver_awake ? AWAKE_BATCH : FETCH_BATCH);
 	publish(ring);
 	return done;
 }

@@ -193,7 +193,8 @@ void vring_publish(struct vring *ring)
 	log_used(ring, offsetof(struct used_ring, index), sizeof(uint16_t));
 	/* orders the index above before the driver's event index below; pairs with the driver's barrier between them */
 	atomic_thread_fence(memory_order_seq_cst);
-	if (ring->call >= 0 && wants_interrupt(ring, before)) {
+	ring->driver_awake = !wants_interrupt(ring, before);
+	if (ring->call >= 0 && !ring->driver_awake) {
 		ring->counters.calls++;
 		poke(ring->call);
 	}
