@@ -122,3 +122,19 @@ async def test_memory_that_a_ring_lies_in_can_go_and_costs_only_that_ring(device
     assert await frontend.tell("REM_MEM_REG", 0, 0, 0x200000, 0x7F0000000000, 0) == 0
     assert not device_rig.device.rings[2].started
     assert await alive(frontend)
+
+
+async def test_a_broken_ring_does_not_come_back_because_memory_changed(device_rig: Rig, frontend: Frontend) -> None:
+    await frontend.negotiate()
+    await frontend.add_memory()
+    kept = (0, 0x200000, 0x7F0000000000, 0)
+    assert await frontend.tell("SET_MEM_TABLE", 2, 0, *kept, GIB, 4096, GIB, 0, descriptors=[frontend.memory] * 2) == 0
+    for vring in (2, 3):
+        frontend.start_ring(vring)
+    await frontend.settled()
+    device_rig.device.vring_break(2)
+    assert await frontend.tell("SET_MEM_TABLE", 1, 0, *kept, descriptors=[frontend.memory]) == 0
+    assert [device_rig.device.rings[vring].started for vring in (2, 3)] == [False, True]
+    frontend.send("SET_VRING_KICK", 2 | 0x100)
+    await frontend.settled()
+    assert device_rig.device.rings[2].started

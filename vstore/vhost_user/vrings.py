@@ -131,14 +131,16 @@ class Vrings:
 
     @contextlib.asynccontextmanager
     async def suspended(self) -> AsyncIterator[None]:
-        """No ring runs and nothing is in flight inside; what ran before, and was not broken, runs again afterwards."""
+        """No ring runs and nothing is in flight inside; what ran before, and was not broken, runs again afterwards. A
+        broken one waits for its driver to set it up anew."""
         running = [vring for vring in self._rings if vring.started]
-        whole = [vring for vring in running if not self._device.vring_count(vring.index).broken]
+        broken = [vring for vring in running if self._device.vring_count(vring.index).broken]
+        await self._stop(broken, forget=True)
         await self._stop(running)
         try:
             yield
         finally:
-            for vring in whole:
+            for vring in running:
                 self._restart(vring)
 
     def halt(self) -> None:
