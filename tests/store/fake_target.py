@@ -1,7 +1,7 @@
 """A target process without rings: it speaks the control channel, keeps descriptors, and fails when it is told to.
 
 `python -m tests.store.fake_target CONTROL`. A file `faults.json` beside CONTROL maps a verb to a fault: an error code
-to answer with, `die` (before doing it), `die_after`, or `hang`.
+to answer with, `die` (before doing it), or `hang`; a code and `die` also with `_after`: once it is done.
 """
 
 import json
@@ -97,9 +97,11 @@ def answer(target: FakeTarget, packet: Packet, faults: Path) -> dict[str, Any]:
     if fault == "hang":
         select.select([], [], [])
     try:
-        if fault and fault != "die_after":
+        if fault and not fault.endswith("_after"):
             raise TargetError(ErrorCode(fault), f"{verb.name} fails as it was told to")
         outcome = getattr(target, verb.name)(parse(verb.request, message), packet.descriptors.take())
+        if fault and fault != "die_after":
+            raise TargetError(ErrorCode(fault.removesuffix("_after")), f"{verb.name} fails once it is done")
     except TargetError as error:
         return {"id": number, "error": {"code": error.code, "detail": error.detail}}
     if fault == "die_after":

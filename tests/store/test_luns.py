@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, suppress
 
 import pytest
 
-from tests.store.world import MIB, World
+from tests.store.world import MIB, World, eventually
 from vstore.store import Store
 from vstore.store.errors import (
     AlreadyExists,
@@ -14,6 +14,7 @@ from vstore.store.errors import (
     InvalidArgument,
     Locked,
     NotFound,
+    PoolUnavailable,
     StoreError,
     TargetUnavailable,
 )
@@ -211,3 +212,18 @@ def test_a_process_that_dies_while_unmapping_comes_back_with_the_lun(ready: Stor
     with pytest.raises(TargetUnavailable):
         ready.unmap_lun("t", "0")
     assert [lun.name for lun in ready.list_luns("t").items] == ["0"]
+
+
+@pytest.mark.parametrize(("code", "refusal"), [("host_error", PoolUnavailable), ("internal", TargetUnavailable)])
+def test_a_lun_that_left_with_an_error_comes_back_until_it_is_unmapped_in_peace(
+    ready: Store, world: World, code: str, refusal: type[StoreError]
+) -> None:
+    ready.map_lun("t", "0", image="a")
+    world.fail("t", unmap_lun=f"{code}_after")
+    with pytest.raises(refusal, match="unmap_lun fails once it is done"):
+        ready.unmap_lun("t", "0")
+    eventually(lambda: served(world, "t") == [(0, 0, "default/a")], 5)
+    assert [lun.name for lun in ready.list_luns("t").items] == ["0"]
+    world.fail("t")
+    assert ready.unmap_lun("t", "0")
+    assert served(world, "t") == []

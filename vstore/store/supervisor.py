@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _CONTROL, _SOCKET, _LOG = "ctl.sock", "vhost.sock", "log"  # the control socket's name is the shorter one
 _LONGEST_LOG = 4 << 20  # bytes; a guest's doings fill it
 _STOPPERS = 16  # targets that are stopped side by side
+# The process may have done it all the same: a LUN whose last flush failed is gone from it.
+_HALF_DONE = (ErrorCode.TIMED_OUT, ErrorCode.HOST_ERROR, ErrorCode.INTERNAL)
 
 
 def _value_refused(detail: str) -> StoreError:
@@ -227,12 +229,13 @@ class Supervisor:
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        """Turns a process's refusal into StoreError; after a silence, the keeper finds out what was done."""
+        """Turns a process's refusal into StoreError; the keeper finds out what was done, where that is unsure."""
         try:
             yield
         except TargetError as error:
-            if error.code == ErrorCode.TIMED_OUT and name in self._keepers:
-                self._keepers[name].mend_soon()
+            keeper = self._keepers.get(name)
+            if error.code in _HALF_DONE and keeper is not None:
+                keeper.mend_soon()
             raise _REFUSALS.get(error.code, TargetUnavailable)(f"target {name}: {error.detail}") from error
 
 
