@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_commit_is_on_disk_before_it_returns(catalog: Catalog) -> None:
         assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
         assert connection.scalar(text("PRAGMA synchronous")) == 2  # FULL
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+    catalog.close()
+
+
+def _modes(directory: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
+
+
+def test_the_catalog_and_the_files_beside_it_are_private_also_those_that_were_not(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    private = {f"catalog.sqlite{suffix}": 0o600 for suffix in ("", "-wal", "-shm")}
+    assert _names(catalog) == []
+    assert _modes(tmp_path) == private
+    for name in private:
+        (tmp_path / name).chmod(0o644)
+    again = Catalog(tmp_path / "catalog.sqlite")
+    assert _modes(tmp_path) == private
+    again.close()
     catalog.close()
 
 

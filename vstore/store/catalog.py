@@ -4,6 +4,8 @@ WAL with synchronous=FULL, so a committed verb is on disk; foreign keys on, so n
 snapshot; a write takes the one write lock at its beginning (BEGIN IMMEDIATE), so it never fails half way without it.
 """
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from vstore.store import schema
 from vstore.store.errors import CatalogUnavailable
 from vstore.store.identifiers import new_id, timestamp
 
+_MODE = 0o600
 _WRITES = "vstore_writes"
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000")
 
@@ -25,6 +28,7 @@ class Catalog:
     def __init__(self, file: Path) -> None:
         """Opens or makes the catalog. Raises CatalogUnavailable when it is no catalog or a newer version's."""
         self._closed = False
+        _make_private(file)
         self._engine = create_engine(f"sqlite:///{file}", connect_args={"check_same_thread": False})
         event.listen(self._engine, "connect", _set_up_connection)
         event.listen(self._engine, "begin", _begin)
@@ -92,6 +96,21 @@ def _lifted(connection: Connection, version: int | None) -> int | None:
 def birth() -> dict[str, Any]:
     """The columns that every new object has."""
     return {"id": new_id(), "created_at": timestamp(), "revision": 1}
+
+
+def _make_private(file: Path) -> None:
+    """For the daemon's user alone; SQLite gives the files that it makes beside it the same mode.
+
+    Raises CatalogUnavailable.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
+        for suffix in ("", "-wal", "-shm"):  # by path: closing a descriptor would drop SQLite's locks of this process
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(f"{file}{suffix}", _MODE)
+    except OSError as error:
+        raise CatalogUnavailable(f"{file.name} cannot be made or kept private: {error.strerror}") from error
 
 
 def _set_up_connection(connection: sqlite3.Connection, _record: object) -> None:
