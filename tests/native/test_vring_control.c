@@ -360,6 +360,25 @@ static void test_loop_threads_answer_kicks(void **state)
 	(void)state;
 }
 
+static void test_a_full_call_descriptor_in_blocking_mode_holds_nothing_up(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
+	uint64_t almost_full = UINT64_MAX - 1;
+	int call = eventfd(0, EFD_CLOEXEC);
+	struct vring_used_elem used;
+
+	(void)state;
+	assert_int_equal(write(call, &almost_full, sizeof(almost_full)), sizeof(almost_full));
+	alarm(20); /* the only way to see a hang */
+	assert_int_equal(vs_vring_set_call(driver->device, REQUEST, call), 0);
+	offer_read(driver);
+	driver_run(driver);
+	alarm(0);
+	assert_true(driver_used(driver, REQUEST, &used));
+	close(call);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -379,6 +398,7 @@ int main(void)
 		cmocka_unit_test(test_fetch_all_takes_what_was_offered_before),
 		cmocka_unit_test(test_counters_count),
 		cmocka_unit_test(test_loop_threads_answer_kicks),
+		cmocka_unit_test(test_a_full_call_descriptor_in_blocking_mode_holds_nothing_up),
 	};
 
 	return cmocka_run_group_tests_name("vring control", tests, NULL, NULL);

@@ -72,7 +72,8 @@ int vs_vring_set_addresses(vs_device *device, uint32_t vring, uint32_t flags, ui
 	return unlock_ring(ring, error);
 }
 
-/* An eventfd has no file type of its own; whatever has one could block or fault us. */
+/* An eventfd has no file type of its own; whatever has one could block or fault us. So could an eventfd in blocking mode:
+ * a kick that somebody else has read, or a counter that the front-end has filled, must not hold up the loop. */
 static int duplicate_eventfd(int fd)
 {
 	struct stat status;
@@ -84,7 +85,10 @@ static int duplicate_eventfd(int fd)
 	if (status.st_mode & S_IFMT)
 		return -EINVAL - 1;
 	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	return copy < 0 ? -errno - 1 : copy;
+	if (copy < 0)
+		return -errno - 1;
+	fcntl(copy, F_SETFL, fcntl(copy, F_GETFL) | O_NONBLOCK);
+	return copy;
 }
 
 int vs_vring_set_kick(vs_device *device, uint32_t vring, int fd)
@@ -97,9 +101,6 @@ int vs_vring_set_kick(vs_device *device, uint32_t vring, int fd)
 			close(copy);
 		return copy < -1 ? copy + 1 : -EINVAL;
 	}
-	/* only the device reads it, so this disturbs nobody: a stolen kick must not block the loop */
-	if (copy >= 0)
-		fcntl(copy, F_SETFL, fcntl(copy, F_GETFL) | O_NONBLOCK);
 	int error = loop_watch(ring, copy);
 	loop_wake(ring->loop);
 	return unlock_ring(ring, error);
@@ -279,11 +280,10 @@ int vs_event_send(vs_device *device, const void *event, uint32_t length)
 	struct vring *ring = lock_ring(device, 1);
 	struct event_job job = { ring, event, length, -EFAULT };
 
-	if (!vring_active(ring)) {
-		ring->starved = true;
-		return unlock_ring(ring, 0);
-	}
-	loop_guarded(ring->loop, send_event, &job);
+	if (vring_active(ring))
+		loop_guarded(ring->loop, send_event, &job);
+	else
+		job.result = 0;
 	if (job.result == 0) {
 		ring->starved = true;
 		ring->notify_on = false; /* the loop asks anew, from where the driver's next buffer will be */
