@@ -196,8 +196,11 @@ static unsigned ask_for_kicks(void *argument)
 	return work;
 }
 
-static bool polled_ring(const struct loop *loop)
+/* Nothing wakes the loop for a ring without a kick descriptor, nor for what the kernel would not take from us just now. */
+static bool must_look_again(const struct loop *loop)
 {
+	if (loop->uring_queued || loop->backlog)
+		return true;
 	for (uint32_t i = 0; i < loop->ring_count; i++)
 		if (vring_active(loop->rings[i]) && loop->rings[i]->kick < 0)
 			return true;
@@ -236,7 +239,7 @@ static void adapt(struct loop *loop, uint64_t slept)
 static void loop_sleep(struct loop *loop)
 {
 	struct epoll_event events[EVENTS];
-	int timeout = polled_ring(loop) ? 1 : -1;
+	int timeout = must_look_again(loop) ? 1 : -1;
 
 	if (loop_guarded(loop, ask_for_kicks, loop))
 		return;
@@ -294,8 +297,11 @@ int loop_watch(struct vring *ring, int kick)
 		epoll_ctl(loop->epoll, EPOLL_CTL_DEL, ring->kick, NULL);
 		close(ring->kick);
 	}
-	ring->kick = kick;
-	return kick >= 0 ? watch(loop, kick, ring->index) : 0;
+	int error = kick >= 0 ? watch(loop, kick, ring->index) : 0;
+	if (error)
+		close(kick); /* the ring is polled, as one without a kick descriptor */
+	ring->kick = error ? -1 : kick;
+	return error;
 }
 
 int loop_open(struct loop *loop, struct vs_device *device, uint32_t index)
