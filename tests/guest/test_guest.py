@@ -92,10 +92,16 @@ def test_shutdown_ends_qemu_and_a_dead_guest_is_an_error_not_a_hang(guest: Guest
 
 
 def test_a_child_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
-    program = (
-        "from pathlib import Path; from tests.guest.process import Process; import os, signal;"
-        "print(Process('sleep', ['sleep', '60'], Path('log')).pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    program = """if True:
+        import os, signal
+        from pathlib import Path
+        from tests.guest.process import Process
+        pid = Process("sleep", ["sleep", "60"], Path("log")).pid
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\\n":
+            pass  # setpriv is still on its way to asking for the signal
+        print(pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
     words = ["env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-c", program]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout.strip()
