@@ -156,11 +156,34 @@ static void test_the_loop_asks_for_kicks_anew_after_others_fetched_its_chains(vo
 	driver_free(driver);
 }
 
+static void test_a_file_is_read_and_written_while_its_end_moves(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, (struct setup){ .threads = 1, .poll_ns = 20000 });
+	vs_lun_settings settings = open_lun();
+	struct guest guest;
+
+	(void)state;
+	settings.blocks = 512; /* the file's first 256 KiB, which stay */
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, driver->volume, &settings), 0);
+	begin(&guest, driver, REQUEST);
+	for (uint64_t turn = 0; !guest.done; turn++) {
+		uint64_t length = turn % 2 ? DISK_LENGTH : DISK_LENGTH / 8;
+
+		assert_int_equal(ftruncate(driver->disk, (off_t)length), 0);
+		assert_int_equal(vs_volume_resize(driver->volume, length), 0);
+		assert_int_equal(vs_volume_set_run(driver->volume, 0, length / 65536, entry_of(VS_DATA, 0, 0)), 0);
+	}
+	assert_int_equal(pthread_join(guest.thread, NULL), 0);
+	assert_int_equal(guest.answered, REQUESTS);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_requests_are_answered_once_while_python_interferes),
 		cmocka_unit_test(test_the_loop_asks_for_kicks_anew_after_others_fetched_its_chains),
+		cmocka_unit_test(test_a_file_is_read_and_written_while_its_end_moves),
 	};
 
 	return cmocka_run_group_tests_name("threads", tests, NULL, NULL);

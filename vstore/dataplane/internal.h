@@ -204,15 +204,20 @@ static inline bool vring_active(const struct vring *ring)
 
 /* ---- volumes ---------------------------------------------------------------------------------- */
 
+/* A file in memory. It never changes: a file of another length gets another one, and readers keep the one that they met. */
+struct mapping {
+	uint8_t *bytes;
+	uint64_t length;
+	_Atomic uint64_t *scanned;   /* a bit a window of pages: mincore() was asked */
+	_Atomic uint64_t resident[]; /* a bit a page: a copy from the mapping will not wait for a disk */
+};
+
 struct layer {
 	int fd;
 	uint32_t flags, alignment;
-	uint8_t *_Atomic mapping; /* NULL: no copying from memory here */
-	_Atomic uint64_t mapping_length;
-	_Atomic uint64_t *_Atomic resident; /* a bit a page: a copy from the mapping will not wait for a disk */
-	_Atomic uint64_t *_Atomic scanned;  /* a bit a window of pages: mincore() was asked */
-	_Atomic bool no_nowait;             /* RWF_NOWAIT refused for writes */
-	_Atomic int lost;                   /* -errno of a flush that failed: see layer_synced() */
+	struct mapping *_Atomic mapping; /* NULL: no copying from memory here */
+	_Atomic bool no_nowait;          /* RWF_NOWAIT refused for writes */
+	_Atomic int lost;                /* -errno of a flush that failed: see layer_synced() */
 };
 
 struct extent {
@@ -316,9 +321,10 @@ void volume_retire(struct vs_volume *volume, void *memory, size_t length);
 void layer_map(struct vs_volume *volume, struct layer *layer);
 void layer_free(struct layer *layer);
 int layer_synced(struct layer *layer, int result);
-bool layer_resident(struct layer *layer, uint64_t offset, uint64_t length);
-void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, bool written);
-void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length);
+/* Where the file's bytes lie in memory; NULL: not all of them are known to. */
+uint8_t *layer_resident(const struct layer *layer, uint64_t offset, uint64_t length);
+void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool written);
+void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t length);
 
 /* ---- I/O ---------------------------------------------------------------------------------------- */
 

@@ -35,26 +35,26 @@ static void watch_faults(struct loop *loop, struct layer *layer)
 	if (++loop->hot_copies % FAULT_CHECK_EVERY || getrusage(RUSAGE_THREAD, &usage))
 		return;
 	if (usage.ru_majflt != loop->major_faults && loop->major_faults >= 0)
-		layer_forget_resident(layer, 0, atomic_load(&layer->mapping_length));
+		layer_forget_resident(layer, 0, INT64_MAX);
 	loop->major_faults = usage.ru_majflt;
 }
 
-/* Between the guest's buffers and the mapping. -EFAULT: one of the two is not there (any more). */
-static int copy_mapped(const struct io *io, uint8_t *mapping)
+/* Between the guest's buffers and the file's bytes in memory. -EFAULT: one of the two is not there (any more). */
+static int copy_mapped(const struct io *io, uint8_t *bytes)
 {
 	struct cursor guest = { io->data, io->data_count, 0 };
 
-	return cursor_guarded(io->operation == IO_READ ? cursor_copy_in : cursor_copy_out, &guest, mapping + io->offset,
-			      io->length);
+	return cursor_guarded(io->operation == IO_READ ? cursor_copy_in : cursor_copy_out, &guest, bytes, io->length);
 }
 
 static bool move_resident(struct loop *loop, struct layer *layer, const struct io *io)
 {
-	bool write = io->operation == IO_WRITE;
+	bool in_memory = io->operation == IO_READ || layer->flags & VS_FILE_INSTANT;
+	uint8_t *bytes = in_memory ? layer_resident(layer, io->offset, io->length) : NULL;
 
-	if ((write && !(layer->flags & VS_FILE_INSTANT)) || !layer_resident(layer, io->offset, io->length))
+	if (!bytes)
 		return false;
-	if (copy_mapped(io, atomic_load_explicit(&layer->mapping, memory_order_relaxed))) {
+	if (copy_mapped(io, bytes)) {
 		layer_forget_resident(layer, io->offset, io->length);
 		return false; /* the file was cut short, or the guest's memory: the call below tells */
 	}
@@ -65,9 +65,8 @@ static bool move_resident(struct loop *loop, struct layer *layer, const struct i
 static int start_memory(struct layer *layer, struct io *io)
 {
 	if (io->operation == IO_READ || io->operation == IO_WRITE) {
-		if (!layer_resident(layer, io->offset, io->length))
-			return -EIO;
-		return copy_mapped(io, layer->mapping);
+		uint8_t *bytes = layer_resident(layer, io->offset, io->length);
+		return bytes ? copy_mapped(io, bytes) : -EIO;
 	}
 	return io->operation == IO_FLUSH ? 0 : blocking_clear(layer, IO_PUNCH, io->offset, io->length);
 }

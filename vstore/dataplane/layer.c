@@ -27,11 +27,32 @@ void volume_retire(struct vs_volume *volume, void *memory, size_t length)
 	volume->retired = retired;
 }
 
+static struct mapping *new_mapping(const struct layer *layer, uint64_t length)
+{
+	/* writing through a mapping is for files that live in memory: on a disk's file the first touch of a page may wait */
+	bool writable = layer->flags & (VS_FILE_INSTANT | VS_FILE_MEMORY) && !(layer->flags & VS_FILE_READ_ONLY);
+	uint64_t words = (length >> PAGE_BITS) / 64 + 1;
+	struct mapping *mapping = calloc(1, sizeof(*mapping) + (words + words / WINDOW_PAGES + 1) * sizeof(uint64_t));
+
+	if (!mapping)
+		return NULL;
+	mapping->length = length;
+	mapping->scanned = mapping->resident + words;
+	mapping->bytes = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE,
+			      layer->fd, 0);
+	if (mapping->bytes == MAP_FAILED) {
+		free(mapping);
+		return NULL;
+	}
+	madvise(mapping->bytes, length, MADV_DONTDUMP);
+	return mapping;
+}
+
 /* Maps the file for copying from memory; a file that cannot be mapped is simply read. */
 void layer_map(struct vs_volume *volume, struct layer *layer)
 {
+	struct mapping *old = atomic_load(&layer->mapping);
 	bool memory = layer->flags & VS_FILE_MEMORY;
-	uint64_t old_length = atomic_load(&layer->mapping_length);
 	struct stat status;
 
 	if (layer->flags & (VS_FILE_NULL | VS_FILE_DIRECT | VS_FILE_BLOCK_DEVICE) || fstat(layer->fd, &status))
@@ -42,55 +63,40 @@ void layer_map(struct vs_volume *volume, struct layer *layer)
 	uint64_t length = (uint64_t)status.st_size & ~(uint64_t)((1u << PAGE_BITS) - 1);
 	if (memory)
 		length = (uint64_t)status.st_size;
-	if (length == old_length || !length)
+	if (!length || (old && old->length == length))
 		return;
-	/* writing through a mapping is for files that live in memory: on a disk's file the first touch of a page may wait */
-	bool writable = layer->flags & (VS_FILE_INSTANT | VS_FILE_MEMORY) && !(layer->flags & VS_FILE_READ_ONLY);
-	uint8_t *mapping = mmap(NULL, length, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_NORESERVE,
-				layer->fd, 0);
-	uint64_t words = (length >> PAGE_BITS) / 64 + 1;
-	_Atomic uint64_t *resident = calloc(words + words / WINDOW_PAGES + 1, sizeof(*resident));
-	if (mapping == MAP_FAILED || !resident) {
-		free((void *)resident);
+	struct mapping *mapping = new_mapping(layer, length);
+	if (!mapping)
 		return;
-	}
-	madvise(mapping, length, MADV_DONTDUMP);
-	atomic_store(&layer->mapping_length, 0); /* readers go to the file while the two pointers change */
-	if (old_length) {
-		volume_retire(volume, layer->mapping, old_length);
-		volume_retire(volume, (void *)layer->resident, 0);
-	}
 	atomic_store(&layer->mapping, mapping);
-	atomic_store(&layer->resident, resident);
-	atomic_store(&layer->scanned, resident + words);
-	atomic_store(&layer->mapping_length, length);
+	if (old) {
+		volume_retire(volume, old->bytes, old->length);
+		volume_retire(volume, old, 0);
+	}
 }
 
-bool layer_resident(struct layer *layer, uint64_t offset, uint64_t length)
+uint8_t *layer_resident(const struct layer *layer, uint64_t offset, uint64_t length)
 {
-	uint64_t mapped = atomic_load_explicit(&layer->mapping_length, memory_order_acquire);
+	const struct mapping *mapping = atomic_load_explicit(&layer->mapping, memory_order_acquire);
 
-	if (length > mapped || offset > mapped - length)
-		return false;
+	if (!mapping || length > mapping->length || offset > mapping->length - length)
+		return NULL;
 	if (layer->flags & VS_FILE_MEMORY)
-		return true;
-	_Atomic uint64_t *resident = atomic_load_explicit(&layer->resident, memory_order_relaxed);
+		return mapping->bytes + offset;
 	for (uint64_t page = offset >> PAGE_BITS; page <= (offset + length - 1) >> PAGE_BITS; page++)
-		if (!(atomic_load_explicit(&resident[page / 64], memory_order_relaxed) >> (page % 64) & 1))
-			return false;
-	return true;
+		if (!(atomic_load_explicit(&mapping->resident[page / 64], memory_order_relaxed) >> (page % 64) & 1))
+			return NULL;
+	return mapping->bytes + offset;
 }
 
-static void mark(struct layer *layer, uint64_t first, uint64_t end, bool set)
+static void mark(struct mapping *mapping, uint64_t first, uint64_t end, bool set)
 {
-	_Atomic uint64_t *resident = atomic_load_explicit(&layer->resident, memory_order_relaxed);
-
 	for (uint64_t page = first; page < end; page++) {
 		uint64_t bit = 1ull << (page % 64);
 		if (set)
-			atomic_fetch_or_explicit(&resident[page / 64], bit, memory_order_relaxed);
+			atomic_fetch_or_explicit(&mapping->resident[page / 64], bit, memory_order_relaxed);
 		else
-			atomic_fetch_and_explicit(&resident[page / 64], ~bit, memory_order_relaxed);
+			atomic_fetch_and_explicit(&mapping->resident[page / 64], ~bit, memory_order_relaxed);
 	}
 }
 
@@ -99,48 +105,59 @@ static void mark(struct layer *layer, uint64_t first, uint64_t end, bool set)
  * data may be marked. mincore() knows; each window of pages is asked about once, since our own writes mark what they
  * allocate. (lseek(SEEK_HOLE) knows too, but walks the whole file to say so.)
  */
-static void scan_window(struct layer *layer, uint64_t page, uint64_t mapped)
+static void scan_window(struct mapping *mapping, uint64_t page)
 {
 	unsigned char resident[WINDOW_PAGES];
 	uint64_t window = page / WINDOW_PAGES, first = window * WINDOW_PAGES, bit = 1ull << (window % 64);
-	uint64_t count = mapped - first < WINDOW_PAGES ? mapped - first : WINDOW_PAGES;
-	uint8_t *mapping = atomic_load_explicit(&layer->mapping, memory_order_relaxed);
+	uint64_t pages = mapping->length >> PAGE_BITS;
+	uint64_t count = pages - first < WINDOW_PAGES ? pages - first : WINDOW_PAGES;
 
-	if (atomic_fetch_or(&layer->scanned[window / 64], bit) & bit)
+	if (atomic_fetch_or(&mapping->scanned[window / 64], bit) & bit)
 		return;
-	if (mincore(mapping + (first << PAGE_BITS), count << PAGE_BITS, resident))
+	if (mincore(mapping->bytes + (first << PAGE_BITS), count << PAGE_BITS, resident))
 		return;
 	for (uint64_t i = 0; i < count; i++)
 		if (resident[i] & 1)
-			mark(layer, first + i, first + i + 1, true);
+			mark(mapping, first + i, first + i + 1, true);
 }
 
-void layer_note_resident(struct layer *layer, uint64_t offset, uint64_t length, bool written)
+/* The pages that a range of the file touches, as far as they are mapped. NULL: none of them has a bit. */
+static struct mapping *pages_of(const struct layer *layer, uint64_t offset, uint64_t length, uint64_t *first,
+				uint64_t *end)
 {
-	uint64_t mapped = atomic_load_explicit(&layer->mapping_length, memory_order_acquire) >> PAGE_BITS;
-	uint64_t first = offset >> PAGE_BITS, end = (offset + length + (1u << PAGE_BITS) - 1) >> PAGE_BITS;
+	struct mapping *mapping = atomic_load_explicit(&layer->mapping, memory_order_acquire);
 
-	if (!mapped || (layer->flags & VS_FILE_MEMORY) || !length)
+	if (!mapping || (layer->flags & VS_FILE_MEMORY) || !length)
+		return NULL;
+	*first = offset >> PAGE_BITS;
+	*end = (offset + length + (1u << PAGE_BITS) - 1) >> PAGE_BITS;
+	if (*end > mapping->length >> PAGE_BITS)
+		*end = mapping->length >> PAGE_BITS;
+	return *first < *end ? mapping : NULL;
+}
+
+void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool written)
+{
+	uint64_t first, end;
+	struct mapping *mapping = pages_of(layer, offset, length, &first, &end);
+
+	if (!mapping)
 		return;
-	if (end > mapped)
-		end = mapped;
 	if (!(layer->flags & VS_FILE_INSTANT) || written) {
-		if (first < end)
-			mark(layer, first, end, true);
+		mark(mapping, first, end, true);
 		return;
 	}
 	for (uint64_t page = first; page < end; page += WINDOW_PAGES - page % WINDOW_PAGES)
-		scan_window(layer, page, mapped);
+		scan_window(mapping, page);
 }
 
-void layer_forget_resident(struct layer *layer, uint64_t offset, uint64_t length)
+void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t length)
 {
-	uint64_t mapped = atomic_load_explicit(&layer->mapping_length, memory_order_acquire) >> PAGE_BITS;
-	uint64_t first = offset >> PAGE_BITS, end = (offset + length + (1u << PAGE_BITS) - 1) >> PAGE_BITS;
+	uint64_t first, end;
+	struct mapping *mapping = pages_of(layer, offset, length, &first, &end);
 
-	if (!mapped || (layer->flags & VS_FILE_MEMORY) || !length)
-		return;
-	mark(layer, first, end < mapped ? end : mapped, false);
+	if (mapping)
+		mark(mapping, first, end, false);
 }
 
 /*
@@ -160,9 +177,9 @@ void layer_free(struct layer *layer)
 {
 	if (!layer)
 		return;
-	if (layer->mapping_length)
-		munmap(layer->mapping, layer->mapping_length);
-	free((void *)layer->resident);
+	if (layer->mapping)
+		munmap(layer->mapping->bytes, layer->mapping->length);
+	free(layer->mapping);
 	if (layer->fd >= 0)
 		close(layer->fd);
 	free(layer);
