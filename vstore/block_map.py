@@ -14,12 +14,11 @@ All calls may come from any thread; `_lock` makes one structural change at a tim
 
 import collections
 import errno
-import os
 import threading
-from collections.abc import Sequence
 
-from formats.errors import ImageError, UnsupportedFeature
-from formats.image import BlockState, Change, HostExtent, Image, Run, entry
+from formats.errors import ImageError
+from formats.image import BlockState, Change, HostExtent
+from vstore.chain import Chain
 from vstore.dataplane import Volume
 
 PAGE = 512  # blocks loaded at once, as the data plane keeps them
@@ -29,27 +28,21 @@ BATCH = 8192  # changes committed at once
 CACHED = 64  # composed blocks kept
 COPY_UNIT = 4096  # bytes copied up at once, where the format does not say
 
-_OFFSET = (1 << 48) - 1
-
 
 class BlockMap:
-    """`chain`: the image, then its parents, nearest first. Raises OSError, ImageError."""
+    """Raises OSError, ImageError."""
 
-    def __init__(self, volume: Volume, chain: Sequence[Image]) -> None:
+    def __init__(self, volume: Volume, chain: Chain) -> None:
         self._volume = volume
-        if (missing := chain[-1].backing) is not None:
-            raise UnsupportedFeature(
-                f"the image is an overlay on {missing.name!r}, which was not handed over: give its whole chain"
-            )
         self._chain = chain
-        self._top = chain[0]
+        self._top = chain.top
         self._block_size = self._top.geometry.block_size
         self._lock = threading.RLock()
         self._composed: collections.OrderedDict[int, bytes] = collections.OrderedDict()
-        self._first_layer: list[int] = []
         self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // self._block_size)
         self._reserving = False
-        self._add_layers()
+        for number, layer in enumerate(chain.layers):
+            volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
         if self._top.flat:
             self._load_all()
         elif not self._top.read_only:
@@ -60,14 +53,6 @@ class BlockMap:
         if self._top.geometry.blocks:
             for run in self._top.load(0, self._top.geometry.blocks):
                 self._volume.set_run(run.first, run.count, run.entry)
-
-    def _add_layers(self) -> None:
-        number = 0
-        for image in self._chain:
-            self._first_layer.append(number)
-            for layer in image.layers:
-                self._volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
-                number += 1
 
     def _allow_allocation(self) -> None:
         unit = max(min(COPY_UNIT, self._block_size), self._block_size >> 9)
@@ -108,7 +93,7 @@ class BlockMap:
             return
         end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
         if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
-            for run in self._merged(0, blocks, end - blocks):
+            for run in self._chain.merged(blocks, end - blocks):
                 self._volume.set_run(run.first, run.count, run.entry)
 
     # ---- loading ----
@@ -126,32 +111,8 @@ class BlockMap:
             return
         count = min(PAGE, self._top.geometry.blocks - first)
         # backwards, so that the first entry, which says that a page is loaded, comes last
-        for run in reversed(self._merged(0, first, count)):
+        for run in reversed(self._chain.merged(first, count)):
             self._volume.set_run(run.first, run.count, run.entry)
-
-    def _merged(self, depth: int, first: int, count: int) -> list[Run]:
-        """Runs of the chain from `depth` down, in blocks of the top image; ascending, without a gap."""
-        image = self._chain[depth]
-        runs: list[Run] = []
-        for run in _loaded(image, first, count, self._block_size):
-            state = BlockState(run.entry >> 60)
-            if state is BlockState.HOLE and depth + 1 < len(self._chain):
-                runs += self._merged(depth + 1, run.first, run.count)
-            else:
-                runs.append(Run(run.first, run.count, self._told(depth, state, run.entry)))
-        return runs
-
-    def _told(self, depth: int, state: BlockState, word: int) -> int:
-        """An image's own entry as the merged map has it."""
-        layer = (word >> 48 & 0xFFF) + self._first_layer[depth]
-        match state:
-            case BlockState.DATA | BlockState.SHARED:
-                shared = depth or state is BlockState.SHARED
-                return entry(BlockState.SHARED if shared else BlockState.DATA, layer, (word & _OFFSET) * 512)
-            case BlockState.COMPRESSED | BlockState.PARTIAL:
-                return entry(BlockState.COMPRESSED)  # to be composed, whatever the reason
-            case _:
-                return entry(state)
 
     # ---- composing ----
 
@@ -160,7 +121,7 @@ class BlockMap:
         with self._lock:
             data = self._composed.get(block)
             if data is None:
-                data = self._compose(0, block * self._block_size, self._block_size)
+                data = self._chain.compose(block * self._block_size, self._block_size)
                 self._composed[block] = data
                 while len(self._composed) > CACHED:
                     self._composed.popitem(last=False)
@@ -190,56 +151,6 @@ class BlockMap:
                 if error.errno != errno.ENOBUFS:  # the loops took the last of the room in between
                     raise
         self._composed.pop(block, None)
-
-    def _compose(self, depth: int, offset: int, length: int) -> bytes:
-        if depth == len(self._chain):
-            return bytes(length)
-        image = self._chain[depth]
-        inside = max(0, min(length, image.geometry.length - offset))
-        size, data = image.geometry.block_size, bytearray()
-        while len(data) < inside:
-            at = offset + len(data)
-            take = min(size - at % size, inside - len(data))
-            data += self._piece(depth, at, take)
-        return bytes(data) + bytes(length - inside)
-
-    def _piece(self, depth: int, offset: int, length: int) -> bytes:
-        """Bytes inside one block of the image at `depth`."""
-        image = self._chain[depth]
-        block, within = divmod(offset, image.geometry.block_size)
-        run = image.load(block, 1)[0]
-        match BlockState(run.entry >> 60):
-            case BlockState.HOLE:
-                return self._compose(depth + 1, offset, length)
-            case BlockState.ZERO:
-                return bytes(length)
-            case BlockState.COMPRESSED:
-                return image.materialise(block)[within : within + length]
-            case BlockState.PARTIAL:
-                return self._sub_blocks(depth, block, run.entry, within, length)
-            case _:
-                return self._stored(image, run.entry, within, length)
-
-    def _sub_blocks(self, depth: int, block: int, word: int, within: int, length: int) -> bytes:
-        image = self._chain[depth]
-        size = image.geometry.sub_block_size
-        assert size is not None
-        mask, data = image.masks(block, 1)[0], bytearray()
-        while len(data) < length:
-            at = within + len(data)
-            take, bit = min(size - at % size, length - len(data)), 1 << at // size
-            if mask.allocated & bit:
-                data += self._stored(image, word, at, take)
-            elif mask.zero & bit:
-                data += bytes(take)
-            else:
-                data += self._compose(depth + 1, block * image.geometry.block_size + at, take)
-        return bytes(data)
-
-    @staticmethod
-    def _stored(image: Image, word: int, within: int, length: int) -> bytes:
-        descriptor = image.layers[word >> 48 & 0xFFF].descriptor
-        return os.pread(descriptor, length, (word & _OFFSET) * 512 + within).ljust(length, b"\0")
 
     # ---- allocating ----
 
@@ -299,43 +210,3 @@ class BlockMap:
         """Gives back what is left of the window. Call it after the last commit."""
         for _layer, offset, blocks in self._volume.take_back():
             self._top.free([HostExtent(offset, blocks)])
-
-
-def _loaded(image: Image, first: int, count: int, block_size: int) -> list[Run]:
-    """An image's runs in blocks of `block_size`, whatever its own are; HOLE beyond its end."""
-    own, length = image.geometry.block_size, image.geometry.length
-    start, end = first * block_size, min((first + count) * block_size, length)
-    runs: list[Run] = []
-    if start < end and own == block_size:
-        runs = list(image.load(first, -(-end // own) - first))
-    elif start < end:
-        own_runs = image.load(start // own, -(-end // own) - start // own)
-        runs = _recut(own_runs, own, block_size, first, -(-end // block_size) - first)
-    known = runs[-1].first + runs[-1].count if runs else first
-    if known < first + count:
-        runs.append(Run(known, first + count - known, entry(BlockState.HOLE)))
-    return runs
-
-
-def _recut(runs: Sequence[Run], own: int, wanted: int, first: int, count: int) -> list[Run]:
-    """Runs in blocks of `own` bytes as runs in blocks of `wanted` bytes. A block that no single entry tells of becomes
-    COMPRESSED, which means: compose it."""
-    cut: list[Run] = []
-    position = 0
-    for block in range(first, first + count):
-        start, end = block * wanted, (block + 1) * wanted
-        while (runs[position].first + runs[position].count) * own <= start:
-            position += 1
-        run = runs[position]
-        state = BlockState(run.entry >> 60)
-        if end > (run.first + run.count) * own and position + 1 < len(runs):
-            word = entry(BlockState.COMPRESSED)
-        elif state in (BlockState.DATA, BlockState.SHARED):
-            at = (run.entry & _OFFSET) * 512 + start - run.first * own
-            word = entry(state, run.entry >> 48 & 0xFFF, at)
-        elif state in (BlockState.COMPRESSED, BlockState.PARTIAL):
-            word = entry(BlockState.COMPRESSED)
-        else:
-            word = run.entry
-        cut.append(Run(block, 1, word))
-    return cut

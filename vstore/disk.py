@@ -20,6 +20,7 @@ from typing import ParamSpec, TypeVar
 from formats.image import Image, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
+from vstore.chain import Chain
 from vstore.dataplane import Volume
 
 _P = ParamSpec("_P")
@@ -42,7 +43,7 @@ class Disk:
             undo.callback(self._close_images)
             self.volume = Volume(image.geometry.length, image.geometry.block_size)
             undo.callback(self.volume.close)
-            self._map = BlockMap(self.volume, [image, *parents])
+            self._map = BlockMap(self.volume, Chain([image, *parents]))
             undo.pop_all()
         self._io = BlockIo(self.volume, self._map, image.geometry.block_size)
         self._keeper = Keeper(self.volume, self._map) if self._map.allocates else None
