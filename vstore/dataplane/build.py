@@ -39,7 +39,7 @@ def extension(directory: str) -> Extension:
         "vstore.dataplane._native",
         '#include "dataplane.h"',
         sources=sorted(str(path) for path in HERE.glob("*.c")),
-        depends=[str(HERE / "dataplane.h"), str(HERE / "internal.h")],
+        depends=[str(path) for path in HERE.glob("*.h")],
         include_dirs=[str(HERE)],
         extra_compile_args=["-std=c11", "-O3", "-g", "-fvisibility=hidden", *pkg_config("--cflags")],
         extra_link_args=["-pthread", *pkg_config("--libs")],

@@ -197,3 +197,29 @@ void request_to_python(struct vs_request *request)
 	pthread_mutex_unlock(&device->notice_lock);
 	poke(device->notice_fd);
 }
+
+/* ---- in flight --------------------------------------------------------------------------------- */
+
+void request_link(struct vs_request *request)
+{
+	struct loop *loop = request->ring->loop;
+
+	loop->serving = NULL;
+	request->newer = NULL;
+	request->older = loop->newest;
+	if (loop->newest)
+		loop->newest->newer = request;
+	loop->newest = request;
+	atomic_fetch_add_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
+}
+
+void request_unlink(struct vs_request *request)
+{
+	if (request->newer)
+		request->newer->older = request->older;
+	else
+		request->ring->loop->newest = request->older;
+	if (request->older)
+		request->older->newer = request->newer;
+	atomic_fetch_sub_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
+}

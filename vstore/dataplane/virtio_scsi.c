@@ -18,30 +18,6 @@
 
 /* ---- the fast path ----------------------------------------------------------------------------- */
 
-static void link_in_flight(struct vs_request *request)
-{
-	struct loop *loop = request->ring->loop;
-
-	loop->serving = NULL;
-	request->newer = NULL;
-	request->older = loop->newest;
-	if (loop->newest)
-		loop->newest->newer = request;
-	loop->newest = request;
-	atomic_fetch_add_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
-}
-
-static void unlink_in_flight(struct vs_request *request)
-{
-	if (request->newer)
-		request->newer->older = request->older;
-	else
-		request->ring->loop->newest = request->older;
-	if (request->older)
-		request->older->newer = request->newer;
-	atomic_fetch_sub_explicit(&request->lun->in_flight, 1, memory_order_relaxed);
-}
-
 static void answer(struct vs_request *request)
 {
 	static const uint8_t good[VS_RESPONSE_BYTES];
@@ -63,7 +39,7 @@ static void answer(struct vs_request *request)
 /* The last segment of a request that did not end at once. */
 void scsi_request_done(struct vs_request *request)
 {
-	unlink_in_flight(request);
+	request_unlink(request);
 	answer(request);
 }
 
@@ -204,7 +180,7 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 			request->error = io_end(io, result);
 			answer(request);
 		} else {
-			link_in_flight(request);
+			request_link(request);
 		}
 		return;
 	}
@@ -213,7 +189,7 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 			request_to_python(request);
 			return;
 		}
-	link_in_flight(request);
+	request_link(request);
 	request->pending = 1; /* ours, so that no segment ends the request before all are started */
 	for (uint32_t i = 0; i < count; i++)
 		start_segments(request, &ranges[i]);
@@ -319,7 +295,7 @@ static bool synchronize(struct vs_request *request)
 	request->pending = 1;
 	int result = io_start(request->ring->loop, io);
 	if (result == IO_STARTED) {
-		link_in_flight(request);
+		request_link(request);
 	} else {
 		request->error = io_end(io, result);
 		answer(request);
