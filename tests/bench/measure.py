@@ -28,10 +28,10 @@ def vubench(backend: Backend, *arguments: str) -> list[str]:
 
 def under_load(backend: Backend, load: Load, seconds: float) -> Sample:
     """Raises RuntimeError when any request failed: numbers of a wrong answer are worth nothing."""
-    argv = vubench(backend, *load.arguments(), "--runtime", str(seconds), "--ramp", "1", "--json")
+    argv = vubench(backend, *load.arguments(seconds), "--json")
     argv += ["--backend-pid", str(backend.process.pid), "--backend-children"]
     argv += ["--prefill"] if backend.blank else []
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 120, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{backend.device} {load}: vubench ended with {done.returncode}: {done.stdout}{done.stderr}")
     numbers = json.loads(done.stdout)

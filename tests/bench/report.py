@@ -35,7 +35,7 @@ class Line:
 def finish(row: Row, vstore: list[float], peer: list[float], disturbance: float) -> Line:
     """`vstore[i]` and `peer[i]` were measured one after the other."""
     ours = median(vstore)
-    if row.peer is None:
+    if row.against is None:
         return Line(
             str(row), row.quantity.value, ours, None, None, None, None, row.bar, ours < row.bar, disturbance, vstore, []
         )
@@ -90,8 +90,8 @@ def markdown(lines: list[Line], conditions: dict[str, str]) -> str:
         idle = line.unit == Quantity.IDLE_CPU.value
         spread = "-" if line.lowest is None else f"{line.lowest:.2f}-{line.highest:.2f}"
         ratio = "-" if line.ratio is None else f"{line.ratio:.2f}x"
-        bar = f"< {line.bar}" if idle else f">= {line.bar}x"
-        verdict = "reached" if line.reached else "MISSED"
+        bar = f"< {line.bar}" if idle else f">= {line.bar}x" if line.bar else "-"
+        verdict = "" if not line.bar else "reached" if line.reached else "MISSED"
         body.append([line.row, line.unit, number(line.vstore), number(line.peer), ratio, spread, bar, verdict])
     widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]
     rule = ["-" * width for width in widths]
@@ -103,10 +103,10 @@ def markdown(lines: list[Line], conditions: dict[str, str]) -> str:
     return "\n".join([*table, "", *about, ""])
 
 
-def keep(lines: list[Line], conditions: dict[str, str]) -> Path:
-    """Writes results/DATE-TIME.md and .json; answers the former's path."""
+def keep(table: str, lines: list[Line], conditions: dict[str, str]) -> Path:
+    """Writes results/DATE-TIME-TABLE.md and .json; answers the former's path."""
     RESULTS.mkdir(exist_ok=True)
-    stem = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d-%H%M")
+    stem = datetime.datetime.now(datetime.UTC).strftime(f"%Y-%m-%d-%H%M-{table}")
     page = RESULTS / f"{stem}.md"
     page.write_text(f"# vstore against qemu-storage-daemon, {stem}\n\n{markdown(lines, conditions)}")
     document = {"conditions": conditions, "rows": [asdict(line) for line in lines]}

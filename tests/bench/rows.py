@@ -1,16 +1,10 @@
-"""The table of what is measured: one row per claim, with the ratio that the claim needs."""
+"""The tables of what is measured: one row per claim, with the ratio that the claim needs."""
 
 from dataclasses import dataclass
 from enum import Enum
 
-
-class Medium(Enum):
-    """Where the bytes lie; the same raw file is exported by both sides in turn."""
-
-    TMPFS = "raw on tmpfs"
-    DISK = "raw on disk, page-cached"
-    MEMORY = "memory image"
-    NULL = "null image"
+from tests.bench import subjects
+from tests.bench.subjects import EXTENDED, GIB, MIB, SMALL, Place, Subject
 
 
 class Quantity(Enum):
@@ -23,43 +17,69 @@ class Quantity(Enum):
 
 @dataclass(frozen=True)
 class Load:
-    """One load of vubench on one queue; polling: the front-end spins on the used ring and wants no interrupts."""
+    """One load of vubench on one queue; polling: the front-end spins on the used ring and wants no interrupts.
+
+    `requests`: that many instead of a time, for images that a load can use up; `flush_every`: a flush after so many
+    writes.
+    """
 
     rw: str = "randread"
     block: int = 4096
     depth: int = 32
     polling: bool = False
+    requests: int | None = None
+    flush_every: int | None = None
 
-    def arguments(self) -> list[str]:
+    def arguments(self, seconds: float) -> list[str]:
         mode = "--poll" if self.polling else "--irq"
-        return ["--rw", self.rw, "--bs", str(self.block), "--iodepth", str(self.depth), mode]
+        length = ["--ios", str(self.requests)] if self.requests else ["--runtime", str(seconds), "--ramp", "1"]
+        flush = ["--flush-every", str(self.flush_every)] if self.flush_every else []
+        return ["--rw", self.rw, "--bs", str(self.block), "--iodepth", str(self.depth), mode, *length, *flush]
 
     def __str__(self) -> str:
         completion = "polling" if self.polling else "interrupts"
-        return f"{self.rw} {self.block // 1024} KiB qd {self.depth}, {completion}"
+        flush = f", a flush every {self.flush_every}" if self.flush_every else ""
+        return f"{self.rw} {self.block // 1024} KiB qd {self.depth}, {completion}{flush}"
+
+
+class Side(Enum):
+    """Whose process is measured."""
+
+    VSTORE = "vstore"
+    PEER = "peer"
 
 
 @dataclass(frozen=True)
 class Row:
-    """`vstore` against `peer` under `load`: the ratio has to reach `bar`. An idle row has no peer: `bar` is a limit."""
+    """vstore with one subject against another side with one, under `load`: the ratio has to reach `bar`.
 
-    vstore: Medium
-    peer: Medium | None
+    Against nobody (an idle row), `bar` is a limit. `bar` 0: told, not judged.
+    """
+
+    vstore: Subject
+    against: Subject | None
     load: Load
     bar: float
     quantity: Quantity = Quantity.IOPS
+    side: Side = Side.PEER
+    measured: Side = Side.VSTORE
 
     def __str__(self) -> str:
         if self.quantity is Quantity.IDLE_CPU:
             return "idle target with a front-end attached"
-        against = f" (peer: {self.peer.value})" if self.peer and self.peer is not self.vstore else ""
+        other = f"{self.side.value}: {self.against}"
+        against = f" ({other})" if self.against != self.vstore or self.side is not Side.PEER else ""
         suffix = ", per backend CPU" if self.quantity is Quantity.IOPS_PER_CPU else ""
-        return f"{self.vstore.value}, {self.load}{suffix}{against}"
+        who = "peer's " if self.measured is Side.PEER else ""
+        return f"{who}{self.vstore}, {self.load}{suffix}{against}"
 
 
-TMPFS, DISK, MEMORY, NULL = Medium
+TMPFS = Subject("raw", Place.TMPFS, make=subjects.raw)
+DISK = Subject("raw", Place.DISK, make=subjects.raw)
+MEMORY = Subject("memory image", Place.NOWHERE, "memory")
+NULL = Subject("null image", Place.NOWHERE, "null")
 
-ROWS = (
+DATA_PLANE = (
     Row(TMPFS, TMPFS, Load(), 1.6),
     Row(TMPFS, TMPFS, Load(polling=True), 1.3),
     Row(TMPFS, TMPFS, Load(depth=1, polling=True), 1.6),
@@ -72,3 +92,46 @@ ROWS = (
     Row(TMPFS, TMPFS, Load(), 1.6, Quantity.IOPS_PER_CPU),
     Row(TMPFS, None, Load(), 0.5, Quantity.IDLE_CPU),
 )
+
+# Allocating loads are so many requests, fewer than there are clusters, and the same for both sides: what is measured is
+# the making of blocks, not the writing to those that are there already.
+_ALLOCATING = Load("randwrite", requests=60_000)
+_COPYING = Load("randwrite", requests=40_000)
+_FLUSHING = Load("randwrite", requests=20_000, flush_every=32)
+_SEQUENTIAL = Load("write", block=128 * 1024, depth=8, requests=16_000)
+_ROOMY = 64 * GIB
+
+
+def copy_on_write(place: Place) -> tuple[Row, ...]:
+    """The rows of images that allocate, in one place."""
+    flat = Subject("raw", place, make=subjects.raw)
+    full = Subject("fully allocated qcow2", place, "qcow2", subjects.full)
+    new = Subject("fresh qcow2", place, "qcow2", subjects.fresh(SMALL), _ROOMY, fresh=True)
+    extended = Subject("fresh qcow2, extended L2", place, "qcow2", subjects.fresh(EXTENDED), _ROOMY, fresh=True)
+    over = Subject("overlay", place, "qcow2", subjects.overlay(SMALL), 4 * GIB, fresh=True)
+    extended_over = Subject("overlay, extended L2", place, "qcow2", subjects.overlay(EXTENDED), 4 * GIB, fresh=True)
+    packed = Subject("compressed qcow2", place, "qcow2", subjects.compressed)
+    shallow = Subject("chain of depth 1", place, "qcow2", subjects.chain(1), 512 * MIB)
+    deep = Subject("chain of depth 100", place, "qcow2", subjects.chain(100), 512 * MIB)
+    return (
+        Row(full, full, Load(), 1.6),
+        Row(full, flat, Load(), 0.95, side=Side.VSTORE),
+        Row(new, new, _ALLOCATING, 5),
+        Row(over, over, _COPYING, 5),
+        Row(extended, extended, _ALLOCATING, 1.4),
+        Row(extended_over, extended_over, _COPYING, 1.4),
+        Row(new, new, _FLUSHING, 2),
+        Row(over, over, _FLUSHING, 2),
+        Row(new, new, _SEQUENTIAL, 1.3),
+        Row(packed, packed, Load(block=64 * 1024), 1.0),
+        Row(packed, packed, Load(), 1.0),
+        Row(deep, shallow, Load(), 0.91, side=Side.VSTORE),
+        Row(deep, shallow, Load(), 0, side=Side.PEER, measured=Side.PEER),
+    )
+
+
+TABLES = {
+    "data-plane": DATA_PLANE,
+    "copy-on-write": copy_on_write(Place.TMPFS),
+    "copy-on-write-disk": copy_on_write(Place.DISK),
+}

@@ -1,13 +1,16 @@
 """The benchmark's own arithmetic and table; no times are measured here."""
 
+import contextlib
+
 import pytest
 
-from tests.bench.__main__ import keys_of, plan
+from tests.bench.__main__ import Images, batches, keys_of, plan
 from tests.bench.report import finish, markdown
-from tests.bench.rows import ROWS, Load, Medium, Quantity, Row
+from tests.bench.rows import DATA_PLANE, TABLES, TMPFS, Load, Quantity, Row, Side
+from tests.bench.subjects import EXTENDED, MIB, SMALL, Maker, Place, Subject, fresh, overlay
 
-ROW = Row(Medium.TMPFS, Medium.TMPFS, Load(), 1.6)
-IDLE = Row(Medium.TMPFS, None, Load(), 0.5, Quantity.IDLE_CPU)
+ROW = Row(TMPFS, TMPFS, Load(), 1.6)
+IDLE = Row(TMPFS, None, Load(), 0.5, Quantity.IDLE_CPU)
 
 
 def test_a_ratio_is_of_the_medians_and_its_spread_of_the_repeats() -> None:
@@ -28,21 +31,46 @@ def test_an_idle_target_must_stay_below_its_limit(used: float, reached: bool) ->
 
 
 def test_sides_take_turns_and_the_next_repeat_turns_them_round() -> None:
-    rows = [row for row in ROWS if row.quantity is Quantity.IOPS]
-    for repeat, first in ((0, "vstore"), (1, "peer"), (2, "vstore")):
+    rows = [row for row in DATA_PLANE if row.quantity is Quantity.IOPS]
+    for repeat, first in ((0, Side.VSTORE), (1, Side.PEER), (2, Side.VSTORE)):
         sides = [side for side, _, _ in plan(rows[:2], repeat)]
-        assert sides == [first, "peer" if first == "vstore" else "vstore"] * 2
+        assert sides == [first, Side.PEER if first is Side.VSTORE else Side.VSTORE] * 2
 
 
 def test_rows_with_the_same_load_share_its_measurement() -> None:
-    by_iops = Row(Medium.TMPFS, Medium.TMPFS, Load(), 1.6)
-    by_cpu = Row(Medium.TMPFS, Medium.TMPFS, Load(), 1.6, Quantity.IOPS_PER_CPU)
-    assert keys_of(by_iops, "peer") == keys_of(by_cpu, "peer")
+    by_iops = Row(TMPFS, TMPFS, Load(), 1.6)
+    by_cpu = Row(TMPFS, TMPFS, Load(), 1.6, Quantity.IOPS_PER_CPU)
+    assert keys_of(by_iops) == keys_of(by_cpu)
     assert len(list(plan([by_iops, by_cpu], 0))) == 2
 
 
-def test_every_row_is_said_differently() -> None:
-    assert len({str(row) for row in ROWS}) == len(ROWS)
+@pytest.mark.parametrize("table", TABLES)
+def test_every_row_is_said_differently(table: str) -> None:
+    assert len({str(row) for row in TABLES[table]}) == len(TABLES[table])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_that_share_a_subject_are_measured_together(table: str) -> None:
+    groups = list(batches(list(TABLES[table])))
+    assert sorted(str(row) for group in groups for row in group) == sorted(map(str, TABLES[table]))
+    subjects = [{key[1] for row in group for key in keys_of(row)} for group in groups]
+    assert all(not one & other for n, one in enumerate(subjects) for other in subjects[:n])
+
+
+@pytest.mark.parametrize("make", [fresh(SMALL), fresh(EXTENDED), overlay(SMALL)])
+def test_a_used_up_image_is_made_anew_and_another_is_kept(make: Maker) -> None:
+    folders = set()
+    with contextlib.closing(Images(MIB)) as images:
+        used_up = Subject("used up", Place.TMPFS, "qcow2", make, fresh=True)
+        lasting = Subject("lasting", Place.TMPFS, "qcow2", make)
+        for subject, lasts in ((used_up, False), (lasting, True)):
+            path = images.path(subject)
+            assert path is not None
+            path.write_bytes(b"")
+            folders.add(path.parent)
+            assert images.path(subject) == path
+            assert (path.read_bytes() == b"") is lasts
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_the_table_names_what_missed_its_bar() -> None:
