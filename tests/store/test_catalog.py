@@ -99,21 +99,65 @@ def test_the_catalog_and_the_files_beside_it_are_private_also_those_that_were_no
     catalog.close()
 
 
-def test_a_catalog_of_the_first_version_is_lifted_with_what_is_in_it(catalog: Catalog, tmp_path: Path) -> None:
-    with catalog.write() as connection:
-        connection.execute(insert(schema.targets).values(**_target("t")))
-        columns = connection.execute(text("PRAGMA table_info(targets)")).all()
-        for column in ("socket_mode", "socket_owner", "socket_group"):
-            connection.execute(text(f"ALTER TABLE targets DROP COLUMN {column}"))
-        connection.execute(update(schema.schema_version).values(version=1))
+def _shape(file: Path) -> dict[str, list[tuple[object, ...]]]:
+    """What each table is made of: its columns and keys, in the order of their names."""
+    shape: dict[str, list[tuple[object, ...]]] = {}
+    with contextlib.closing(sqlite3.connect(file)) as plain:
+        for (table,) in plain.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+            shape[table] = [row[1:] for row in plain.execute(f"PRAGMA table_info({table})")]
+            shape[table] += sorted(row[2:5] for row in plain.execute(f"PRAGMA foreign_key_list({table})"))
+            shape[table] += sorted(row[1:4] for row in plain.execute(f"PRAGMA index_list({table})"))
+    return shape
+
+
+def _older(file: Path, version: int) -> None:
+    """The catalog that vstore wrote at that version, word for word."""
+    dump = (Path(__file__).parents[2] / f"fixtures/catalog/version-{version}.sql").read_text()
+    with contextlib.closing(sqlite3.connect(file)) as plain:
+        plain.executescript(dump)
+
+
+def test_a_catalog_of_an_older_version_becomes_what_a_new_one_is(catalog: Catalog, tmp_path: Path) -> None:
+    older = tmp_path / "older.sqlite"
+    _older(older, 2)
+    Catalog(older).close()
+    assert _shape(older) == _shape(tmp_path / "catalog.sqlite")
     catalog.close()
+
+
+def test_a_catalog_of_version_2_keeps_what_is_in_it(tmp_path: Path) -> None:
+    _older(tmp_path / "catalog.sqlite", 2)
     lifted = Catalog(tmp_path / "catalog.sqlite")
     with lifted.read() as connection:
         assert connection.scalar(select(schema.schema_version.c.version)) == schema.VERSION
-        assert connection.execute(text("PRAGMA table_info(targets)")).all() == columns
-        row = connection.execute(select(schema.targets)).one()
-        assert (row.name, row.socket_mode, row.socket_owner, row.socket_group) == ("t", "0600", None, None)
+        images = {row.name: row for row in connection.execute(select(schema.images))}
+        assert set(images) == {"root", "scratch"}
+        root = images["root"]
+        assert (root.format, root.file, root.virtual_size_bytes, root.labels) == (
+            *("raw", "root.raw", 1048576),
+            {"owner": "web"},
+        )
+        assert [(row.parent_id, row.options) for row in images.values()] == [(None, {}), (None, {})]
+        assert connection.execute(select(schema.luns.c.image_id)).scalar_one() == root.id
+        assert connection.execute(select(schema.targets.c.socket_mode)).scalar_one() == "0660"
+        assert connection.execute(select(schema.jobs)).all() == []
     lifted.close()
+
+
+def test_a_catalog_of_the_first_version_is_lifted_with_what_is_in_it(catalog: Catalog, tmp_path: Path) -> None:
+    _older(tmp_path / "first.sqlite", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "first.sqlite")) as plain:
+        for column in ("socket_mode", "socket_owner", "socket_group"):
+            plain.execute(f"ALTER TABLE targets DROP COLUMN {column}")
+        plain.execute("UPDATE schema_version SET version = 1")
+        plain.commit()
+    lifted = Catalog(tmp_path / "first.sqlite")
+    with lifted.read() as connection:
+        row = connection.execute(select(schema.targets)).one()
+        assert (row.name, row.socket_mode, row.socket_owner, row.socket_group) == ("web", "0600", None, None)
+    lifted.close()
+    assert _shape(tmp_path / "first.sqlite") == _shape(tmp_path / "catalog.sqlite")
+    catalog.close()
 
 
 def test_a_step_that_fails_leaves_the_older_catalog_as_it_is(

@@ -17,11 +17,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from vstore.store.errors import StoreError, TargetUnavailable
+from vstore.store.identifiers import LunAddress
 from vstore.store.plans import LunPlan, TargetPlan
 from vstore.store.records import Process
 from vstore.store.running import RunningTarget
 from vstore.target.errors import TargetError
-from vstore.target.verbs import Event, FrontendConnected, FrontendDisconnected, LunStatus, Mapped
+from vstore.target.verbs import Event, FrontendConnected, FrontendDisconnected, Mapped
 
 _log = logging.getLogger(__name__)
 
@@ -200,21 +201,19 @@ class TargetKeeper:
         """Makes the LUNs of the process those of the plan; what could not be mapped, as a sentence."""
         status = running.client.status()
         self._connected = status.state == "connected"
-        kept = {lun.settings for lun in status.luns if self._is_planned(lun, plan)}
+        present = set()
         for lun in status.luns:
-            if lun.settings not in kept:
+            address = LunAddress(lun.settings.target, lun.settings.lun)
+            planned = plan.luns.get(address)
+            if planned is not None and planned.serves_the_same(lun.settings):
+                present.add(address)
+                self._ground.length_told(planned, lun.length)
+            else:
                 _log.warning("lun_not_in_catalog", extra={"target": self.name, "lun": lun.settings.lun})
                 running.client.unmap_lun(lun.settings.lun, lun.settings.target)
-        present = {(settings.target, settings.lun) for settings in kept}
-        lacking = [plan for plan in plan.luns.values() if (plan.request.target, plan.request.lun) not in present]
+        lacking = [wanted for address, wanted in plan.luns.items() if address not in present]
         problems = [problem for plan in lacking if (problem := self._map_again(running, plan))]
         return "; ".join(problems) or None
-
-    def _is_planned(self, lun: LunStatus, plan: TargetPlan) -> bool:
-        planned = next((p for p in plan.luns.values() if p.serves_the_same(lun.settings)), None)
-        if planned is not None:
-            self._ground.length_told(planned, lun.length)
-        return planned is not None
 
     def _map_again(self, running: RunningTarget, plan: LunPlan) -> str | None:
         try:

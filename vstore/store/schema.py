@@ -1,6 +1,7 @@
 """The catalog's tables. A change of them raises VERSION and brings the step that lifts an older catalog.
 
-    pools 1 --- * images 1 --- * luns * --- 1 targets
+    pools 1 --- * images 1 --- * luns * --- 1 targets          jobs
+                  parent 1 --- * children
 
 Every object has an id (UUIDv7) that never changes, a name that people use, and a revision that counts its changes.
 """
@@ -21,14 +22,23 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 2
+VERSION = 3
 
 STEPS = {  # a version: what lifts a catalog from there to the next one
     1: (
         "ALTER TABLE targets ADD COLUMN socket_mode TEXT DEFAULT '0600' NOT NULL",
         "ALTER TABLE targets ADD COLUMN socket_owner TEXT",
         "ALTER TABLE targets ADD COLUMN socket_group TEXT",
-    )
+    ),
+    2: (
+        "ALTER TABLE images ADD COLUMN parent_id TEXT REFERENCES images (id)",
+        "ALTER TABLE images ADD COLUMN options JSON DEFAULT '{}' NOT NULL",
+        "CREATE INDEX ix_images_parent_id ON images (parent_id)",
+        "CREATE TABLE jobs (id TEXT NOT NULL, created_at TEXT NOT NULL, revision INTEGER NOT NULL, verb TEXT NOT NULL, "
+        "subject TEXT NOT NULL, arguments JSON NOT NULL, state TEXT NOT NULL, done_bytes BIGINT NOT NULL, "
+        "total_bytes BIGINT NOT NULL, result JSON, error JSON, started_at TEXT, ended_at TEXT, PRIMARY KEY (id))",
+        "CREATE INDEX ix_jobs_state ON jobs (state)",
+    ),
 }
 
 metadata = MetaData()
@@ -63,6 +73,8 @@ images = Table(
     Column("file", Text),  # name inside the pool's directory; NULL for formats without a file
     Column("virtual_size_bytes", BigInteger, nullable=False),
     Column("preallocation", Text, nullable=False),
+    Column("parent_id", ForeignKey("images.id"), index=True),  # whose blocks show through; NULL: it stands alone
+    Column("options", JSON, nullable=False, default=dict, server_default="{}"),  # of its format, as they came to be
     UniqueConstraint("pool_id", "name"),
     UniqueConstraint("pool_id", "file"),
     CheckConstraint("virtual_size_bytes % 512 = 0"),
@@ -95,4 +107,20 @@ luns = Table(
     Column("logical_block_length_bytes", Integer, nullable=False),
     Column("serial", Text, nullable=False),
     UniqueConstraint("target_id", "scsi_target", "lun"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    *_object_columns()[:3],
+    Column("verb", Text, nullable=False),
+    Column("subject", Text, nullable=False),  # POOL/IMAGE
+    Column("arguments", JSON, nullable=False),
+    Column("state", Text, nullable=False, index=True),  # queued, running, succeeded, failed, cancelled
+    Column("done_bytes", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
+    Column("result", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("started_at", Text),
+    Column("ended_at", Text),
 )
