@@ -7,14 +7,17 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from formats import byte_locks, direct_io, space
 from formats.errors import ImageError, InvalidArgument, InvalidImage, ReadOnlyImage, UnsupportedFeature, image_error
-from formats.image import Layer, LayerFlags
+from formats.image import Layer, LayerFlags, Reference
 
 Path = str | os.PathLike[str]
+Opener = Callable[[Reference], "HostFile"]
+"""Opens another file that an image names."""
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -65,8 +68,24 @@ class HostFile:
         return cls._open(path, 0, read_only=read_only, direct=direct, lock=lock, directory=directory)
 
     @classmethod
-    def _open(cls, path: Path, flags: int, *, read_only: bool, direct: bool, lock: bool, directory: int | None) -> Self:
-        name = os.fspath(path)
+    def from_reopened(cls, found: int, name: str, *, read_only: bool, direct: bool = False) -> Self:
+        """Opens and locks what an O_PATH descriptor stands for, which stays the caller's. Errors: as `from_path`."""
+        path = f"/proc/self/fd/{found}"
+        return cls._open(path, 0, read_only=read_only, direct=direct, lock=True, directory=None, name=name)
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        flags: int,
+        *,
+        read_only: bool,
+        direct: bool,
+        lock: bool,
+        directory: int | None,
+        name: str | None = None,
+    ) -> Self:
+        name = name or os.fspath(path)
         try:
             mode = os.stat(path, dir_fd=directory, follow_symlinks=not flags & os.O_NOFOLLOW).st_mode
             _check_kind(mode, name)  # before opening: to open a FIFO waits, to open a device may act

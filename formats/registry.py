@@ -1,37 +1,77 @@
-"""FORMATS: one row per format, and the doors that read it: open_image, create_image, probe.
+"""FORMATS: one row per format, and the doors that read it: open_image, open_chain, create_image, probe.
 
-The format of an image is always said by whoever opens it. `probe` tells what bytes look like and decides nothing,
-because a guest can write any bytes into its raw disk (CVE-2008-2004).
+The format of an image is always said by whoever opens it, and that of a parent by its child. `probe` tells what bytes
+look like and decides nothing, because a guest can write any bytes into its raw disk (CVE-2008-2004).
 """
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from formats import options as declared
 from formats import raw
-from formats.errors import ImageError, InvalidArgument, image_error
-from formats.host_file import HostFile, Path, check_plain_name
-from formats.image import Image
+from formats.backing import MOST_IMAGES, ChainOpener, References, check_name, parent_format
+from formats.errors import InvalidArgument, UnsupportedFeature, image_error
+from formats.host_file import HostFile, Opener, Path, check_plain_name
+from formats.image import Image, Reference
 from formats.memory import Memory
 from formats.null import Null
+from formats.options import Option
+from formats.qcow2.options import OPTIONS as QCOW2_OPTIONS
+
+Options = Mapping[str, object]
+
+
+def _open_raw(file: HostFile, opener: Opener | None) -> Image:
+    del opener  # a raw image names no other file
+    return raw.Raw(file)
+
+
+def _create_raw(file: HostFile, length: int, preallocation: str, options: Options, opener: Opener) -> None:
+    del options, opener
+    raw.create(file, length, preallocation)
+
+
+def _open_qcow2(file: HostFile, opener: Opener | None) -> Image:
+    from formats.qcow2.image import Qcow2  # not before it is needed: the command line reads this table at every start
+
+    return Qcow2(file, opener=opener)
+
+
+def _create_qcow2(file: HostFile, length: int, preallocation: str, options: Options, opener: Opener) -> None:
+    from formats.qcow2.create import create, options_named
+
+    create(file, length, preallocation, options_named(options), opener=opener)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One row. A format has either `open` (it lies in a file) or `make` (it has only a length, in bytes)."""
+    """One row. A format has either `open` (it lies in a file) or `make` (it has only a length, in bytes).
+
+    `open(file, opener)`: the opener is asked for a data file, if the image has one.
+    `create(file, length, preallocation, options, opener)` gets the options as what they mean.
+    """
 
     name: str
     description: str
-    open: Callable[[HostFile], Image] | None = None
-    create: Callable[[HostFile, int, str], None] | None = None
+    open: Callable[[HostFile, Opener | None], Image] | None = None
+    create: Callable[[HostFile, int, str, Options, Opener], None] | None = None
+    options: Sequence[Option] = ()
     make: Callable[[int], Image] | None = None
 
 
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
-        Format("raw", "the file's bytes are the disk's bytes; also block devices", open=raw.Raw, create=raw.create),
+        Format("raw", "the file's bytes are the disk's bytes; also block devices", open=_open_raw, create=_create_raw),
+        Format(
+            "qcow2",
+            "QEMU's: sparse, over a parent, with snapshots and compression",
+            open=_open_qcow2,
+            create=_create_qcow2,
+            options=QCOW2_OPTIONS,
+        ),
         Format("memory", "in memory, gone when closed", make=Memory),
         Format("null", "moves no bytes; to measure with", make=Null),
     )
@@ -45,11 +85,12 @@ def open_image(
     read_only: bool = False,
     direct: bool = False,
     length: int | None = None,
+    opener: Opener | None = None,
 ) -> Image:
-    """Opens `source`, a path or a file that is then the image's to close, as `format`.
+    """Opens `source`, a path or a file that is then the image's to close, as `format`; its parents are not opened.
 
     A format without a file takes `length`, in bytes, instead. `read_only` and `direct` (O_DIRECT) say how a path is
-    opened; a HostFile was opened before. Errors: ImageError.
+    opened; a HostFile was opened before. `opener` opens the data file of an image that has one. Errors: ImageError.
     """
     row = _row(format)
     if row.make is not None:
@@ -60,43 +101,146 @@ def open_image(
     if source is None or length is not None:
         raise InvalidArgument(f"{format} images lie in a file: give its path and no length")
     file = source if isinstance(source, HostFile) else HostFile.from_path(source, read_only=read_only, direct=direct)
-    return _open(row.open, file)
+    return _open(row.open, file, opener)
 
 
-def _open(opener: Callable[[HostFile], Image], file: HostFile) -> Image:
+def _open(open_file: Callable[[HostFile, Opener | None], Image], file: HostFile, opener: Opener | None) -> Image:
     try:
-        return opener(file)
+        return open_file(file, opener)
     except OSError as error:
         file.close()
         raise image_error(error, f"cannot read {file.name}") from error
-    except ImageError:
+    except BaseException:
         file.close()
         raise
 
 
+def open_chain(
+    format: str,
+    path: Path,
+    *,
+    read_only: bool = False,
+    direct: bool = False,
+    beneath: Iterable[Path] = (),
+    opener: ChainOpener | None = None,
+) -> list[Image]:
+    """The image at `path`, then its parents, nearest first: what `vstore.disk.Disk` takes.
+
+    A parent is opened read-only, locked as a reader, in the format that its child says. What images name is followed
+    only in the directory of `path` and in those `beneath` names, and below them, or, with `opener`, as that says.
+    Errors: ImageError.
+    """
+    with contextlib.ExitStack() as undo, References(path, beneath, opener) as references:
+        images: list[Image] = []
+        file, where = HostFile.from_path(path, read_only=read_only, direct=direct), os.fspath(path)
+        undo.callback(file.close)
+        references.claim(file, where)
+        while True:
+            image = open_image(format, file, opener=_data_opener(references, file, where, direct=direct))
+            undo.callback(image.close)
+            images.append(image)
+            if image.backing is None:
+                break
+            if len(images) == MOST_IMAGES:
+                raise UnsupportedFeature(
+                    f"{os.fspath(path)} has more than {MOST_IMAGES - 1} parents; commit or rebase some of them first"
+                )
+            format = _parent_format(image.backing, where)
+            file, where = references.open(image.backing, where, "backing file", read_only=True, direct=direct)
+            undo.callback(file.close)
+        undo.pop_all()
+        return images
+
+
+def _data_opener(references: References, file: HostFile, where: str, *, direct: bool) -> Opener:
+    def open_data_file(reference: Reference) -> HostFile:
+        return references.open(reference, where, "data file", read_only=file.read_only, direct=direct)[0]
+
+    return open_data_file
+
+
+def _parent_format(reference: Reference, namer: str) -> str:
+    format = parent_format(reference, namer)
+    if format not in _in_files():
+        raise UnsupportedFeature(
+            f"{namer} says that its backing file {reference.name!r} is {format!r}; those that are read are "
+            f"{', '.join(_in_files())}"
+        )
+    return format
+
+
+def _in_files() -> list[str]:
+    return [name for name, row in FORMATS.items() if row.open]
+
+
 def create_image(
-    format: str, path: Path, length: int, *, preallocation: str = "off", directory: int | None = None
+    format: str,
+    path: Path,
+    length: int,
+    *,
+    preallocation: str = "off",
+    directory: int | None = None,
+    options: Options | None = None,
 ) -> None:
     """Makes a new image of `length` bytes, durable, mode 0600, never over an existing file.
 
-    With `directory`, a descriptor, `path` is a plain name in it. What fails half way leaves nothing behind.
+    `options` are those of the format's row, as text or as what they mean. A data file is made with the image, in its
+    directory. With `directory`, a descriptor, `path` is a plain name in it. What fails half way leaves nothing behind.
     Errors: ImageExists, InvalidArgument, UnsupportedFeature, HostRefusal (no space, no permission).
     """
     row = _row(format)
     if row.create is None:
         raise InvalidArgument(f"{format} images have no file to create; they are made when they are opened")
+    meant = declared.parsed(format, row.options, options or {})
+    _check_references(meant)
     if directory is not None:
         check_plain_name(os.fspath(path))
-    with HostFile.create(path, directory=directory) as file:
+    with contextlib.ExitStack() as undo:
+        file = _made(path, directory, undo)
+        data_file = None
         try:
-            row.create(file, length, preallocation)
+            if "data_file" in meant:
+                beside = _beside(path, str(meant["data_file"]), directory)
+                data_file = _made(beside, directory, undo)
+                _sync_directory(beside, directory)
+            row.create(file, length, preallocation, meant, lambda _: _duplicate(data_file))
             _sync_directory(path, directory)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(path, dir_fd=directory)
-            if isinstance(error, OSError):
-                raise image_error(error, f"cannot create {file.name} with {length} bytes") from error
-            raise
+        except OSError as error:
+            raise image_error(error, f"cannot create {file.name} with {length} bytes") from error
+        undo.pop_all()
+    for made in (file, data_file):
+        if made is not None:
+            made.close()
+
+
+def _made(path: Path, directory: int | None, undo: contextlib.ExitStack) -> HostFile:
+    """A new file, which goes again when what was begun fails."""
+    file = HostFile.create(path, directory=directory)
+
+    def remove() -> None:
+        file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(path, dir_fd=directory)
+
+    undo.callback(remove)
+    return file
+
+
+def _check_references(meant: Options) -> None:
+    for role in ("backing_file", "data_file"):
+        if role in meant:
+            check_name(str(meant[role]), f"{meant[role]!r}, given as {role}")
+    if "backing_fmt" in meant and meant["backing_fmt"] not in _in_files():
+        raise InvalidArgument(f"backing_fmt is {meant['backing_fmt']!r}; it must be one of {', '.join(_in_files())}")
+
+
+def _beside(path: Path, name: str, directory: int | None) -> str:
+    return check_plain_name(name) if directory is not None else os.path.join(os.path.dirname(os.fspath(path)), name)
+
+
+def _duplicate(file: HostFile | None) -> HostFile:
+    assert file is not None
+    return HostFile.from_descriptor(os.dup(file.descriptor), name=file.name, lock=False)
 
 
 def _sync_directory(path: Path, directory: int | None) -> None:

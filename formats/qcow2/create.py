@@ -6,16 +6,16 @@ cluster 0 header | refcount table | refcount block | L1 table | (preallocated: L
 import contextlib
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from formats.errors import InvalidArgument, UnsupportedFeature
-from formats.host_file import HostFile
+from formats.host_file import HostFile, Opener
 from formats.image import Reference, check_length
 from formats.qcow2 import structures as disk
 from formats.qcow2 import widths
 from formats.qcow2.header import Header
-from formats.qcow2.image import Opener, Qcow2
+from formats.qcow2.image import Qcow2
 from formats.qcow2.pages import Stage
 from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
 from formats.space import write_zeros
@@ -36,6 +36,25 @@ class Options:
     backing: Reference | None = None
     data_file: Reference | None = None
     data_file_raw: bool = False
+
+
+_SAME = ("cluster_size", "extended_l2", "refcount_bits", "lazy_refcounts", "compression_type", "data_file_raw")
+
+
+def options_named(meant: Mapping[str, object]) -> Options:
+    """From parsed values by the names of `formats.qcow2.options`. Errors: InvalidArgument."""
+    chosen = {name: meant[name] for name in _SAME if name in meant}
+    if "compat" in meant:
+        chosen["version"] = meant["compat"]
+    if "data_file" in meant:
+        chosen["data_file"] = Reference(str(meant["data_file"]), "raw")
+    if "backing_file" in meant:
+        if "backing_fmt" not in meant:
+            raise InvalidArgument("backing_file needs backing_fmt: the format of a parent is never guessed")
+        chosen["backing"] = Reference(str(meant["backing_file"]), str(meant["backing_fmt"]))
+    elif "backing_fmt" in meant:
+        raise InvalidArgument("backing_fmt is the format of backing_file, which is missing")
+    return Options(**chosen)  # type: ignore[arg-type]
 
 
 _DEFAULT = Options()

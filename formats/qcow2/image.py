@@ -12,10 +12,10 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from formats.errors import CorruptImage, UnsupportedFeature
-from formats.host_file import HostFile
+from formats.host_file import HostFile, Opener
 from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
 from formats.qcow2 import compression, info, resize
 from formats.qcow2.bitmaps import Bitmaps
@@ -33,8 +33,6 @@ from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
 
 _L1_STEP = 1 << 20  # bytes of L1 read together
-
-Opener = Callable[[Reference], HostFile]
 
 
 class Qcow2(Image):

@@ -155,7 +155,7 @@ def test_missing_format_is_refused_telling_what_the_file_looks_like(tmp_path: Pa
         (["--format", "memory", "--size", "0", "--socket", "s"], "a memory disk has no file: give --size"),
         (["--format", "null", "--socket", "s"], "a null disk has no file: give --size"),
         (["--format", "null", "--size", "1000", "--socket", "s"], "nearest: 512 or 1024 bytes"),
-        (["--format", "qcow9", "x", "--socket", "s"], "'qcow9' is not one of 'raw', 'memory', 'null'"),
+        (["--format", "qcow9", "x", "--socket", "s"], "'qcow9' is not one of 'raw', 'qcow2', 'memory', 'null'"),
         (["x", "--format", "raw"], "give either --socket PATH or --fd N"),
         (["x", "--format", "raw", "--socket", "s", "--fd", "0"], "give either --socket PATH or --fd N"),
         (["x", "y", "--format", "raw", "--socket", "s", "--serial", "S"], "--serial names one disk"),
