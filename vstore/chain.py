@@ -12,8 +12,9 @@ Not thread-safe: who shares a chain holds a lock around every call.
 import os
 from collections.abc import Sequence
 
+from formats import direct_io
 from formats.errors import UnsupportedFeature
-from formats.image import BlockState, Image, Layer, Run, entry
+from formats.image import BlockState, Image, Layer, LayerFlags, Run, entry
 
 _OFFSET = (1 << 48) - 1
 
@@ -45,16 +46,41 @@ class Chain:
         return self._compose(0, offset, length)
 
     def _merged(self, depth: int, first: int, count: int) -> list[Run]:
-        """Runs of the chain from `depth` down, in blocks of the top image; ascending, without a gap."""
-        image = self._chain[depth]
+        """Runs of the chain from `depth` down, in blocks of the top image; ascending, without a gap. Behind the end of
+        an image nothing shows through, whatever its parents have there."""
+        stop, whole = first + count, self._whole_blocks(depth)
         runs: list[Run] = []
-        for run in _loaded(image, first, count, self._block_size):
+        if first < min(stop, whole):
+            runs += self._inside(depth, first, min(stop, whole) - first)
+        if first <= whole < stop and whole * self._block_size < self._chain[depth].geometry.length:
+            runs.append(self._last(depth, whole))
+        known = runs[-1].first + runs[-1].count if runs else first
+        if known < stop:
+            runs.append(Run(known, stop - known, entry(BlockState.HOLE)))
+        return runs
+
+    def _whole_blocks(self, depth: int) -> int:
+        """Blocks that the image has from end to end. The disk itself ends inside its last one."""
+        length = self._chain[depth].geometry.length
+        return length // self._block_size if depth else -(-length // self._block_size)
+
+    def _inside(self, depth: int, first: int, count: int) -> list[Run]:
+        runs: list[Run] = []
+        for run in _loaded(self._chain[depth], first, count, self._block_size):
             state = BlockState(run.entry >> 60)
             if state is BlockState.HOLE and depth + 1 < len(self._chain):
                 runs += self._merged(depth + 1, run.first, run.count)
             else:
                 runs.append(Run(run.first, run.count, self._told(depth, state, run.entry)))
         return runs
+
+    def _last(self, depth: int, block: int) -> Run:
+        """The block that a parent ends in: what its file has behind the end is not to be seen."""
+        (run,) = _loaded(self._chain[depth], block, 1, self._block_size)
+        state = BlockState(run.entry >> 60)
+        bottom = depth + 1 == len(self._chain)
+        same = state is BlockState.ZERO or (state is BlockState.HOLE and bottom)
+        return Run(block, 1, entry(state if same else BlockState.COMPRESSED))
 
     def _told(self, depth: int, state: BlockState, word: int) -> int:
         """An image's own entry as the merged map has it."""
@@ -115,24 +141,18 @@ class Chain:
 
     @staticmethod
     def _stored(image: Image, word: int, within: int, length: int) -> bytes:
-        descriptor = image.layers[word >> 48 & 0xFFF].descriptor
-        return os.pread(descriptor, length, (word & _OFFSET) * 512 + within).ljust(length, b"\0")
+        layer, at = image.layers[word >> 48 & 0xFFF], (word & _OFFSET) * 512 + within
+        if layer.flags & LayerFlags.DIRECT:
+            return direct_io.read(layer.descriptor, at, length, layer.alignment).ljust(length, b"\0")
+        return os.pread(layer.descriptor, length, at).ljust(length, b"\0")
 
 
 def _loaded(image: Image, first: int, count: int, block_size: int) -> list[Run]:
-    """An image's runs in blocks of `block_size`, whatever its own are; HOLE beyond its end."""
-    own, length = image.geometry.block_size, image.geometry.length
-    start, end = first * block_size, min((first + count) * block_size, length)
-    runs: list[Run] = []
-    if start < end and own == block_size:
-        runs = list(image.load(first, -(-end // own) - first))
-    elif start < end:
-        own_runs = image.load(start // own, -(-end // own) - start // own)
-        runs = _recut(own_runs, own, block_size, first, -(-end // block_size) - first)
-    known = runs[-1].first + runs[-1].count if runs else first
-    if known < first + count:
-        runs.append(Run(known, first + count - known, entry(BlockState.HOLE)))
-    return runs
+    """An image's runs in blocks of `block_size`, whatever its own are; its length bounds the last one."""
+    own = image.geometry.block_size
+    start, end = first * block_size, min((first + count) * block_size, image.geometry.length)
+    runs = image.load(start // own, -(-end // own) - start // own)
+    return list(runs) if own == block_size else _recut(runs, own, block_size, first, count)
 
 
 def _recut(runs: Sequence[Run], own: int, wanted: int, first: int, count: int) -> list[Run]:

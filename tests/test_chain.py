@@ -1,0 +1,73 @@
+"""Chains of images of unlike lengths, cluster sizes and ways to be opened read as qemu-img reads them."""
+
+from pathlib import Path
+
+import pytest
+
+from formats.registry import open_chain
+from tests.formats.qcow2.oracle import qemu_create
+from tests.formats.reference import qemu_io, run
+from vstore.chain import Chain
+from vstore.disk import Disk
+
+KIB = 1024
+
+
+def disk_bytes(path: Path) -> bytes:
+    """As the data plane reads them."""
+    disk = Disk(*open_chain("qcow2", path, read_only=True))
+    try:
+        return disk.read_blocking(0, disk.length)
+    finally:
+        disk.close()
+
+
+def qemu_bytes(path: Path) -> bytes:
+    raw = path.with_suffix(".converted")
+    assert run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw).returncode == 0
+    return raw.read_bytes()
+
+
+def overlay(path: Path, length: int, cluster: int, on: Path, format: str = "qcow2") -> Path:
+    qemu_create(path, length, cluster_size=cluster, backing_file=on, backing_fmt=format)
+    return path
+
+
+def test_nothing_shows_through_behind_the_end_of_an_image_between(tmp_path: Path) -> None:
+    base = tmp_path / "base.raw"
+    base.write_bytes(b"b" * (640 * KIB))
+    short = overlay(tmp_path / "short.qcow2", 200 * KIB, 65536, base, "raw")
+    top = overlay(tmp_path / "top.qcow2", 640 * KIB, 65536, short)
+    assert disk_bytes(top) == b"b" * (200 * KIB) + bytes(440 * KIB) == qemu_bytes(top)
+
+
+@pytest.mark.parametrize("cluster", [4096, 65536, 1 << 18])
+def test_what_a_parent_has_behind_its_end_inside_its_last_cluster_is_not_to_be_seen(
+    tmp_path: Path, cluster: int
+) -> None:
+    base = tmp_path / "base.qcow2"
+    qemu_create(base, 256 * KIB, cluster_size=65536)
+    qemu_io("qcow2", base, "write -P 5 0 256k")
+    assert run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", base, "100k").returncode == 0
+    top = overlay(tmp_path / "top.qcow2", 256 * KIB, cluster, base)
+    assert disk_bytes(top) == b"\5" * (100 * KIB) + bytes(156 * KIB) == qemu_bytes(top)
+
+
+def test_blocks_longer_than_those_of_the_parent_read_no_cluster_that_is_another_ones(tmp_path: Path) -> None:
+    base = tmp_path / "base.qcow2"
+    qemu_create(base, 68 * KIB, cluster_size=4096)
+    qemu_io("qcow2", base, "write -P 5 64k 4k", "write -P 6 0 64k")
+    top = overlay(tmp_path / "top.qcow2", 256 * KIB, 65536, base)
+    assert disk_bytes(top) == qemu_bytes(top)
+
+
+def test_a_block_is_composed_of_files_that_are_open_with_o_direct(tmp_path: Path) -> None:
+    base = tmp_path / "base.qcow2"
+    qemu_create(base, 256 * KIB, cluster_size=4096)
+    qemu_io("qcow2", base, "write -P 5 4k 4k", "write -P 6 32k 4k")
+    top = overlay(tmp_path / "top.qcow2", 256 * KIB, 65536, base)
+    images = open_chain("qcow2", top, read_only=True, direct=True)
+    found = Chain(images).compose(100, 60000)
+    for image in images:
+        image.close()
+    assert found == qemu_bytes(top)[100:60100]
