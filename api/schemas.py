@@ -25,13 +25,46 @@ class Body(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-class ImageSpec(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"virtual_size_bytes": 10737418240, "format": "raw"}]})
+class ImageOptions(Body):
+    """What the format offers; what is left out is the format's choice."""
 
-    virtual_size_bytes: int = Field(description="size of the disk in bytes, a multiple of 512")
-    format: str = Field("raw", description="image format; a memory image keeps its bytes only while it is mapped")
-    preallocation: str = Field("off", description="off (sparse), falloc (space reserved) or full (zeros written)")
+    cluster_size_bytes: int = _absent("bytes allocated at once, a power of two from 512 to 2097152")
+    extended_l2: bool = _absent("32 sub-clusters in each cluster, so that small writes into an overlay copy nothing")
+    refcount_bits: int = _absent("1, 2, 4 ... 64")
+    lazy_refcounts: bool = _absent("put off reference counts until the image is closed")
+    compression_type: str = _absent("zlib or zstd, of compressed clusters")
+    compat: str = _absent("1.1, or 0.10 for very old readers")
+
+
+class _NewImage(Body):
+    preallocation: str = Field(
+        "off", description="off (sparse), metadata (qcow2), falloc (space reserved) or full (zeros written)"
+    )
+    options: ImageOptions = _absent("options of the format")
     labels: dict[str, str] | None = None
+
+
+class ImageSpec(_NewImage):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"virtual_size_bytes": 10737418240, "format": "raw"},
+                {"format": "qcow2", "parent": "debian-12", "options": {"extended_l2": True}},
+            ]
+        }
+    )
+
+    virtual_size_bytes: int = _absent("size of the disk in bytes, a multiple of 512; an overlay's may be left out")
+    format: str = Field("raw", description="image format; a memory image keeps its bytes only while it is mapped")
+    parent: str | None = Field(None, description="image whose content shows through until it is written to (qcow2)")
+
+
+class CloneSpec(_NewImage):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "web-2"}]})
+
+    name: str = Field(description="name of the new overlay")
+    virtual_size_bytes: int = _absent("size of the disk in bytes; the parent's if it is left out")
+    format: str = Field("qcow2", description="image format of the overlay")
 
 
 class ImageChange(Body):

@@ -7,6 +7,8 @@ import click
 from api.cli.client import Client
 from api.cli.output import Column, emit_list, emit_object, size, text
 from api.cli.parameters import (
+    FormatOption,
+    Function,
     Size,
     given,
     json_option,
@@ -24,6 +26,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("FORMAT", text("format")),
     ("SIZE", size("virtual_size_bytes")),
     ("ON DISK", size("actual_size_bytes")),
+    ("PARENT", text("parent")),
     ("STATE", text("state")),
     ("LUNS", text("luns")),
 )
@@ -35,30 +38,68 @@ def _path(pool: str, *name: str) -> str:
 
 @click.group("image")
 def image() -> None:
-    """Create, list, resize and delete disk images."""
+    """Create, clone, list, resize and delete disk images."""
+
+
+def _birth_options(function: Function) -> Function:
+    """Of every command that makes an image."""
+    for option in (
+        label_option,
+        click.option("-o", "options", type=FormatOption(), multiple=True, help="NAME=VALUE of the format; may repeat."),
+        click.option(
+            "--preallocation",
+            type=click.Choice(["off", "metadata", "falloc", "full"]),
+            help="Make the tables, reserve or write all space now.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 @image.command("create")
 @click.argument("name")
-@click.argument("size", type=Size())
-@click.option("--format", "format_", help="Image format (raw).")
-@click.option("--preallocation", type=click.Choice(["off", "falloc", "full"]), help="Reserve or write all space now.")
-@label_option
+@click.argument("size", type=Size(), required=False)
+@click.option("--format", "format_", help="Image format (raw; qcow2 with --parent).")
+@click.option("--parent", help="Image whose content shows through until it is written to.")
+@_birth_options
 @pool_option
 @json_option
 @pass_client
-def create(client: Client, /, *, name: str, size: int, pool: str, as_json: bool, labels: Any, **options: Any) -> None:
-    """Make an empty image NAME of SIZE (10G, 512MiB, 1048576).
+def create(client: Client, /, *, name: str, pool: str, as_json: bool, parent: str | None, **spec: Any) -> None:
+    """Make an image NAME: empty, of SIZE (10G, 512MiB, 1048576), or an overlay on --parent.
+
+    Repeating it with the same values is no error. Options are those of qemu-img: -o cluster_size=128k -o extended_l2=on
+    """
+    if spec["size"] is None and parent is None:
+        raise click.UsageError("SIZE is missing; only an overlay (--parent) has one without")
+    body = _birth(spec) | given(parent=parent, format=spec["format_"] or (parent and "qcow2"))
+    emit_object(client.call("PUT", _path(pool, name), body), as_json=as_json)
+
+
+@image.command("clone")
+@click.argument("base")
+@click.argument("name")
+@click.option("--size", type=Size(), help="Size of the clone, if it is not to be that of BASE.")
+@_birth_options
+@pool_option
+@json_option
+@pass_client
+def clone(client: Client, /, *, base: str, name: str, pool: str, as_json: bool, **spec: Any) -> None:
+    """Make an overlay NAME on BASE, which from then on cannot change.
 
     Repeating it with the same values is no error.
     """
-    body = given(
-        virtual_size_bytes=size,
-        format=options["format_"],
-        preallocation=options["preallocation"],
-        labels=dict(labels),
+    emit_object(client.call("POST", _path(pool, base, "clone"), {"name": name, **_birth(spec)}), as_json=as_json)
+
+
+def _birth(spec: dict[str, Any]) -> dict[str, object]:
+    """What the commands that make an image have in common."""
+    return given(
+        virtual_size_bytes=spec["size"],
+        preallocation=spec["preallocation"],
+        options=dict(spec["options"]),
+        labels=dict(spec["labels"]),
     )
-    emit_object(client.call("PUT", _path(pool, name), body), as_json=as_json)
 
 
 @image.command("list")

@@ -38,6 +38,23 @@ class _Label(click.ParamType[tuple[str, str]]):
         return key, content
 
 
+class FormatOption(click.ParamType[tuple[str, object]]):
+    """An option of an image format as qemu-img writes it, as REST has it."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
+        key, equals, content = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is no option; write NAME=VALUE, such as cluster_size=128k", param, ctx)
+        if key in _SIZES:
+            return f"{key}_bytes", Size().convert(content, param, ctx)
+        return key, _SWITCH.get(content, int(content) if content.isdecimal() and key != "compat" else content)
+
+
+_SIZES = {"cluster_size"}
+_SWITCH: dict[str, object] = {"on": True, "off": False, "true": True, "false": False}
+
 label_option = click.option("--label", "labels", type=_Label(), multiple=True, help="KEY=VALUE; may come again.")
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from api.conditional import Changing, Creating, Reading
 from api.routes.access import Paging, TheStore, examples, problems
-from api.schemas import ImageChange, ImageSpec, Listing
+from api.schemas import CloneSpec, ImageChange, ImageSpec, Listing
 from vstore.store.records import Image
 
 router = APIRouter(prefix="/v1/pools/{pool}/images", tags=["images"])
@@ -15,12 +15,17 @@ EXAMPLE: dict[str, Any] = {
     "id": "01a207a4-bba0-73fa-b3e7-183abdf9284e",
     "name": "web-root",
     "pool": "default",
-    "format": "raw",
-    "file": "web-root.raw",
+    "format": "qcow2",
+    "file": "web-root.qcow2",
     "state": "ready",
     "virtual_size_bytes": 10737418240,
     "actual_size_bytes": 1196032,
     "preallocation": "off",
+    "options": {"cluster_size_bytes": 65536, "extended_l2": False, "refcount_bits": 16, "compression_type": "zlib"},
+    "parent": "debian-12",
+    "backing": "debian-12.raw",
+    "chain_depth": 1,
+    "children": [],
     "luns": ["web/0"],
     "created_at": "2026-11-23T09:02:46.176303Z",
     "revision": 1,
@@ -38,11 +43,26 @@ def list_images(pool: str, store: TheStore, paging: Paging) -> Listing[Image]:
     "/{image}",
     operation_id="ImageCreate",
     status_code=201,
-    responses=examples(EXAMPLE, 200, 201) | problems("not_found", "already_exists", "exists", "pool_full", "busy"),
+    responses=examples(EXAMPLE, 200, 201)
+    | problems("not_found", "already_exists", "in_use", "exists", "pool_full", "busy"),
 )
 def create_image(pool: str, image: str, spec: ImageSpec, store: TheStore, creating: Creating) -> Image:
-    """Makes an empty image: 201; 200 if it is there already just so; 409 if it differs."""
+    """Makes an empty image, or an overlay on `parent`: 201; 200 if it is there already just so; 409 if it differs."""
     return creating.done(store.create_image(pool, image, **spec.given()), f"image {image}")
+
+
+@router.post(
+    "/{image}/clone",
+    operation_id="ImageClone",
+    status_code=201,
+    responses=examples(EXAMPLE, 200, 201)
+    | problems("not_found", "already_exists", "in_use", "exists", "pool_full", "busy"),
+)
+def clone_image(pool: str, image: str, spec: CloneSpec, store: TheStore, creating: Creating) -> Image:
+    """Makes an overlay on the image, which from then on cannot change: 201; 200 if it is there already just so."""
+    given = spec.given()
+    clone = given.pop("name")
+    return creating.done(store.clone_image(pool, image, clone=clone, **given), f"image {clone}")
 
 
 @router.get("/{image}", operation_id="ImageShow", responses=examples(EXAMPLE, 200) | problems("not_found"))

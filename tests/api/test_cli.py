@@ -82,9 +82,9 @@ def test_a_list_in_a_pipe_is_plain_columns(run: Command) -> None:
     run("image", "create", "b", "512")
     assert run("image", "list") == 0
     assert run.out.splitlines() == [
-        "NAME   FORMAT  SIZE      ON DISK  STATE  LUNS",
-        "b      raw     512 B     0 B      ready  -",
-        "first  raw     1.00 MiB  0 B      ready  -",
+        "NAME   FORMAT  SIZE      ON DISK  PARENT  STATE  LUNS",
+        "b      raw     512 B     0 B      -       ready  -",
+        "first  raw     1.00 MiB  0 B      -       ready  -",
     ]
 
 

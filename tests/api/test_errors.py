@@ -65,7 +65,6 @@ def test_a_wrong_label_is_pointed_at_by_its_key(reader: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
-        ({}, "#/virtual_size_bytes"),
         ({"virtual_size_bytes": "1G"}, "#/virtual_size_bytes"),
         ({"virtual_size_bytes": 1.5}, "#/virtual_size_bytes"),
         ({"virtual_size_bytes": True}, "#/virtual_size_bytes"),
@@ -80,6 +79,11 @@ def test_a_wrong_shape_points_into_the_body(reader: TestClient, body: object, po
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.json()["code"] == "invalid_request"
     assert [error["pointer"] for error in response.json()["errors"]] == [pointer]
+
+
+def test_a_size_that_is_missing_is_pointed_at(reader: TestClient) -> None:
+    problem = reader.put(f"{IMAGES}/a", json={}).json()
+    assert (problem["code"], problem["errors"][0]["pointer"]) == ("invalid_argument", "#/virtual_size_bytes")
 
 
 def test_null_for_a_size_is_refused_because_it_cannot_be_taken_away(reader: TestClient) -> None:

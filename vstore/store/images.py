@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from formats.registry import FORMATS, open_image
 from vstore.store import schema
 from vstore.store.catalog import birth
-from vstore.store.errors import Conflict, InUse, InvalidArgument, NotFound
+from vstore.store.chains import check_childless, check_depth, children, depths
+from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
+from vstore.store.image_spec import ImageSpec, effective, offered
 from vstore.store.parts import (
     Parts,
     change,
@@ -23,11 +26,9 @@ from vstore.store.parts import (
     page_limit,
     same_or_taken,
 )
-from vstore.store.pool import Pool
+from vstore.store.pool import Draft, Pool
 from vstore.store.records import Image, Page
 from vstore.store.refusals import refusals_told
-
-PREALLOCATIONS = ("off", "falloc", "full")
 
 
 class ImageVerbs(Parts):
@@ -36,32 +37,59 @@ class ImageVerbs(Parts):
         pool: str,
         name: str,
         *,
-        virtual_size_bytes: int,
+        virtual_size_bytes: int | None = None,
         format: str = "raw",
         preallocation: str = "off",
+        options: Mapping[str, Any] | None = None,
+        parent: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Image, bool]:
         """A new empty image, and True; or the one that is there already just so, and False.
 
-        Raises InvalidArgument, NotFound (the pool), AlreadyExists (it is there and differs), PoolFull, PoolUnavailable.
+        With `parent` it is an overlay, whose content is its parent's until it is written to; it is as long as its
+        parent unless a size is given. Options that are left out are the format's choice.
+        Raises InvalidArgument, NotFound (pool, parent), AlreadyExists (it is there and differs), InUse (somebody
+        changes the parent), PoolFull, PoolUnavailable.
         """
         where = self.pool(pool)
-        wanted = {
-            "format": _check_format(format),
-            "virtual_size_bytes": check_size("virtual_size_bytes", virtual_size_bytes),
-            "preallocation": _check_preallocation(preallocation),
-        }
-        if labels is not None:
-            wanted["labels"] = check_labels(labels)
-        with self.holding(image=f"{pool}/{check_name('image', name)}"):
+        spec = ImageSpec.checked(format, preallocation, options, overlay=parent is not None)
+        wanted = _wanted(spec, virtual_size_bytes, parent, labels)
+        with self.holding(images=_both(pool, check_name("image", name), parent)):
             with self.catalog.read() as connection, suppress(NotFound):
-                return self._image(
-                    connection, where, same_or_taken(image_row(connection, where, name), wanted, f"image {name}")
-                ), False
-            row = {"labels": {}, **birth(), **wanted, "pool_id": where.id, "name": name, "file": _file(name, format)}
-            with _made(where, row), self.catalog.write() as connection:
-                connection.execute(insert(schema.images).values(**row))
+                row = image_row(connection, where, name)
+                _check_same(connection, row, wanted, spec)
+                return self._image(connection, where, row), False
+            self.claims.check(f"{pool}/{name}", alone=True)
+            base = None if parent is None else self._parent(where, parent)
+            self._create(where, name, spec, wanted, base)
             return self.show_image(pool, name), True
+
+    def clone_image(
+        self,
+        pool: str,
+        name: str,
+        *,
+        clone: str,
+        format: str = "qcow2",
+        virtual_size_bytes: int | None = None,
+        preallocation: str = "off",
+        options: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[Image, bool]:
+        """The overlay `clone` on the image, and True; or the one that is there already just so, and False.
+
+        Raises what `create_image` raises.
+        """
+        return self.create_image(
+            pool,
+            clone,
+            virtual_size_bytes=virtual_size_bytes,
+            format=format,
+            preallocation=preallocation,
+            options=options,
+            parent=name,
+            labels=labels,
+        )
 
     def list_images(self, pool: str, *, limit: int | None = None, cursor: str | None = None) -> Page[Image]:
         """The images of a pool by name. Raises NotFound (the pool), InvalidArgument (limit, cursor)."""
@@ -70,8 +98,7 @@ class ImageVerbs(Parts):
         query = select(table).where(table.c.pool_id == where.id, table.c.name > decode_cursor(cursor))
         with self.catalog.read() as connection:
             rows = connection.execute(query.order_by(table.c.name).limit(limit + 1)).all()
-            mapped = _mapped(connection, [row.id for row in rows])
-        items = [_record(where, row, mapped.get(row.id, [])) for row in rows[:limit]]
+            items = self._images(connection, where, rows[:limit])
         return Page(items, encode_cursor(items[-1].name) if len(rows) > limit else None)
 
     def show_image(self, pool: str, name: str) -> Image:
@@ -92,10 +119,11 @@ class ImageVerbs(Parts):
     ) -> Image:
         """Resizes, also under a running guest, and merges labels. `shrink` says that losing the end is meant.
 
-        Raises NotFound, Stale, InvalidArgument, Conflict, InUse, Locked, PoolFull, TargetUnavailable.
+        Raises NotFound, Stale, InvalidArgument, Conflict, InUse (an overlay on it, a job), Locked, PoolFull,
+        TargetUnavailable.
         """
         where = self.pool(pool)
-        with self.holding(image=f"{pool}/{name}"):
+        with self.holding(images=[f"{pool}/{name}"]):
             with self.catalog.read() as connection:
                 row = image_row(connection, where, name)
             check_revision(row, revision, f"image {name}")
@@ -109,16 +137,19 @@ class ImageVerbs(Parts):
             return self.show_image(pool, name)
 
     def delete_image(self, pool: str, name: str, *, revision: int | None = None) -> bool:
-        """Removes the image and its file; False when there was none. Raises InUse naming the LUNs, Stale, Locked."""
+        """Removes the image and its file; False when there was none. Raises InUse naming the LUNs, the overlays on it,
+        or the job; Stale, Locked."""
         where = self.pool(pool)
-        with self.holding(image=f"{pool}/{name}"):
+        with self.holding(images=[f"{pool}/{name}"]):
             try:
                 with self.catalog.read() as connection:
                     row = image_row(connection, where, name)
+                    check_revision(row, revision, f"image {name}")
                     mapped = _mapped(connection, [row.id]).get(row.id, [])
+                    check_childless(connection, row, "deleted")
             except NotFound:
                 return False
-            check_revision(row, revision, f"image {name}")
+            self.claims.check(f"{pool}/{name}", alone=True)
             if mapped:
                 raise InUse(f"image {name} is mapped as LUN {', '.join(mapped)}; unmap it first")
             _check_unlocked(where, row)
@@ -127,7 +158,50 @@ class ImageVerbs(Parts):
             return True
 
     def _image(self, connection: Connection, pool: Pool, row: Row[Any]) -> Image:
-        return _record(pool, row, _mapped(connection, [row.id]).get(row.id, []))
+        return self._images(connection, pool, [row])[0]
+
+    def _images(self, connection: Connection, pool: Pool, rows: Sequence[Row[Any]]) -> list[Image]:
+        ids = [row.id for row in rows]
+        mapped, below, deep = _mapped(connection, ids), children(connection, ids), depths(connection, ids)
+        query = select(schema.images).where(schema.images.c.id.in_({row.parent_id for row in rows}))
+        above = {row.id: row for row in connection.execute(query)}
+        kin = {row.id: _Kin(above.get(row.parent_id), deep[row.id], below.get(row.id, [])) for row in rows}
+        return [_record(pool, row, kin[row.id], mapped.get(row.id, [])) for row in rows]
+
+    def _parent(self, pool: Pool, name: str) -> Row[Any]:
+        """The row of an image that can become a parent. Raises NotFound, InvalidArgument, InUse."""
+        with self.catalog.read() as connection:
+            try:
+                row = image_row(connection, pool, name)
+            except NotFound as error:
+                raise NotFound(error.detail, field="parent") from None
+            check_depth(row, depths(connection, [row.id])[row.id])
+            writers = connection.execute(_MAPPINGS.where(schema.luns.c.image_id == row.id, ~schema.luns.c.read_only))
+            for lun in writers:
+                raise InUse(
+                    f"image {name} is mapped writable as LUN {_place(lun)}, and what a guest changes cannot be a "
+                    "parent; unmap it, or convert a snapshot of it and take that as the parent"
+                )
+        if row.file is None:
+            raise InvalidArgument("parent", f"{row.format} images have no file", "choose an image that has one")
+        self.claims.check(f"{pool.name}/{name}", alone=False)
+        return row
+
+    def _create(
+        self, pool: Pool, name: str, spec: ImageSpec, wanted: Mapping[str, Any], parent: Row[Any] | None
+    ) -> None:
+        """The caller holds both images."""
+        row = {"labels": {}, "virtual_size_bytes": parent and parent.virtual_size_bytes, **birth(), **wanted}
+        row |= {"pool_id": pool.id, "name": name, "file": _file(name, spec.format), "options": {}}
+        row["parent_id"] = None if parent is None else parent.id
+        del row["parent"]
+        options = spec.for_format()
+        if parent is not None:
+            options |= {"backing_file": parent.file, "backing_fmt": parent.format}
+        with _made(pool, row, options), self.catalog.write() as connection:
+            if offered(spec.format):
+                row["options"] = _effective(pool, row)
+            connection.execute(insert(schema.images).values(**row))
 
     def _resize(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> None:
         if size < row.virtual_size_bytes and not shrink:
@@ -136,7 +210,9 @@ class ImageVerbs(Parts):
                 field="virtual_size_bytes",
             )
         with self.catalog.read() as connection:
+            check_childless(connection, row, "resized")
             mappings = connection.execute(_MAPPINGS.where(schema.luns.c.image_id == row.id)).all()
+        self.claims.check(f"{pool.name}/{row.name}", alone=True)
         if mappings:
             self._resize_mapped(row, size, mappings)
         elif row.file is not None:
@@ -150,7 +226,7 @@ class ImageVerbs(Parts):
         """The target process resizes what it serves, and tells the guest."""
         mapping = mappings[0]
         address = LunAddress(mapping.scsi_target, mapping.lun)
-        where = f"{mapping.target}/{address}"
+        where = _place(mapping)
         if size < row.virtual_size_bytes or mapping.read_only:
             doing = "shrunk while it is mapped" if size < row.virtual_size_bytes else "resized while mapped read-only"
             raise InUse(f"image {row.name} cannot be {doing} as LUN {where}; unmap it first")
@@ -164,20 +240,46 @@ class ImageVerbs(Parts):
             self.supervisor.resize_lun(mapping.target, address, size)
 
 
+class _Kin(NamedTuple):
+    """Where an image stands in its chain."""
+
+    parent: Row[Any] | None
+    depth: int
+    children: list[str]
+
+
 _MAPPINGS = select(schema.luns, schema.targets.c.name.label("target")).join(schema.targets)
 
 
-def _check_format(format: str) -> str:
-    if format not in FORMATS:
-        raise InvalidArgument("format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS)}")
-    return format
+def _place(lun: Row[Any]) -> str:
+    return f"{lun.target}/{LunAddress(lun.scsi_target, lun.lun)}"
 
 
-def _check_preallocation(preallocation: str) -> str:
-    if preallocation not in PREALLOCATIONS:
-        right = f"choose {', '.join(PREALLOCATIONS)}"
-        raise InvalidArgument("preallocation", f"{preallocation[:80]!r} is not offered", right)
-    return preallocation
+def _both(pool: str, name: str, parent: str | None) -> list[str]:
+    return [f"{pool}/{each}" for each in (name, parent) if each is not None]
+
+
+def _wanted(spec: ImageSpec, size: int | None, parent: str | None, labels: Mapping[str, str] | None) -> dict[str, Any]:
+    """What was asked for, by columns (and `parent` by its name). Raises InvalidArgument."""
+    wanted: dict[str, Any] = {"format": spec.format, "preallocation": spec.preallocation, "parent": parent}
+    if size is not None:
+        wanted["virtual_size_bytes"] = check_size("virtual_size_bytes", size)
+    elif parent is None:
+        raise InvalidArgument("virtual_size_bytes", "it is missing", "give the size of the disk, or a parent")
+    if labels is not None:
+        wanted["labels"] = check_labels(labels)
+    return wanted
+
+
+def _check_same(connection: Connection, row: Row[Any], wanted: Mapping[str, Any], spec: ImageSpec) -> None:
+    """Raises AlreadyExists when the image differs from what was asked for."""
+    parent = connection.scalar(select(schema.images.c.name).where(schema.images.c.id == row.parent_id))
+    same_or_taken(SimpleNamespace(**row._mapping, parent=parent), wanted, f"image {row.name}")
+    for name, (present, value) in spec.differences(row.options).items():
+        raise AlreadyExists(
+            f"image {row.name} exists with {name} {present!r}, not {value!r}; leave it out or choose another name",
+            field=f"options/{name}",
+        )
 
 
 def _file(name: str, format: str) -> str | None:
@@ -185,10 +287,19 @@ def _file(name: str, format: str) -> str | None:
     return f"{name}.{format}" if FORMATS[format].open else None
 
 
-def _made(pool: Pool, row: Mapping[str, Any]) -> AbstractContextManager[None]:
+def _made(pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractContextManager[None]:
     if row["file"] is None:
         return nullcontext()
-    return pool.creating(row["id"], row["file"], row["format"], row["virtual_size_bytes"], row["preallocation"])
+    draft = Draft(row["id"], row["file"], row["format"])
+    return pool.creating(draft, row["virtual_size_bytes"], row["preallocation"], options)
+
+
+def _effective(pool: Pool, row: Mapping[str, Any]) -> dict[str, Any]:
+    with (
+        refusals_told(f"cannot read {row['file']}"),
+        open_image(row["format"], pool.open(row["file"], read_only=True)) as image,
+    ):
+        return effective(image)
 
 
 def _removed(pool: Pool, row: Row[Any]) -> AbstractContextManager[None]:
@@ -208,7 +319,7 @@ def _mapped(connection: Connection, image_ids: list[str]) -> dict[str, list[str]
     return lun_names(connection, query.where(lun.image_id.in_(image_ids)).order_by(*order))
 
 
-def _record(pool: Pool, row: Row[Any], mapped: list[str]) -> Image:
+def _record(pool: Pool, row: Row[Any], kin: _Kin, mapped: list[str]) -> Image:
     allocated = 0 if row.file is None else pool.allocated_bytes(row.file)
     return Image(
         id=row.id,
@@ -220,6 +331,11 @@ def _record(pool: Pool, row: Row[Any], mapped: list[str]) -> Image:
         virtual_size_bytes=row.virtual_size_bytes,
         actual_size_bytes=allocated or 0,
         preallocation=row.preallocation,
+        options=row.options,
+        parent=kin.parent and kin.parent.name,
+        backing=kin.parent and kin.parent.file,
+        chain_depth=kin.depth,
+        children=kin.children,
         luns=mapped,
         created_at=row.created_at,
         revision=row.revision,

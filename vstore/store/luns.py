@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_
 
 from vstore.store import schema
 from vstore.store.catalog import birth
+from vstore.store.chains import check_childless
 from vstore.store.errors import InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_serial
 from vstore.store.parts import (
@@ -58,7 +59,7 @@ class LunVerbs(Parts):
         }
         if labels is not None:
             wanted["labels"] = check_labels(labels)
-        with self.holding(image=f"{pool}/{image}", target=target):
+        with self.holding(images=[f"{pool}/{image}"], target=target):
             with self.catalog.read() as connection:
                 source, host = image_row(connection, where, image), target_row(connection, target)
                 wanted["image_id"] = source.id
@@ -68,6 +69,7 @@ class LunVerbs(Parts):
                     same_or_taken(present, wanted, f"LUN {address} of target {target}")
                     return _record(present), False
                 _check_mappable(connection, source, wanted)
+            self.claims.check(f"{pool}/{image}", alone=not read_only)
             place = {"target_id": host.id, "scsi_target": address.scsi_target, "lun": address.lun}
             self._map(target, where, source, {"labels": {}, **birth(), **wanted, **place})
             return self.show_lun(target, lun), True
@@ -102,7 +104,7 @@ class LunVerbs(Parts):
         if row is None:
             return False
         check_revision(row, revision, f"LUN {address} of target {target}")
-        with self.holding(image=f"{row.pool}/{row.image}", target=target):
+        with self.holding(images=[f"{row.pool}/{row.image}"], target=target):
             with self.catalog.read() as connection:  # while it waited, another may have put another image there
                 present = connection.execute(_at(target_row(connection, target).id, address)).one_or_none()
             if present is None or present.id != row.id:
@@ -130,6 +132,8 @@ def _check_block_length(length: int) -> int:
 
 def _check_mappable(connection: Connection, source: Row[Any], wanted: Mapping[str, Any]) -> None:
     """One writer or many readers; whole logical blocks; no two disks under one serial number."""
+    if not wanted["read_only"]:
+        check_childless(connection, source, "mapped writable")
     block = wanted["logical_block_length_bytes"]
     if source.virtual_size_bytes % block:
         raise InvalidArgument(

@@ -2,14 +2,15 @@
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, select, update
 
 from vstore.store import schema
 from vstore.store.catalog import Catalog
+from vstore.store.claims import Claims
 from vstore.store.errors import AlreadyExists, InvalidArgument, NotFound, Stale
 from vstore.store.identifiers import LunAddress, check_labels
 from vstore.store.locks import NamedLocks
@@ -18,6 +19,8 @@ from vstore.store.supervisor import Supervisor
 
 LONGEST_PAGE = 500
 DEFAULT_PAGE = 100
+Fields = TypeVar("Fields")  # whatever has the columns as attributes
+
 MOST_WAITING = 12  # verbs on one object; provisioning tools send ten side by side, and HTTP has 40 threads
 
 
@@ -28,6 +31,7 @@ class Parts:
     pools: Mapping[str, Pool]
     supervisor: Supervisor
     locks: NamedLocks
+    claims: Claims
 
     def pool(self, name: str) -> Pool:
         """Raises NotFound."""
@@ -35,10 +39,9 @@ class Parts:
             raise NotFound(f"there is no pool {name[:80]!r}; the pools are {', '.join(self.pools)}", field="pool")
         return self.pools[name]
 
-    def holding(self, *, image: str | None = None, target: str | None = None) -> AbstractContextManager[None]:
-        """Keeps other verbs (and the supervisor) off an image, by POOL/NAME, and off a target. Raises Busy."""
-        wanted = {"image": image, "target": target}
-        names = (f"{kind}:{name}" for kind, name in wanted.items() if name is not None)
+    def holding(self, *, images: Iterable[str] = (), target: str | None = None) -> AbstractContextManager[None]:
+        """Keeps other verbs (and the supervisor) off images, by POOL/NAME, and off a target. Raises Busy."""
+        names = [f"image:{name}" for name in images] + ([] if target is None else [f"target:{target}"])
         return self.locks.hold(*names, most_waiting=MOST_WAITING)
 
 
@@ -73,7 +76,7 @@ def check_revision(row: Row[Any], expected: int | None, what: str) -> None:
         raise Stale(f"{what} is at revision {row.revision}, not {expected}; read it again and repeat the change")
 
 
-def same_or_taken(row: Row[Any], wanted: Mapping[str, object], what: str) -> Row[Any]:
+def same_or_taken(row: Fields, wanted: Mapping[str, object], what: str) -> Fields:
     """`row`, if it is all that was asked for, so asking twice is no error. Raises AlreadyExists: it differs."""
     for field, value in wanted.items():
         if getattr(row, field) != value:

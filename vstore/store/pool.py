@@ -14,9 +14,11 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from formats.host_file import HostFile, open_beneath
 from formats.registry import create_image
@@ -25,6 +27,19 @@ from vstore.store.refusals import refusals_told
 
 _INTENT = re.compile(r"\.(creating|deleting)-([0-9a-f-]{36})\.(.+)")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A file in the making, and what it will be called."""
+
+    image_id: str
+    file: str
+    format: str
+
+    @property
+    def entry(self) -> str:
+        return f".creating-{self.image_id}.{self.file}"
 
 
 class Pool:
@@ -54,23 +69,42 @@ class Pool:
             return None
 
     @contextmanager
-    def creating(self, image_id: str, file: str, format: str, length: int, preallocation: str) -> Iterator[None]:
+    def creating(self, draft: Draft, length: int, preallocation: str, options: Mapping[str, Any]) -> Iterator[None]:
         """A new image of `length` bytes is there under its name inside the block, which commits the catalog's row.
 
         Raises StoreError; if anything fails, the block included, nothing stays behind.
         """
-        draft = f".creating-{image_id}.{file}"
+        with self.drafting(draft, length, preallocation, options), self.publishing(draft):
+            yield
+
+    @contextmanager
+    def drafting(self, draft: Draft, length: int, preallocation: str, options: Mapping[str, Any]) -> Iterator[None]:
+        """A new image of `length` bytes is there inside the block, out of sight. Raises StoreError."""
+        argument = "options" if options else "virtual_size_bytes"
+        try:
+            with refusals_told(f"cannot create {draft.file}", {draft.entry: draft.file}, argument=argument):
+                create_image(
+                    draft.format,
+                    draft.entry,
+                    length,
+                    preallocation=preallocation,
+                    directory=self._descriptor,
+                    options=options,
+                )
+            yield
+        finally:
+            self._clear_away(draft.entry)
+
+    @contextmanager
+    def publishing(self, draft: Draft) -> Iterator[None]:
+        """The draft has its name inside the block, which commits the catalog's row, and loses it if that fails."""
+        self._link(draft.entry, draft.file)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._remove, draft)
-            with refusals_told(f"cannot create {file}", {draft: file}):
-                create_image(format, draft, length, preallocation=preallocation, directory=self._descriptor)
-            self._link(draft, file)
-            undo.callback(self._remove, file)
-            with refusals_told(f"cannot create {file}"):
+            undo.callback(self._remove, draft.file)
+            with refusals_told(f"cannot create {draft.file}"):
                 self._sync_directory()
             yield
             undo.pop_all()
-        self._clear_away(draft)
 
     @contextmanager
     def deleting(self, image_id: str, file: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """What Store verbs answer: plain records whose fields are the fields of the REST bodies, name for name."""
 
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -19,6 +19,11 @@ class Image:
     virtual_size_bytes: int
     actual_size_bytes: int
     preallocation: str
+    options: dict[str, Any]  # of the format, as the image has them
+    parent: str | None  # the image whose content shows through
+    backing: str | None  # the parent's file, as the image names it
+    chain_depth: int  # how many parents stand behind it
+    children: list[str]  # the overlays right on it
     luns: list[str]  # where it is mapped, as TARGET/LUN
     created_at: str
     revision: int

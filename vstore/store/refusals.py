@@ -20,8 +20,15 @@ from vstore.store.errors import (
 Refusal = Callable[[str], StoreError]
 
 
+_RIGHT = {"virtual_size_bytes": "choose a size that the format and the file system can hold"}
+
+
+def _misfit(argument: str, detail: str) -> StoreError:
+    return InvalidArgument(argument, detail, _RIGHT.get(argument, "correct the value that is named"))
+
+
 def _size_refused(detail: str) -> StoreError:
-    return InvalidArgument("virtual_size_bytes", detail, "choose a size that the format and the file system can hold")
+    return _misfit("virtual_size_bytes", detail)
 
 
 _BY_ERRNO: dict[int, Refusal] = {
@@ -33,7 +40,6 @@ _BY_ERRNO: dict[int, Refusal] = {
     errno.EFBIG: _size_refused,
 }
 _BY_IMAGE_ERROR: dict[type[ImageError], Refusal] = {
-    formats_errors.InvalidArgument: _size_refused,
     formats_errors.ImageExists: AlreadyExists,
     formats_errors.ImageNotFound: Conflict,
     formats_errors.ImageInUse: Locked,
@@ -44,13 +50,18 @@ _BY_IMAGE_ERROR: dict[type[ImageError], Refusal] = {
 
 
 @contextmanager
-def refusals_told(doing: str, renamed: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
-    """Turns OSError and ImageError of the block into StoreError; `renamed` names files as people know them."""
+def refusals_told(
+    doing: str, renamed: Mapping[str, str] = MappingProxyType({}), *, argument: str = "virtual_size_bytes"
+) -> Iterator[None]:
+    """Turns OSError and ImageError of the block into StoreError. `renamed` names files as people know them, `argument`
+    what is at fault when the format finds that something cannot be."""
     try:
         yield
     except (OSError, ImageError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         refusal = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else None
+        if refusal is None and isinstance(error, formats_errors.InvalidArgument):
+            raise _misfit(argument, f"{doing}: {_told(error, renamed)}") from error
         if refusal is None:
             refusal = _BY_IMAGE_ERROR.get(type(error), PoolUnavailable)  # type: ignore[arg-type]
         raise refusal(f"{doing}: {_told(error, renamed)}") from error

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vstore.store.catalog import Catalog
+from vstore.store.claims import Claims
 from vstore.store.directories import PASSABLE, claimed
 from vstore.store.images import ImageVerbs
 from vstore.store.locks import NamedLocks
@@ -35,6 +36,7 @@ class Store(ImageVerbs, TargetVerbs, LunVerbs):
                 undo.callback(pool.close)
                 reconcile_pool(self.catalog, pool)
             self.locks = NamedLocks()
+            self.claims = Claims()
             self.supervisor = Supervisor(
                 runtime_directory / "targets",
                 self.locks,

@@ -51,14 +51,14 @@ def _start(control: str, log: Path, tell_ready: int) -> tuple[subprocess.Popen[b
                 start_new_session=True,
                 pass_fds=[tell_ready],
                 cwd="/",
-                env=_environment(),
+                env=child_environment(),
             )
     except OSError as error:
         raise TargetError(ErrorCode.NOT_STARTED, f"the target process for {control}: {error}") from error
     return process, logged_before
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The child imports the same vstore as its parent, also from a source tree that is not installed. A token that
     stands in the parent's environment is not for a process that a guest may have in its hand."""
     environment = {name: value for name, value in os.environ.items() if name != _SECRET}

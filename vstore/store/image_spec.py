@@ -1,0 +1,97 @@
+"""What a new image shall be: format, preallocation and the format's options, checked, and read back from what was made.
+
+Options are those of the format's row in the registry, under the names that REST gives them: the files that an image
+names are not among them, because the catalog alone says which image is whose parent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from formats import options as declared
+from formats.errors import InvalidArgument as Misfit
+from formats.image import Image
+from formats.options import Option
+from formats.registry import FORMATS
+from vstore.store.errors import InvalidArgument
+
+_PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full")}
+_OTHERS = ("off", "falloc", "full")
+_FILES = {"backing_file", "backing_fmt", "data_file", "data_file_raw"}
+_RENAMED = {"cluster_size": "cluster_size_bytes"}  # sizes in REST say what they count
+_KINDS = (bool, int, str)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Checked. `options` are those that were given, by their REST names."""
+
+    format: str
+    preallocation: str
+    options: dict[str, Any]
+
+    @classmethod
+    def checked(
+        cls, format: str, preallocation: str, options: Mapping[str, Any] | None, *, overlay: bool = False
+    ) -> "ImageSpec":
+        """Raises InvalidArgument."""
+        if format not in FORMATS:
+            raise InvalidArgument("format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS)}")
+        if overlay and not takes_parent(format):
+            fitting = ", ".join(name for name in FORMATS if takes_parent(name))
+            raise InvalidArgument("format", f"{format} images have no parent", f"choose {fitting}")
+        offered = _PREALLOCATIONS.get(format, _OTHERS)
+        if preallocation not in offered:
+            wrong = f"{preallocation[:80]!r} is not offered for {format} images"
+            raise InvalidArgument("preallocation", wrong, f"choose {', '.join(offered)}")
+        spec = cls(format, preallocation, dict(options or {}))
+        spec._check_options()
+        return spec
+
+    def _check_options(self) -> None:
+        known = offered(self.format)
+        for name, value in self.options.items():
+            if name not in known:
+                right = f"choose {', '.join(known)}" if known else "leave options out"
+                raise InvalidArgument(f"options/{name[:80]}", f"{self.format} images have no such option", right)
+            if not isinstance(value, _KINDS):
+                raise InvalidArgument(f"options/{name}", "its value is of the wrong kind", known[name].help)
+        try:
+            declared.parsed(self.format, FORMATS[self.format].options, self.for_format())
+        except Misfit as error:
+            raise InvalidArgument("options", str(error), "correct the option that is named") from error
+
+    def for_format(self) -> dict[str, Any]:
+        """The options as the registry names them."""
+        return {_own(name): value for name, value in self.options.items()}
+
+    def differences(self, present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Of the options that were given, those that `present` has otherwise: what it has, and what was asked for."""
+        known = offered(self.format)
+        return {
+            name: (present.get(name), value)
+            for name, value in self.options.items()
+            if name not in present or known[name].parse(value) != known[name].parse(present[name])
+        }
+
+
+def offered(format: str) -> dict[str, Option]:
+    """The options of a format by their REST names."""
+    return {_RENAMED.get(row.name, row.name): row for row in FORMATS[format].options if row.name not in _FILES}
+
+
+def takes_parent(format: str) -> bool:
+    return any(row.name == "backing_file" for row in FORMATS[format].options)
+
+
+def effective(image: Image) -> dict[str, Any]:
+    """The options that an image has come to have, whoever chose them."""
+    told = image.info()
+    specific: Any = told.get("format-specific") or {}
+    values = {**told, **specific.get("data", {})}
+    found = {name: values.get(_own(name).replace("_", "-")) for name in offered(image.format)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _own(name: str) -> str:
+    return next((own for own, rest in _RENAMED.items() if rest == name), name)
