@@ -41,6 +41,7 @@ class BlockMap:
         self._composed: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // self._block_size)
         self._reserving = False
+        self._freed = False
         for number, layer in enumerate(chain.layers):
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
         if self._top.flat:
@@ -72,6 +73,7 @@ class BlockMap:
     def _shrink(self, length: int) -> None:
         old = self._top.geometry
         self._volume.resize(length)  # first, so that nothing is written where the file is about to end
+        self._volume.drain()
         try:
             self._top.resize(length)
         except BaseException:
@@ -170,8 +172,16 @@ class BlockMap:
         """Adds to the window of room for new blocks."""
         with self._lock:
             self._reserving = True
+            self._drain()
             for extent in self._top.reserve(self._window_blocks):
                 self._volume.give(0, extent.offset, extent.blocks, zeroed=self._top.empty(extent))
+
+    def _drain(self) -> None:
+        """What a commit has freed may still be read or written by I/O that began before; the image hands it out again,
+        or makes tables of it, only when that has ended."""
+        if self._freed:
+            self._volume.drain()
+            self._freed = False
 
     def commit(self) -> bool:
         """Makes what was allocated durable with all that was written; False when there was nothing to do."""
@@ -182,7 +192,9 @@ class BlockMap:
             done = False
             try:
                 if changes:
+                    self._drain()
                     self._top.commit([Change(block, word) for block, word, _ in changes])
+                    self._freed = True
                 done = True
             except ImageError as error:
                 raise OSError(errno.EIO, str(error)) from error

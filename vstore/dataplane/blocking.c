@@ -119,10 +119,8 @@ static bool within(vs_volume *volume, uint64_t offset, uint64_t length)
 	return !__builtin_add_overflow(offset, length, &end) && end <= atomic_load(&volume->length);
 }
 
-int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
+static int read_range(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
 {
-	if (!within(volume, offset, length))
-		return -EINVAL;
 	for (uint8_t *to = buffer; length;) {
 		struct extent extent = volume_extent(volume, offset, length);
 		int error = 0;
@@ -142,6 +140,16 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 	return 0;
 }
 
+int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
+{
+	if (!within(volume, offset, length))
+		return -EINVAL;
+	uint32_t entered = epoch_enter(volume);
+	int error = read_range(volume, offset, buffer, length);
+	epoch_leave(volume, entered);
+	return error;
+}
+
 static int write_extent(vs_volume *volume, uint64_t offset, uint8_t *from, struct extent *extent)
 {
 	uint64_t left = (1ull << volume->shift) - (offset & ((1ull << volume->shift) - 1));
@@ -155,10 +163,8 @@ static int write_extent(vs_volume *volume, uint64_t offset, uint8_t *from, struc
 	return allocate_write(volume, offset, from, extent->length);
 }
 
-int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length)
+static int write_range(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length)
 {
-	if (!within(volume, offset, length))
-		return -EINVAL;
 	for (uint8_t *from = (uint8_t *)(uintptr_t)buffer; length;) {
 		struct extent extent = volume_extent(volume, offset, length);
 		int error = write_extent(volume, offset, from, &extent);
@@ -172,6 +178,16 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 		length -= extent.length;
 	}
 	return 0;
+}
+
+int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length)
+{
+	if (!within(volume, offset, length))
+		return -EINVAL;
+	uint32_t entered = epoch_enter_to_write(volume);
+	int error = write_range(volume, offset, buffer, length);
+	epoch_leave(volume, entered);
+	return error;
 }
 
 static int write_zeroes(struct layer *layer, uint64_t offset, uint64_t length)
@@ -202,10 +218,8 @@ static int clear_extent(struct layer *layer, uint64_t offset, uint64_t length, b
 	return error == -EOPNOTSUPP ? write_zeroes(layer, offset, length) : error;
 }
 
-int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate)
+static int zero_range(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate)
 {
-	if (!within(volume, offset, length))
-		return -EINVAL;
 	while (length) {
 		struct extent extent = volume_extent(volume, offset, length);
 		int error = 0;
@@ -220,6 +234,16 @@ int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deal
 		length -= extent.length;
 	}
 	return 0;
+}
+
+int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate)
+{
+	if (!within(volume, offset, length))
+		return -EINVAL;
+	uint32_t entered = epoch_enter_to_write(volume);
+	int error = zero_range(volume, offset, length, deallocate);
+	epoch_leave(volume, entered);
+	return error;
 }
 
 int vs_volume_flush(vs_volume *volume)

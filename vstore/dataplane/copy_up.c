@@ -79,7 +79,7 @@ int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *dat
 	return error;
 }
 
-int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length)
+static int replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length)
 {
 	uint64_t in_a_row;
 	int error = -EAGAIN;
@@ -108,6 +108,15 @@ int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint6
 	if (error && !map_store(volume, block, entry))
 		free(fresh); /* nobody else had a use for it: its old place is not one that writes go over */
 	pthread_mutex_unlock(&volume->lock);
+	return error;
+}
+
+int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length)
+{
+	uint32_t entered = epoch_enter(volume);
+	/* the caller may hold what the one who quiesced waits for, so it may not wait here */
+	int error = atomic_load(&volume->quiesced) ? -EAGAIN : replace(volume, block, data, length);
+	epoch_leave(volume, entered);
 	return error;
 }
 

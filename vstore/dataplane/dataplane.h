@@ -69,6 +69,15 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
 int vs_volume_flush(vs_volume *volume);
 
+/* Returns when all I/O that was under way at the call, of loops and of blocking calls, has ended: no one looks any more at
+ * places that the map had named before. Frees the tables that were replaced until now. Not from within a call of its own. */
+int vs_volume_drain(vs_volume *volume);
+/* Writes and zeroes that begin from now on wait (a loop leaves them to the slow path, which waits; vs_volume_replace is
+ * -EAGAIN); those under way have ended when it returns. Reads, flushes and commits go on. Calls may be nested. */
+int vs_volume_quiesce(vs_volume *volume);
+/* -EINVAL: it is not quiesced. */
+int vs_volume_resume(vs_volume *volume);
+
 /* Copy-on-write (allocate.c). A write to a block that is HOLE, ZERO or SHARED takes the next block of the window; what
  * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. sub_shift: log2 of the
  * unit that is copied up (at most 512 of them in a block). keeps_masks: the format keeps a bit a unit, nothing is filled. */

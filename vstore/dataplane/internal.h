@@ -139,7 +139,9 @@ struct io {
 	uint64_t bounce_length;
 	struct fresh *claim; /* copy-on-write: what this write makes valid when it has ended */
 	uint64_t claim_offset, claim_length;
-	bool durable; /* FUA: RWF_DSYNC */
+	bool durable;     /* FUA: RWF_DSYNC */
+	bool counted;     /* under way outside a turn, */
+	uint32_t entered; /* since this epoch */
 	struct io *next;
 };
 
@@ -244,6 +246,8 @@ struct loop {
 	pthread_mutex_t lock;
 	_Atomic uint32_t wanted;
 	_Atomic bool stop;
+	_Atomic uint64_t turns; /* odd: in a turn, see epoch.c */
+	struct loop *next;      /* of all devices */
 	bool running;
 	int epoll, wake;
 	struct io_uring uring;
@@ -292,6 +296,10 @@ unsigned vs_device_step(struct vs_device *device);
 int loop_watch(struct vring *ring, int kick);
 /* Runs work(argument). A SIGBUS in it breaks the ring that was being served and drops the one request. */
 unsigned loop_guarded(struct loop *loop, unsigned (*work)(void *argument), void *argument);
+
+/* epoch.c */
+void epoch_add_loop(struct loop *loop);
+void epoch_remove_loop(struct loop *loop);
 
 /* virtio_scsi.c */
 unsigned scsi_serve(struct vring *ring, unsigned limit);

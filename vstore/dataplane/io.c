@@ -157,6 +157,8 @@ void io_done(struct io *io, int result)
 	result = io_end(io, result);
 	if (io->claim)
 		allocate_done(io->volume, io->claim, io->claim_offset, io->claim_length, !result);
+	if (io->counted)
+		epoch_leave(io->volume, io->entered);
 	if (result && !request->error)
 		request->error = result;
 	if (io != &request->io)
@@ -377,6 +379,8 @@ int io_start(struct loop *loop, struct io *io)
 		if (error != -EAGAIN && (error || !direct))
 			return error;
 	}
+	io->entered = epoch_enter(io->volume);
+	io->counted = true;
 	queue_uring(loop, io);
 	return IO_STARTED;
 }

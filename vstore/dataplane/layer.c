@@ -17,16 +17,6 @@
 
 enum { WINDOW_PAGES = 512 };
 
-void volume_retire(struct vs_volume *volume, void *memory, size_t length)
-{
-	struct retired *retired = malloc(sizeof(*retired));
-
-	if (!retired)
-		return; /* a leak is better than a reader on freed memory */
-	*retired = (struct retired){ volume->retired, memory, length };
-	volume->retired = retired;
-}
-
 static struct mapping *new_mapping(const struct layer *layer, uint64_t length)
 {
 	/* writing through a mapping is for files that live in memory: on a disk's file the first touch of a page may wait */

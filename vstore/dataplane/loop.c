@@ -100,6 +100,17 @@ static void recover(struct loop *loop)
 		request_dropped(request);
 }
 
+/* A turn, for those who wait for its end in epoch.c. */
+static void turn_begins(struct loop *loop)
+{
+	atomic_fetch_add(&loop->turns, 1);
+}
+
+static void turn_ends(struct loop *loop)
+{
+	atomic_fetch_add_explicit(&loop->turns, 1, memory_order_release);
+}
+
 unsigned loop_guarded(struct loop *loop, unsigned (*work)(void *argument), void *argument)
 {
 	sigjmp_buf here;
@@ -107,12 +118,15 @@ unsigned loop_guarded(struct loop *loop, unsigned (*work)(void *argument), void 
 	if (sigsetjmp(here, 0)) {
 		vs_fault_guard = NULL;
 		recover(loop);
+		turn_ends(loop);
 		return 1;
 	}
+	turn_begins(loop);
 	loop->serving_ring = NULL;
 	vs_fault_guard = &here;
 	unsigned done = work(argument);
 	vs_fault_guard = NULL;
+	turn_ends(loop);
 	return done;
 }
 
@@ -312,6 +326,7 @@ int loop_open(struct loop *loop, struct vs_device *device, uint32_t index)
 	loop->index = index;
 	loop->major_faults = -1;
 	pthread_mutex_init(&loop->lock, NULL);
+	epoch_add_loop(loop);
 	loop->epoll = epoll_create1(EPOLL_CLOEXEC);
 	loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (loop->epoll < 0 || loop->wake < 0)
@@ -344,6 +359,7 @@ void loop_close(struct loop *loop)
 		request_destroy(request);
 	}
 	io_close(loop);
+	epoch_remove_loop(loop);
 	if (loop->epoll >= 0)
 		close(loop->epoll);
 	if (loop->wake >= 0)

@@ -170,6 +170,10 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 	struct extent extent = volume_extent(volume, ranges->offset, ranges->length);
 	bool read = ranges->operation == IO_READ;
 
+	if (!read && UNLIKELY(atomic_load_explicit(&volume->quiesced, memory_order_relaxed))) {
+		request_to_python(request); /* whose threads may wait */
+		return;
+	}
 	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length)) {
 		struct io *io = request_io(request, ranges, &extent);
 		io->data = &request->iov[read ? request->in_first : request->out_first];

@@ -6,7 +6,7 @@
  *                                                                 state in bits 63:60  one run, this is its first entry
  *                                                                 else                 address of 512 entries
  *
- * Readers take no lock: words are stored whole, and a table that grew leaves its old self behind until the volume goes.
+ * Readers take no lock: words are stored whole, and a table that was replaced stays until the next drain (epoch.c).
  * volume_extent() is the only place in vstore that cuts a range at block boundaries.
  */
 #define _GNU_SOURCE
@@ -16,7 +16,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 enum { PAGE_ENTRIES = 512, STATE_SHIFT = 60, LAYER_SHIFT = 48, LAYER_MASK = 0xFFF, SECTOR_SHIFT = 9 };
@@ -227,7 +226,9 @@ int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry)
 
 	if (block >= block_count(volume, atomic_load(&volume->length)))
 		return -EINVAL;
+	uint32_t entered = epoch_enter(volume);
 	*entry = map_look_up(volume, block, &in_a_row);
+	epoch_leave(volume, entered);
 	return 0;
 }
 
@@ -283,6 +284,7 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	volume->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	volume->pages = calloc(volume->page_count, sizeof(*volume->pages));
 	pthread_mutex_init(&volume->lock, NULL);
+	pthread_mutex_init(&volume->draining, NULL);
 	pthread_cond_init(&volume->settled, NULL);
 	if (!volume->pages || volume->notice_fd < 0) {
 		free((void *)volume->pages);
@@ -302,17 +304,11 @@ void vs_volume_release(vs_volume *volume)
 	free((void *)volume->pages);
 	for (unsigned i = 0; i <= LAYER_MASK; i++)
 		layer_free(volume->layers[i]);
-	for (struct retired *next, *old = volume->retired; old; old = next) {
-		next = old->next;
-		if (old->length)
-			munmap(old->memory, old->length);
-		else
-			free(old->memory);
-		free(old);
-	}
+	retired_free(volume->retired);
 	window_free(volume);
 	close(volume->notice_fd);
 	pthread_cond_destroy(&volume->settled);
+	pthread_mutex_destroy(&volume->draining);
 	pthread_mutex_destroy(&volume->lock);
 	free(volume);
 }

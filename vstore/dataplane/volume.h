@@ -69,7 +69,11 @@ struct vs_volume {
 	struct fresh *batch, **batch_tail, *committing;
 	uint32_t batch_count, batch_limit;
 	int notice_fd;
-	struct retired *retired; /* readers may still look at these: freed with the volume */
+	struct retired *retired; /* readers may still look at these: freed by the next drain */
+	uint32_t retired_count;
+	pthread_mutex_t draining; /* taken before `lock` */
+	_Atomic uint32_t quiesced;
+	_Atomic uint64_t epoch, under_way[2]; /* see epoch.c */
 };
 
 static inline bool reads_zero(const struct extent *extent)
@@ -126,8 +130,16 @@ bool window_take(struct vs_volume *volume, struct fresh *fresh);
 void window_free(struct vs_volume *volume);
 bool allocates_over(const struct vs_volume *volume, unsigned state);
 
-void volume_retire(struct vs_volume *volume, void *memory, size_t length);
+/* epoch.c: whoever looks at the map without the lock, or follows what it said, is in a loop's turn or between enter and
+ * leave. To retire takes the lock. */
+uint32_t epoch_enter(struct vs_volume *volume);
+/* Waits while the volume is quiesced: not for a thread that the one who resumes may wait for. */
+uint32_t epoch_enter_to_write(struct vs_volume *volume);
+void epoch_leave(struct vs_volume *volume, uint32_t entered);
+void volume_retire(struct vs_volume *volume, void *memory, size_t length); /* length 0: free(), else munmap() */
+void retired_free(struct retired *retired);
 
+/* layer.c */
 void layer_map(struct vs_volume *volume, struct layer *layer);
 void layer_free(struct layer *layer);
 int layer_synced(struct layer *layer, int result);

@@ -64,6 +64,18 @@ class Volume:
     def flush(self) -> None:
         checked(lib.vs_volume_flush(self.pointer), "volume_flush()")
 
+    def drain(self) -> None:
+        """Returns when all I/O that was under way has ended, so that places which the map named before are free."""
+        checked(lib.vs_volume_drain(self.pointer), "volume_drain()")
+
+    def quiesce(self) -> None:
+        """From its return to `resume` nothing writes to the disk: those that begin wait, also in the calling thread."""
+        checked(lib.vs_volume_quiesce(self.pointer), "volume_quiesce()")
+
+    def resume(self) -> None:
+        """Ends what `quiesce` began."""
+        checked(lib.vs_volume_resume(self.pointer), "volume_resume()")
+
     # ---- copy-on-write ----
 
     def allocates(self, unit: int, *, keeps_masks: bool, batch_limit: int) -> None:

@@ -1,0 +1,406 @@
+/*
+ * test_epoch.c - what drain and quiesce wait for, and that nobody who began to read before a drain sees what comes after.
+ *
+ * preadv() and pwritev2() here stop at a gate when they are told to, so that I/O is under way for as long as a test wants.
+ */
+#define _GNU_SOURCE
+#include "../../vstore/dataplane/volume.h"
+#include "commands.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), A_WHILE_US = 20000, BLOCKS = 8, TURNS = 400 };
+
+static const struct setup inline_io = { 0 };
+static _Atomic unsigned stopping, stopped, passing; /* calls that shall stop, have, and may go on */
+
+static void gate(void)
+{
+	unsigned some = stopping;
+
+	if (!some)
+		return;
+	stopping = some - 1;
+	unsigned place = stopped++;
+	while (passing <= place)
+		usleep(100);
+}
+
+ssize_t preadv(int fd, const struct iovec *iov, int count, off_t offset)
+{
+	gate();
+	return syscall(SYS_preadv, fd, iov, count, offset, 0);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	gate();
+	return syscall(SYS_pwritev2, fd, iov, count, offset, 0, flags);
+}
+
+static void close_gate(unsigned calls)
+{
+	stopped = passing = 0;
+	stopping = calls;
+}
+
+struct caller {
+	vs_volume *volume;
+	int (*call)(struct caller *caller);
+	uint64_t offset;
+	uint8_t bytes[PAGE];
+	int result;
+	_Atomic bool done;
+	pthread_t thread;
+};
+
+static void *call_main(void *argument)
+{
+	struct caller *caller = argument;
+
+	caller->result = caller->call(caller);
+	caller->done = true;
+	return NULL;
+}
+
+static void start(struct caller *caller, vs_volume *volume, int (*call)(struct caller *caller))
+{
+	*caller = (struct caller){ .volume = volume, .call = call };
+	assert_int_equal(pthread_create(&caller->thread, NULL, call_main, caller), 0);
+}
+
+static void finish(struct caller *caller)
+{
+	assert_int_equal(pthread_join(caller->thread, NULL), 0);
+	assert_int_equal(caller->result, 0);
+}
+
+static int reads(struct caller *caller)
+{
+	return vs_volume_read(caller->volume, caller->offset, caller->bytes, PAGE);
+}
+
+static int writes(struct caller *caller)
+{
+	memset(caller->bytes, 0x5A, PAGE);
+	return vs_volume_write(caller->volume, caller->offset, caller->bytes, PAGE);
+}
+
+static int drains(struct caller *caller)
+{
+	return vs_volume_drain(caller->volume);
+}
+
+static int quiesces(struct caller *caller)
+{
+	return vs_volume_quiesce(caller->volume);
+}
+
+static void wait_until_stopped(unsigned calls)
+{
+	while (stopped < calls)
+		usleep(100);
+}
+
+static void test_drain_waits_for_io_that_is_under_way_and_for_none_that_begins_later(void **state)
+{
+	struct caller before, after, drain;
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	close_gate(2);
+	start(&before, volume, reads);
+	wait_until_stopped(1);
+	start(&drain, volume, drains);
+	usleep(A_WHILE_US);
+	assert_false(drain.done);
+	start(&after, volume, reads);
+	wait_until_stopped(2);
+	passing = 1;
+	finish(&before);
+	finish(&drain);
+	assert_false(after.done);
+	passing = 2;
+	finish(&after);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_drain_waits_for_what_a_loop_does_in_its_turn(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, (struct setup){ .threads = 1 });
+	struct buffer chain[3] = { { new_header(driver, read_10(0, 8), 1), 51, false },
+				   { new_response(driver), RESPONSE, true },
+				   data_in(driver, PAGE) };
+	struct vring_used_elem used;
+	struct caller drain;
+
+	(void)state;
+	close_gate(1);
+	driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, chain, 3));
+	driver_kick(driver, REQUEST);
+	wait_until_stopped(1);
+	start(&drain, driver->volume, drains);
+	usleep(A_WHILE_US);
+	assert_false(drain.done);
+	passing = 1;
+	finish(&drain);
+	assert_true(driver_wait(driver, REQUEST) && driver_used(driver, REQUEST, &used));
+	driver_free(driver);
+}
+
+static void test_quiesce_waits_for_writes_under_way_and_holds_up_later_ones_until_resume(void **state)
+{
+	struct caller under_way, later, read, quiesce;
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	close_gate(1);
+	start(&under_way, volume, writes);
+	wait_until_stopped(1);
+	start(&quiesce, volume, quiesces);
+	usleep(A_WHILE_US);
+	assert_false(quiesce.done);
+	start(&later, volume, writes);
+	passing = 1;
+	finish(&under_way);
+	finish(&quiesce);
+	start(&read, volume, reads);
+	finish(&read);
+	usleep(A_WHILE_US);
+	assert_false(later.done);
+	assert_int_equal(vs_volume_resume(volume), 0);
+	finish(&later);
+	assert_int_equal(vs_volume_resume(volume), -EINVAL);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is_quiesced(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	struct buffer out = data_out(driver, PAGE, 1), in = data_in(driver, PAGE);
+	struct answer answer;
+
+	(void)state;
+	assert_int_equal(vs_volume_quiesce(driver->volume), 0);
+	assert_good(command(driver, read_10(0, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	for (unsigned i = 0; i < 2; i++) {
+		answer = i ? command(driver, write_same_16(0, 8, true, true), NULL, 0, NULL, 0)
+			   : command(driver, write_10(0, 8), &out, 1, NULL, 0);
+		vs_completion completion = { .request = answer.notice.request, .response_length = RESPONSE };
+		struct vring_used_elem used;
+
+		assert_slow(answer);
+		assert_int_equal(vs_complete(driver->device, &completion, 1), 0);
+		assert_true(driver_used(driver, REQUEST, &used));
+	}
+	assert_int_equal(vs_volume_resume(driver->volume), 0);
+	assert_good(command(driver, write_10(0, 8), &out, 1, NULL, 0), RESPONSE);
+	driver_free(driver);
+}
+
+static void test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced(void **state)
+{
+	uint8_t block[PAGE] = { 0 };
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_give(volume, 0, 0, 1, 0), 0);
+	assert_int_equal(vs_volume_set_run(volume, 3, 1, entry_of(VS_COMPRESSED, 0, 0)), 0);
+	assert_int_equal(vs_volume_quiesce(volume), 0);
+	assert_int_equal(vs_volume_replace(volume, 3, block, PAGE), -EAGAIN);
+	assert_int_equal(vs_volume_resume(volume), 0);
+	assert_int_equal(vs_volume_replace(volume, 3, block, PAGE), 0);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_drain_frees_the_tables_that_were_replaced(void **state)
+{
+	vs_volume *volume = vs_volume_new(1ull << 30, 12);
+	const uint64_t entry = entry_of(VS_HOLE, 0, 0);
+
+	(void)state;
+	assert_non_null(volume);
+	assert_int_equal(vs_volume_set_run(volume, 0, 512, entry), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(vs_volume_set_run(volume, 7, 1, entry_of(VS_ZERO, 0, 0)), 0);
+		assert_int_equal(vs_volume_set_run(volume, 0, 512, entry), 0);
+	}
+	assert_int_equal(volume->retired_count, 3);
+	assert_int_equal(vs_volume_drain(volume), 0);
+	assert_int_equal(volume->retired_count, 0);
+	vs_volume_release(volume);
+}
+
+/* ---- places that go from block to block ---------------------------------------------------------- */
+
+/* Each block is full of its own number, wherever it lies; its place goes to another block as soon as drain returns. */
+static void fill(uint8_t *bytes, uint64_t block)
+{
+	for (uint32_t i = 0; i < PAGE / 8; i++)
+		memcpy(bytes + 8 * i, &(uint64_t){ block + 1 }, 8);
+}
+
+static bool is_full_of(const uint8_t *bytes, uint64_t block)
+{
+	uint8_t wanted[PAGE];
+
+	fill(wanted, block);
+	return !memcmp(bytes, wanted, PAGE);
+}
+
+static _Atomic bool moving;
+
+static int reads_all(struct caller *caller)
+{
+	for (uint64_t block = 0; moving; block = (block + 1) % BLOCKS) {
+		int error = vs_volume_read(caller->volume, block * PAGE, caller->bytes, PAGE);
+
+		if (error || !is_full_of(caller->bytes, block))
+			return error ? error : -EILSEQ;
+	}
+	return 0;
+}
+
+struct guest {
+	struct driver *driver;
+	struct buffer chains[BLOCKS][3];
+	pthread_t thread;
+	bool failed;
+};
+
+/* All blocks at once, again and again. */
+static void *guest_main(void *argument)
+{
+	struct guest *guest = argument;
+
+	while (moving && !guest->failed) {
+		for (uint32_t i = 0; i < BLOCKS; i++)
+			driver_offer(guest->driver, REQUEST, driver_chain(guest->driver, REQUEST, guest->chains[i], 3));
+		driver_kick(guest->driver, REQUEST);
+		for (uint32_t i = 0; i < BLOCKS && !guest->failed; i++) {
+			struct vring_used_elem used;
+
+			guest->failed =
+				!driver_wait(guest->driver, REQUEST) || !driver_used(guest->driver, REQUEST, &used);
+		}
+		for (uint32_t i = 0; i < BLOCKS; i++)
+			if (!is_full_of(driver_host(guest->driver, guest->chains[i][2].guest), i))
+				guest->failed = true;
+	}
+	return NULL;
+}
+
+static void begin(struct guest *guest, struct driver *driver)
+{
+	guest->driver = driver;
+	guest->failed = false;
+	for (uint32_t i = 0; i < BLOCKS; i++) {
+		guest->chains[i][0] = (struct buffer){ new_header(driver, read_10(8 * i, 8), i), 51, false };
+		guest->chains[i][1] = (struct buffer){ new_response(driver), RESPONSE, true };
+		guest->chains[i][2] = data_in(driver, PAGE);
+	}
+	assert_int_equal(pthread_create(&guest->thread, NULL, guest_main, guest), 0);
+}
+
+static uint64_t entry_at(vs_volume *volume, uint64_t block)
+{
+	uint64_t entry = 0;
+
+	assert_int_equal(vs_volume_get_entry(volume, block, &entry), 0);
+	return entry;
+}
+
+/* The block gets the one place that is free, and its old one becomes the free one. */
+static void move(vs_volume *volume, uint64_t block)
+{
+	uint64_t old = entry_at(volume, block) & ((1ull << 48) - 1);
+	_Alignas(PAGE) uint8_t bytes[PAGE];
+	vs_change change;
+
+	fill(bytes, block);
+	assert_int_equal(vs_volume_set_run(volume, block, 1, (uint64_t)VS_SHARED << 60 | old), 0);
+	assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
+	assert_int_equal(vs_volume_commit_begin(volume, &change, 1), 1);
+	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
+	assert_int_equal(vs_volume_drain(volume), 0);
+	assert_int_equal(vs_volume_give(volume, 0, old << 9, 1, 0), 0);
+}
+
+/* The driver's LUN gets a volume of small blocks in the file that it had. */
+static void become_movable(struct driver *driver, enum medium medium)
+{
+	vs_lun_settings settings = open_lun();
+	vs_volume *volume = vs_volume_new(DISK_LENGTH, 12);
+	bool direct = medium == ON_DISK_DIRECT;
+	_Alignas(PAGE) uint8_t bytes[PAGE];
+
+	assert_non_null(volume);
+	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, direct ? VS_FILE_DIRECT : VS_FILE_INSTANT,
+					     direct ? PAGE : 1),
+			 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, DISK_LENGTH / PAGE, entry_of(VS_DATA, 0, 0)), 0);
+	for (uint64_t block = 0; block < BLOCKS; block++) {
+		fill(bytes, block);
+		assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
+	}
+	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_give(volume, 0, DISK_LENGTH - PAGE, 1, 0), 0);
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
+	vs_volume_release(driver->volume);
+	driver->volume = volume;
+}
+
+static void test_no_reader_sees_what_came_to_the_place_that_its_block_left(void **state)
+{
+	static const enum medium media[] = { ON_TMPFS, ON_DISK_DIRECT };
+
+	(void)state;
+	stopping = 0;
+	for (uint32_t m = 0; m < COUNT(media); m++) {
+		struct setup setup = { .threads = 1, .poll_ns = 20000, .io_uring = true };
+		struct driver *driver = driver_with_disk(media[m], setup);
+		struct caller readers[2];
+		struct guest guest;
+
+		become_movable(driver, media[m]);
+		moving = true;
+		begin(&guest, driver);
+		for (uint32_t i = 0; i < COUNT(readers); i++)
+			start(&readers[i], driver->volume, reads_all);
+		for (uint64_t turn = 0; turn < TURNS; turn++)
+			move(driver->volume, turn * 5 % BLOCKS);
+		moving = false;
+		for (uint32_t i = 0; i < COUNT(readers); i++)
+			finish(&readers[i]);
+		assert_int_equal(pthread_join(guest.thread, NULL), 0);
+		assert_false(guest.failed);
+		driver_free(driver);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_drain_waits_for_io_that_is_under_way_and_for_none_that_begins_later),
+		cmocka_unit_test(test_drain_waits_for_what_a_loop_does_in_its_turn),
+		cmocka_unit_test(test_quiesce_waits_for_writes_under_way_and_holds_up_later_ones_until_resume),
+		cmocka_unit_test(test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is_quiesced),
+		cmocka_unit_test(test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced),
+		cmocka_unit_test(test_drain_frees_the_tables_that_were_replaced),
+		cmocka_unit_test(test_no_reader_sees_what_came_to_the_place_that_its_block_left),
+	};
+
+	return cmocka_run_group_tests_name("epoch", tests, NULL, NULL);
+}
