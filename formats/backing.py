@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from formats.errors import CorruptImage, ImageError, InvalidArgument, UnsupportedFeature, image_error
+from formats.errors import CorruptImage, ImageError, InvalidArgument, ReferenceOutside, UnsupportedFeature, image_error
 from formats.host_file import HostFile, Path
 from formats.image import Reference
 
@@ -83,9 +83,9 @@ class References:
         except OSError as error:
             raise image_error(error, f"cannot open {told}") from error
         if found is None:
-            raise InvalidArgument(
+            raise ReferenceOutside(
                 f"{told}, lies outside the directories in which references may lie "
-                f"({', '.join(dict(self._directories))}); allow its directory, or name a file in one of these"
+                f"({', '.join(dict(self._directories))}); name a file in one of these, or allow its directory"
             )
         try:
             self._claim(os.fstat(found), path)

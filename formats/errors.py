@@ -29,6 +29,10 @@ class InvalidArgument(ImageError):
     """The request itself makes no sense: a length, a name or a choice out of range."""
 
 
+class ReferenceOutside(InvalidArgument):
+    """An image names a file that lies outside every directory in which references may lie."""
+
+
 class ReadOnlyImage(ImageError):
     """A change was asked of what was opened, or lies on a file system mounted, read-only."""
 

@@ -71,3 +71,26 @@ def test_a_block_is_composed_of_files_that_are_open_with_o_direct(tmp_path: Path
     for image in images:
         image.close()
     assert found == qemu_bytes(top)[100:60100]
+
+
+@pytest.mark.parametrize("middle", [{"cluster_size": 512}, {"cluster_size": 2 << 20}, {"extended_l2": "on"}])
+@pytest.mark.parametrize("length", [100 * KIB + 512, 128 * KIB, 3 * KIB, 512])
+@pytest.mark.parametrize("cluster", [65536, 1024])
+def test_behind_the_end_of_a_shrunk_parent_are_zeros_whatever_lies_below(
+    tmp_path: Path, middle: dict[str, object], length: int, cluster: int
+) -> None:
+    bottom, mid = tmp_path / "bottom", tmp_path / "mid"
+    qemu_create(bottom, 300 * KIB)
+    qemu_io("qcow2", bottom, "write -P 1 0 300k")
+    qemu_create(mid, 300 * KIB, backing_file=bottom, backing_fmt="qcow2", **middle)
+    qemu_io("qcow2", mid, "write -P 2 1k 512", "write -P 3 100k 24k", "write -P 4 200k 10k")
+    assert run("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", mid, str(length)).returncode == 0
+    top = overlay(tmp_path / "top", 300 * KIB, cluster, mid)
+    qemu_io("qcow2", top, "write -P 5 110k 1k")
+    expected = qemu_bytes(top)
+    images = open_chain("qcow2", top, read_only=True)
+    composed = Chain(images).compose(777, 250 * KIB)
+    for image in images:
+        image.close()
+    assert composed == expected[777 : 777 + 250 * KIB]
+    assert disk_bytes(top) == expected

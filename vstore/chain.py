@@ -10,7 +10,7 @@ Not thread-safe: who shares a chain holds a lock around every call.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from formats import direct_io
 from formats.errors import UnsupportedFeature
@@ -38,49 +38,51 @@ class Chain:
 
     def merged(self, first: int, count: int) -> list[Run]:
         """The map of `count` blocks of the top image from `first` on; ascending, without a gap."""
-        return self._merged(0, first, count)
+        runs: list[Run] = []
+        wanted = [(first, count)]
+        for depth, image in enumerate(self._chain):
+            asked, wanted = wanted, []
+            for start, number in asked:
+                inside = min(number, max(0, -(-image.geometry.length // self._block_size) - start))
+                for run in self._loaded(image, start, inside) if inside else ():
+                    state = BlockState(run.entry >> 60)
+                    if state is BlockState.HOLE and depth + 1 < len(self._chain):
+                        wanted.append((run.first, run.count))
+                    else:
+                        runs.append(Run(run.first, run.count, self._told(depth, state, run.entry)))
+                if inside < number:  # behind the end of a parent nothing shows through, whatever its parents have there
+                    runs.append(Run(start + inside, number - inside, entry(BlockState.HOLE)))
+            if not wanted:
+                break
+        return sorted(runs, key=lambda run: run.first)
 
     def compose(self, offset: int, length: int) -> bytes:
         """The bytes of any range, wherever they lie; zeros behind the end of the disk. Slow: for what no single place
         holds."""
-        return self._compose(0, offset, length)
+        data = bytearray(length)
+        wanted = [(offset, length)]
+        for image in self._chain:
+            asked, wanted = wanted, []
+            for start, number in asked:
+                for at, found in _found(image, start, number):
+                    if isinstance(found, int):
+                        wanted.append((at, found))
+                    else:
+                        data[at - offset : at - offset + len(found)] = found
+            if not wanted:
+                break
+        return bytes(data)
 
-    def _merged(self, depth: int, first: int, count: int) -> list[Run]:
-        """Runs of the chain from `depth` down, in blocks of the top image; ascending, without a gap. Behind the end of
-        an image nothing shows through, whatever its parents have there."""
-        stop, whole = first + count, self._whole_blocks(depth)
-        runs: list[Run] = []
-        if first < min(stop, whole):
-            runs += self._inside(depth, first, min(stop, whole) - first)
-        if first <= whole < stop and whole * self._block_size < self._chain[depth].geometry.length:
-            runs.append(self._last(depth, whole))
-        known = runs[-1].first + runs[-1].count if runs else first
-        if known < stop:
-            runs.append(Run(known, stop - known, entry(BlockState.HOLE)))
+    def _loaded(self, image: Image, first: int, count: int) -> list[Run]:
+        """An image's runs in blocks of the top image."""
+        own, length, size = image.geometry.block_size, image.geometry.length, self._block_size
+        end = min((first + count) * size, length)
+        runs = list(image.load(first * size // own, -(-end // own) - first * size // own))
+        if own != size:
+            runs = _recut(runs, own, size, first, count)
+        if end == length and length % size and length < self.top.geometry.length:
+            _end_inside(runs)
         return runs
-
-    def _whole_blocks(self, depth: int) -> int:
-        """Blocks that the image has from end to end. The disk itself ends inside its last one."""
-        length = self._chain[depth].geometry.length
-        return length // self._block_size if depth else -(-length // self._block_size)
-
-    def _inside(self, depth: int, first: int, count: int) -> list[Run]:
-        runs: list[Run] = []
-        for run in _loaded(self._chain[depth], first, count, self._block_size):
-            state = BlockState(run.entry >> 60)
-            if state is BlockState.HOLE and depth + 1 < len(self._chain):
-                runs += self._merged(depth + 1, run.first, run.count)
-            else:
-                runs.append(Run(run.first, run.count, self._told(depth, state, run.entry)))
-        return runs
-
-    def _last(self, depth: int, block: int) -> Run:
-        """The block that a parent ends in: what its file has behind the end is not to be seen."""
-        (run,) = _loaded(self._chain[depth], block, 1, self._block_size)
-        state = BlockState(run.entry >> 60)
-        bottom = depth + 1 == len(self._chain)
-        same = state is BlockState.ZERO or (state is BlockState.HOLE and bottom)
-        return Run(block, 1, entry(state if same else BlockState.COMPRESSED))
 
     def _told(self, depth: int, state: BlockState, word: int) -> int:
         """An image's own entry as the merged map has it."""
@@ -94,65 +96,64 @@ class Chain:
             case _:
                 return entry(state)
 
-    def _compose(self, depth: int, offset: int, length: int) -> bytes:
-        if depth == len(self._chain):
-            return bytes(length)
-        image = self._chain[depth]
-        inside = max(0, min(length, image.geometry.length - offset))
-        size, data = image.geometry.block_size, bytearray()
-        while len(data) < inside:
-            at = offset + len(data)
-            take = min(size - at % size, inside - len(data))
-            data += self._piece(depth, at, take)
-        return bytes(data) + bytes(length - inside)
 
-    def _piece(self, depth: int, offset: int, length: int) -> bytes:
-        """Bytes inside one block of the image at `depth`."""
-        image = self._chain[depth]
-        block, within = divmod(offset, image.geometry.block_size)
-        run = image.load(block, 1)[0]
-        match BlockState(run.entry >> 60):
-            case BlockState.HOLE:
-                return self._compose(depth + 1, offset, length)
-            case BlockState.ZERO:
-                return bytes(length)
-            case BlockState.COMPRESSED:
-                return image.materialise(block)[within : within + length]
-            case BlockState.PARTIAL:
-                return self._sub_blocks(depth, block, run.entry, within, length)
-            case _:
-                return self._stored(image, run.entry, within, length)
-
-    def _sub_blocks(self, depth: int, block: int, word: int, within: int, length: int) -> bytes:
-        image = self._chain[depth]
-        size = image.geometry.sub_block_size
-        assert size is not None
-        mask, data = image.masks(block, 1)[0], bytearray()
-        while len(data) < length:
-            at = within + len(data)
-            take, bit = min(size - at % size, length - len(data)), 1 << at // size
-            if mask.allocated & bit:
-                data += self._stored(image, word, at, take)
-            elif mask.zero & bit:
-                data += bytes(take)
-            else:
-                data += self._compose(depth + 1, block * image.geometry.block_size + at, take)
-        return bytes(data)
-
-    @staticmethod
-    def _stored(image: Image, word: int, within: int, length: int) -> bytes:
-        layer, at = image.layers[word >> 48 & 0xFFF], (word & _OFFSET) * 512 + within
-        if layer.flags & LayerFlags.DIRECT:
-            return direct_io.read(layer.descriptor, at, length, layer.alignment).ljust(length, b"\0")
-        return os.pread(layer.descriptor, length, at).ljust(length, b"\0")
+def _end_inside(runs: list[Run]) -> None:
+    """The image ends inside the last block, which has to be composed, so that zeros follow in it."""
+    last = runs.pop()
+    if last.count > 1:
+        runs.append(Run(last.first, last.count - 1, last.entry))
+    zero = last.entry == entry(BlockState.ZERO)
+    runs.append(Run(last.first + last.count - 1, 1, last.entry if zero else entry(BlockState.COMPRESSED)))
 
 
-def _loaded(image: Image, first: int, count: int, block_size: int) -> list[Run]:
-    """An image's runs in blocks of `block_size`, whatever its own are; its length bounds the last one."""
-    own = image.geometry.block_size
-    start, end = first * block_size, min((first + count) * block_size, image.geometry.length)
-    runs = image.load(start // own, -(-end // own) - start // own)
-    return list(runs) if own == block_size else _recut(runs, own, block_size, first, count)
+def _found(image: Image, offset: int, length: int) -> Iterator[tuple[int, bytes | int]]:
+    """What an image itself has of a range: bytes, each with its offset, and the lengths that its parents have. What is
+    zeros is left out."""
+    size, end = image.geometry.block_size, min(offset + length, image.geometry.length)
+    while offset < end:
+        take = min(size - offset % size, end - offset)
+        yield from _in_block(image, offset, take)
+        offset += take
+
+
+def _in_block(image: Image, offset: int, length: int) -> Iterator[tuple[int, bytes | int]]:
+    block, within = divmod(offset, image.geometry.block_size)
+    word = image.load(block, 1)[0].entry
+    match BlockState(word >> 60):
+        case BlockState.HOLE:
+            yield offset, length
+        case BlockState.ZERO:
+            pass
+        case BlockState.COMPRESSED:
+            yield offset, image.materialise(block)[within : within + length]
+        case BlockState.PARTIAL:
+            yield from _in_sub_blocks(image, word, offset, length)
+        case _:
+            yield offset, _stored(image, word, within, length)
+
+
+def _in_sub_blocks(image: Image, word: int, offset: int, length: int) -> Iterator[tuple[int, bytes | int]]:
+    size = image.geometry.sub_block_size
+    assert size is not None
+    block, within = divmod(offset, image.geometry.block_size)
+    mask, end = image.masks(block, 1)[0], within + length
+    while within < end:
+        take, bit = min(size - within % size, end - within), 1 << within // size
+        at = offset + length - (end - within)
+        if mask.allocated & bit:
+            yield at, _stored(image, word, within, take)
+        elif not mask.zero & bit:
+            yield at, take
+        within += take
+
+
+def _stored(image: Image, word: int, within: int, length: int) -> bytes:
+    layer, offset = image.layers[word >> 48 & 0xFFF], (word & _OFFSET) * 512 + within
+    if LayerFlags.DIRECT in layer.flags:
+        data = direct_io.read(layer.descriptor, offset, length, layer.alignment)
+    else:
+        data = os.pread(layer.descriptor, length, offset)
+    return data.ljust(length, b"\0")
 
 
 def _recut(runs: Sequence[Run], own: int, wanted: int, first: int, count: int) -> list[Run]:

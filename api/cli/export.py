@@ -31,6 +31,13 @@ LARGEST_PHYSICAL_BLOCK = 65536
 @click.option(
     "--format", "format_", type=click.Choice(list(FORMATS)), help="Format of every IMAGE; it is never guessed."
 )
+@click.option(
+    "--beneath",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    multiple=True,
+    metavar="DIR",
+    help="Directory that parents and data files may lie in, besides IMAGE's own; may come again.",
+)
 @click.option("--socket", "--socket-path", "socket_path", metavar="PATH", help="vhost-user socket to make.")
 @click.option("--fd", type=click.IntRange(min=0), help="Inherited vhost-user socket, instead of --socket.")
 @click.option("--read-only", is_flag=True, help="Refuse every write.")
@@ -63,6 +70,7 @@ def export(print_capabilities: bool, **options: Any) -> int:
 
     \b
     vstore export disk.raw --format raw --socket /run/vm0.sock
+    vstore export overlay.qcow2 --format qcow2 --beneath /srv/base --socket /run/vm0.sock
     vstore export --format memory --size 1G --socket /run/vm0.sock
     """
     if print_capabilities:
@@ -127,7 +135,7 @@ def _request(options: dict[str, Any]) -> "Export":
 
     paths: list[Path | None] = [Path(image) for image in options["images"]] or [None]
     luns = [(_lun(options, number, path), path) for number, path in enumerate(paths)]
-    return Export(_endpoint(options), luns, options["fd"])
+    return Export(_endpoint(options), luns, options["beneath"], options["fd"])
 
 
 def _endpoint(options: dict[str, Any]) -> "Configure":

@@ -15,6 +15,6 @@ OPTIONS = (
     Option("compression_type", "of compressed clusters: zlib or zstd", one_of({"zlib": "zlib", "zstd": "zstd"})),
     Option("backing_file", "the parent, whose content shows through where the image has none", word),
     Option("backing_fmt", "format of the parent", word),
-    Option("data_file", "a new file beside the image that holds the data, the image only its map", word),
+    Option("data_file", "a new file, named relative to the image, that holds the data; the image holds the map", word),
     Option("data_file_raw", "the data file is a valid raw image at any time: on or off", switch),
 )

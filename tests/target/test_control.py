@@ -12,7 +12,7 @@ import pytest
 
 from tests.target.conftest import MIB, Running, request, running, until
 from vstore.target.declaration import plain
-from vstore.target.packet import LARGEST_PACKET, MOST_DESCRIPTORS
+from vstore.target.packet import LARGEST_PACKET, MOST_DESCRIPTORS, send, send_packet
 from vstore.target.verbs import VERBS, ImageSource
 
 SOCKETS = 4  # of the process with one connection: that, what listens, and the two ends that wake its event loop
@@ -43,7 +43,10 @@ def connected(target: Running) -> socket.socket:
 
 
 def exchange(connection: socket.socket, data: bytes, descriptors: tuple[int, ...] = ()) -> dict[str, Any]:
-    socket.send_fds(connection, [data], descriptors)
+    if len(descriptors) > MOST_DESCRIPTORS:
+        send(connection, data, descriptors)
+    else:
+        send_packet(connection, data, descriptors)
     answer: dict[str, Any] = json.loads(connection.recv(LARGEST_PACKET))
     return answer
 
@@ -92,7 +95,8 @@ def test_descriptors_that_a_verb_does_not_take_are_refused_and_closed(
 @pytest.mark.parametrize("data", [b"{}", b"x", b"", b" " * (LARGEST_PACKET + 1)])
 def test_flood_of_descriptors_is_refused_and_closed(target: Running, raw: socket.socket, data: bytes) -> None:
     before = target.descriptors()
-    assert exchange(raw, data, (0,) * (MOST_DESCRIPTORS + 1))["error"]["code"] == "invalid_request"
+    send_packet(raw, data, (0,) * (MOST_DESCRIPTORS + 1))
+    assert json.loads(raw.recv(LARGEST_PACKET))["error"]["code"] == "invalid_request"
     assert target.descriptors() == before
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from api.cli import main
+from tests.formats.reference import qemu_io, run
 from tests.target.conftest import MIB, VSTORE, exporting, hint, until
-from tests.target.guest import GOOD, settle
+from tests.target.guest import GOOD, read_10, settle, write_10
 from vstore.client import VstoreDevice
 
 USAGE, FAILED = 64, 1
@@ -252,3 +253,33 @@ def test_second_signal_ends_it_without_waiting(disk: Path, vhost: Path) -> None:
         process.wait(timeout=10)
     assert process.returncode in (0, FAILED)
     until(lambda: not vhost.exists())
+
+
+def test_an_overlay_is_served_over_its_parents(disk: Path, vhost: Path) -> None:
+    qemu_io("raw", disk, "write -P 3 0 1M")
+    top = disk.parent / "top.qcow2"
+    names = ["-b", disk.name, "-F", "raw"]
+    assert run("qemu-img", "create", "-q", "-f", "qcow2", *names, top).returncode == 0
+    with exporting(top, "--format", "qcow2", "--socket", vhost) as process:
+        hint(process)
+        with VstoreDevice(vhost, timeout=10) as device:
+            settle(device)
+            assert read_10(device, 0, 2) == b"\3" * 1024
+            write_10(device, 1, b"w" * 512)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=15)
+    assert (process.returncode, errors) == (0, "")
+    assert run("qemu-img", "check", top).returncode == 0
+    qemu_io("qcow2", top, "read -P 3 0 512", "read -P 0x77 512 512", "read -P 3 1024 512")
+
+
+def test_a_parent_elsewhere_needs_its_directory_allowed(disk: Path, tmp_path: Path, vhost: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    top = tmp_path / "mine/top.qcow2"
+    assert run("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "raw", top).returncode == 0
+    code, errors = refused(top, "--format", "qcow2", "--socket", vhost)
+    assert code == FAILED
+    assert f"the backing file of {top}, lies outside" in errors
+    assert "--beneath" in errors
+    with exporting(top, "--format", "qcow2", "--socket", vhost, "--beneath", tmp_path) as process:
+        assert str(vhost) in hint(process)

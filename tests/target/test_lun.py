@@ -3,12 +3,14 @@
 import errno
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.target.conftest import MIB, Running, request
 from tests.target.guest import CHECK_CONDITION, refusal, settle
+from vstore.target.chain import images_handed
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
@@ -90,10 +92,10 @@ async def test_blocks_that_direct_io_cannot_write_alone_are_refused(
     settings = request(0, "disk.raw", logical_block_length=block)
     with Descriptors([os.open(disk, os.O_RDWR | os.O_DIRECT)]) as descriptors:
         if fits:
-            await (await MappedLun.open(settings, descriptors)).close()
+            await (await MappedLun.open(settings, partial(images_handed, settings, descriptors))).close()
         else:
             with pytest.raises(TargetError) as caught:
-                await MappedLun.open(settings, descriptors)
+                await MappedLun.open(settings, partial(images_handed, settings, descriptors))
             assert caught.value.code is ErrorCode.IMAGE_REFUSED
             assert caught.value.detail == (
                 "disk.raw: direct I/O here moves 4096 bytes at once, which the 512-byte logical block is no multiple "
@@ -111,7 +113,7 @@ async def test_image_that_the_data_plane_cannot_take_is_an_error_of_the_host(
     monkeypatch.setattr("vstore.disk.Volume", fail)
     before = len(os.listdir("/proc/self/fd"))
     with Descriptors([os.open(disk, os.O_RDWR)]) as descriptors, pytest.raises(TargetError) as caught:
-        await MappedLun.open(request(0), descriptors)
+        await MappedLun.open(request(0), partial(images_handed, request(0), descriptors))
     assert (caught.value.code, caught.value.detail) == (ErrorCode.HOST_ERROR, "Cannot allocate memory")
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -26,12 +26,14 @@ from vstore.target.process import TargetProcess
 from vstore.target.verbs import (
     LARGEST_LENGTH,
     MOST_LUNS_PER_ANSWER,
+    MOST_PARENTS,
     PROTOCOL,
     Configure,
     Empty,
     ImageSource,
     LunStatus,
     MapLun,
+    ParentSource,
     Status,
     StatusRequest,
     VringStatus,
@@ -94,11 +96,14 @@ def test_the_longest_status_fits_into_a_packet() -> None:
         **{field.name: most for field in fields(VringStatus)} | {"started": False, "enabled": False, "broken": False}
     )
     wide = "\U0001f4be"  # four bytes, the most of all characters
+    parent = ParentSource(format="f" * 32, name=wide * 256, data_file=False)
     lun = LunStatus(
         settings=MapLun(
             target=255,
             lun=16383,
-            image=ImageSource(format="f" * 32, length=LARGEST_LENGTH, name=wide * 512),
+            image=ImageSource(
+                format="f" * 32, length=LARGEST_LENGTH, name=wide * 512, parents=(parent,) * MOST_PARENTS
+            ),
             vendor='"' * 8,
             product='"' * 16,
             serial='"' * 36,

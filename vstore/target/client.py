@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from vstore.target.declaration import parse, plain
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.packet import Packet, encode, receive, send
+from vstore.target.packet import Joiner, Packet, encode, receive, send
 from vstore.target.verbs import (
     EVENTS,
     VERBS,
@@ -67,9 +67,10 @@ class TargetClient:
         """`listening`: descriptor of the vhost-user socket, if the process is not to make it. It stays the caller's."""
         self._call("configure", request, Empty, [] if listening is None else [listening])
 
-    def map_lun(self, request: MapLun, image: int | None = None) -> Mapped:
-        """`image`: descriptor of the image's file, for formats that have one. It stays the caller's."""
-        return self._call("map_lun", request, Mapped, [] if image is None else [image])
+    def map_lun(self, request: MapLun, image: int | None = None, *more: int) -> Mapped:
+        """`image`: descriptor of the image's file, for formats that have one; then, where the request tells of them,
+        those of its data file, its parent, the parent's data file, and so on. They stay the caller's."""
+        return self._call("map_lun", request, Mapped, [] if image is None else [image, *more])
 
     def unmap_lun(self, lun: int, target: int = 0) -> None:
         self._call("unmap_lun", LunAddress(target=target, lun=lun), Empty)
@@ -114,7 +115,7 @@ class TargetClient:
             self._waiting[number] = future
         try:
             with self._sending:
-                send(self._socket, data, descriptors)
+                send(self._socket, data, descriptors, self._timeout)
             message = future.result(self._timeout)
         except (TimeoutError, BlockingIOError):
             detail = f"no answer to {verb} within {self._timeout:g} s from the target process at {self.path}"
@@ -128,13 +129,17 @@ class TargetClient:
         return _result(message, answer)
 
     def _listen(self) -> None:
+        joiner = Joiner()
         try:
             while (packet := receive(self._socket)) is not None:
-                with packet.descriptors:
-                    self._sort(packet)
+                message = joiner.add(packet)
+                if message is not None:
+                    with message.descriptors:
+                        self._sort(message)
         except OSError as error:
             _log.debug("target_connection_failed: %s: %s", self.path, error)
         finally:
+            joiner.close()
             self._disconnected()
 
     def _sort(self, packet: Packet) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vstore.target.declaration import parse, plain
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.packet import Descriptors, Packet, encode, receive, send
+from vstore.target.packet import Descriptors, Joiner, Packet, encode, pieces, receive, send, send_packet
 from vstore.target.process import TargetProcess
 from vstore.target.verbs import EVENTS, VERBS, Event
 
@@ -89,7 +89,8 @@ class Connection:
         self._socket = connected
         self._process = process
         self._on_close = on_close
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[bytes] = deque()  # packets
+        self._joiner = Joiner()
         self._running: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         connected.setblocking(False)
@@ -102,7 +103,7 @@ class Connection:
             _log.warning("control_peer_dropped: it left %d packets unread", len(self._unsent))
             self._close()
             return
-        self._unsent.append(data)
+        self._unsent.extend(piece for piece, _ in pieces(data))
         self._flush()
 
     async def finish(self) -> None:
@@ -125,7 +126,10 @@ class Connection:
         if packet is None:
             self._close()
             return
-        task = self._loop.create_task(self._answer(packet))
+        message = self._joiner.add(packet)
+        if message is None:
+            return
+        task = self._loop.create_task(self._answer(message))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
@@ -150,7 +154,7 @@ class Connection:
     def _flush(self) -> None:
         try:
             while self._unsent:
-                send(self._socket, self._unsent[0])
+                send_packet(self._socket, self._unsent[0])
                 self._unsent.popleft()
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(self._socket, self._flush)
@@ -166,6 +170,7 @@ class Connection:
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
+        self._joiner.close()
         self._unsent.clear()
         self._on_close(self)
 

@@ -8,11 +8,13 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from formats.errors import ImageError
+from formats.errors import ImageError, ReferenceOutside
 from formats.host_file import HostFile
-from formats.registry import probe
+from formats.image import Image
+from formats.registry import open_chain, open_image, probe
 from vstore.target import log
 from vstore.target.errors import TargetError
 from vstore.target.lun import refusal
@@ -28,6 +30,7 @@ class Export:
 
     endpoint: Configure
     luns: Sequence[tuple[MapLun, Path | None]]
+    beneath: Sequence[Path] = ()  # directories in which parents and data files may lie, besides each image's own
     handed_socket: int | None = None
 
 
@@ -46,8 +49,7 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     end = end_on_signals(process)
     try:
         for lun, path in request.luns:
-            with Descriptors(_opened(lun, path)) as descriptors:
-                await process.map_lun(lun, descriptors)
+            await process.map_images(lun, partial(_opened, lun, path, request.beneath))
         if request.handed_socket is not None and not _listens(request.handed_socket):
             process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
         with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
@@ -84,12 +86,12 @@ def looks_like(path: Path) -> str:
         raise refusal(error) from error
 
 
-def _opened(lun: MapLun, path: Path | None) -> list[int]:
-    """A descriptor as a daemon would hand it over; whoever opens the image from it locks it."""
+def _opened(lun: MapLun, path: Path | None, beneath: Sequence[Path]) -> list[Image]:
+    """The image and its parents."""
+    source = lun.image
     if path is None:
-        return []
+        return [open_image(source.format, length=source.length)]
     try:
-        with HostFile.from_path(path, read_only=lun.read_only, direct=lun.image.direct, lock=False) as file:
-            return [os.dup(file.descriptor)]
-    except (ImageError, OSError) as error:
-        raise refusal(error) from error
+        return open_chain(source.format, path, read_only=lun.read_only, direct=source.direct, beneath=beneath)
+    except ReferenceOutside as error:
+        raise ReferenceOutside(f"{error}: --beneath DIR") from error

@@ -1,7 +1,7 @@
-"""One mapped LUN: image -> disk -> logical unit, opened and closed as one.
+"""One mapped LUN: images -> disk -> logical unit, opened and closed as one.
 
-    descriptor --> formats.Image --> vstore.disk.Disk --> vstore.scsi.LogicalUnit --> endpoint
-                   where blocks lie   moves the bytes      what a CDB means
+    descriptors --> formats.Image ... --> vstore.disk.Disk --> vstore.scsi.LogicalUnit --> endpoint
+                    where blocks lie       moves the bytes      what a CDB means
 
 Whatever fails on the way up, everything below it is closed again before the error is told.
 """
@@ -13,14 +13,12 @@ from typing import Self
 from uuid import UUID
 
 from formats.errors import HostRefusal, ImageError, ImageInUse
-from formats.host_file import HostFile
 from formats.image import Image
-from formats.registry import open_image
 from vstore.disk import Disk
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
+from vstore.target.chain import name_of
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.packet import Descriptors
 from vstore.target.verbs import MapLun
 
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
@@ -40,16 +38,18 @@ class MappedLun:
         return self.settings.target, self.settings.lun
 
     @classmethod
-    async def open(cls, settings: MapLun, descriptors: Descriptors) -> Self:
-        """Raises TargetError. Opening may wait for the image's bytes, so it happens beside the event loop."""
-        return await asyncio.to_thread(cls._open, settings, descriptors.take())
+    async def open(cls, settings: MapLun, open_images: Callable[[], list[Image]]) -> Self:
+        """Raises TargetError. `open_images`: the image, then its parents; it may raise ImageError and OSError too.
+        Opening may wait for the images' bytes, so it happens beside the event loop."""
+        return await asyncio.to_thread(cls._open, settings, open_images)
 
     @classmethod
-    def _open(cls, settings: MapLun, descriptor: int | None) -> Self:
+    def _open(cls, settings: MapLun, open_images: Callable[[], list[Image]]) -> Self:
         try:
             with ExitStack() as undo:
-                disk = Disk(_open_image(settings, descriptor, undo))
+                disk = Disk(*open_images())
                 undo.callback(disk.close)
+                _check_length(disk.length, settings)
                 _check_alignment(disk, settings)
                 unit = _logical_unit(settings, disk)
                 undo.pop_all()
@@ -75,20 +75,8 @@ class MappedLun:
             await asyncio.to_thread(self.disk.close)
         except OSError as error:
             lost = "the last flush failed, so writes since the one before may be lost"
-            detail = f"{_name(self.settings)}: {lost}: {error.strerror}"
+            detail = f"{name_of(self.settings.image)}: {lost}: {error.strerror}"
             raise TargetError(ErrorCode.HOST_ERROR, detail) from error
-
-
-def _open_image(settings: MapLun, descriptor: int | None, undo: ExitStack) -> Image:
-    source = settings.image
-    file = None
-    if descriptor is not None:
-        file = HostFile.from_descriptor(descriptor, name=_name(settings), read_only=settings.read_only)
-        undo.callback(file.close)
-    image = open_image(source.format, file, length=source.length)
-    undo.callback(image.close)
-    _check_length(image.geometry.length, settings)
-    return image
 
 
 def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
@@ -115,7 +103,7 @@ def _check_length(length: int, settings: MapLun) -> None:
         below = length - length % block
         nearest = f"{below} or {below + block}" if below else f"{block}"
         detail = (
-            f"{_name(settings)}: {length} bytes are not a multiple of "
+            f"{name_of(settings.image)}: {length} bytes are not a multiple of "
             f"the {block}-byte logical block; {nearest} bytes would be"
         )
         raise TargetError(ErrorCode.IMAGE_REFUSED, detail)
@@ -127,14 +115,10 @@ def _check_alignment(disk: Disk, settings: MapLun) -> None:
     block, unit = settings.logical_block_length, disk.alignment
     if block % unit:
         detail = (
-            f"{_name(settings)}: direct I/O here moves {unit} bytes at once, which the {block}-byte logical block is "
-            f"no multiple of; map it with blocks of {unit} bytes, or open it without direct I/O"
+            f"{name_of(settings.image)}: direct I/O here moves {unit} bytes at once, which the {block}-byte "
+            f"logical block is no multiple of; map it with blocks of {unit} bytes, or open it without direct I/O"
         )
         raise TargetError(ErrorCode.IMAGE_REFUSED, detail)
-
-
-def _name(settings: MapLun) -> str:
-    return settings.image.name or "the image"
 
 
 def refusal(error: ImageError | OSError) -> TargetError:

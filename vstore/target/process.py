@@ -15,7 +15,9 @@ from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from formats.image import Image
 from vstore.target import verbs
+from vstore.target.chain import images_handed
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
@@ -62,13 +64,17 @@ class TargetProcess:
         return verbs.Empty()
 
     async def map_lun(self, request: verbs.MapLun, descriptors: Descriptors) -> verbs.Mapped:
+        return await self.map_images(request, lambda: images_handed(request, descriptors))
+
+    async def map_images(self, request: verbs.MapLun, open_images: Callable[[], list[Image]]) -> verbs.Mapped:
+        """As `map_lun`, with images that `open_images` opens: the image, then its parents."""
         address = (request.target, request.lun)
         async with self._changing:
             self._refuse_if_stopping()
             if address in self._luns:
                 detail = f"LUN {request.target}:{request.lun} has an image; unmap it first or choose another LUN"
                 raise TargetError(ErrorCode.LUN_EXISTS, detail)
-            mapped = await MappedLun.open(request, descriptors)
+            mapped = await MappedLun.open(request, open_images)
             try:
                 if self._port:
                     self._port.put(mapped)

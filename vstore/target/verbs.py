@@ -11,7 +11,8 @@ from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, text, whole
 
 PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
-MOST_LUNS_PER_ANSWER = 8  # keeps an answer with 66 vrings and the longest names below the packet limit
+MOST_LUNS_PER_ANSWER = 8  # keeps an answer with 66 vrings, the longest chains and names below a message's limit
+MOST_PARENTS = 999
 LARGEST_LENGTH = 2**63 - 512
 
 # SPC-4 6.6: identification is ASCII; the lengths are the standard INQUIRY data's fields.
@@ -47,14 +48,32 @@ class Configure:
     config_space: bool = declared(flag, False)  # VHOST_USER_PROTOCOL_F_CONFIG: on for every VMM but QEMU
 
 
+_format = text(32, r"[a-z0-9]+", "lower-case letters and digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentSource:
+    """An image that another one is an overlay on; it is only read."""
+
+    format: str = declared(_format)
+    name: str = declared(text(256), "")  # only told
+    data_file: bool = declared(flag, False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSource:
-    """What stands behind a LUN: a file that came as a descriptor, or a format that needs none."""
+    """What stands behind a LUN: files that came as descriptors, or a format that needs none.
 
-    format: str = declared(text(32, r"[a-z0-9]+", "lower-case letters and digits"))
+    The descriptors: the image, its data file if it has one, the nearest parent, that one's data file, and so on. Which
+    files these are is the sender's word, never what the images say.
+    """
+
+    format: str = declared(_format)
     length: int | None = declared(optional(_length), None)  # bytes; for formats without a file
     direct: bool = declared(flag, False)  # the descriptor was opened with O_DIRECT
     name: str = declared(text(512), "")  # what the one who maps it calls it; only told
+    data_file: bool = declared(flag, False)
+    parents: tuple[ParentSource, ...] = declared(rows(ParentSource, MOST_PARENTS), ())  # nearest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +182,7 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb("configure", Configure, Empty, (0, 1)),
-        Verb("map_lun", MapLun, Mapped, (0, 1)),
+        Verb("map_lun", MapLun, Mapped, (0, 2 * (1 + MOST_PARENTS))),
         Verb("unmap_lun", LunAddress, Empty),
         Verb("resize_lun", ResizeLun, Resized),
         Verb("status", StatusRequest, Status),
