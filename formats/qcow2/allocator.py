@@ -24,7 +24,8 @@ class Allocator:
         self._file, self._refcounts, self._regions = file, refcounts, regions
         self._cluster_size = refcounts.cluster_size
         self._end = self._first_appended = -(-file.length // self._cluster_size)
-        self._scanned = 0
+        self._scanned, self._scan_end = 0, self._end
+        self.holding = False  # what is free below the end stays unused for now
         self._free: list[tuple[int, int]] = []
         self._dropped: list[tuple[int, int, bool]] = []  # first, count, give back to the host
         self._punches = file.punches() and not file.is_block_device
@@ -43,7 +44,7 @@ class Allocator:
         return self._append(count)
 
     def _next(self, count: int) -> tuple[int, int]:
-        if not self._free:
+        if not self._free and not self.holding:
             self._scan()
         if not self._free:
             return self._append(count), count
@@ -55,7 +56,7 @@ class Allocator:
         return first, length
 
     def _scan(self) -> None:
-        stop = min(self._scanned + _SCAN, self._first_appended)
+        stop = min(self._scanned + _SCAN, self._scan_end)
         while self._scanned < stop:
             run = self._refcounts.next_free(self._scanned, stop)
             self._scanned = stop if run is None else sum(run)
@@ -110,9 +111,20 @@ class Allocator:
     def _add_free(self, first: int, count: int) -> None:
         """What the scan has yet to pass is left to it."""
         end = first + count
-        for start, stop in ((first, min(end, self._scanned)), (max(first, self._first_appended), end)):
+        for start, stop in ((first, min(end, self._scanned)), (max(first, self._scan_end), end)):
             if start < stop:
                 self._free.append((start, stop - start))
+
+    def rescan(self) -> None:
+        """Many counts have fallen to 0 all over the file: the search for free clusters begins anew."""
+        self._free.clear()
+        self._scanned, self._scan_end = 0, self._end
+        self.holding = False
+
+    def punch(self, clusters: list[int]) -> None:
+        """Gives the space of those that are free back to the host."""
+        for first, count in _runs(sorted(set(clusters))) if self._punches else ():
+            self._file.punch(first * self._cluster_size, count * self._cluster_size)
 
     def cut(self) -> None:
         """Shortens the file by the free clusters at its end that this allocator had appended."""

@@ -13,8 +13,9 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 import contextlib
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from formats.errors import CorruptImage, UnsupportedFeature
+from formats.errors import CorruptImage, ImageInUse, UnsupportedFeature
 from formats.host_file import HostFile, Opener
 from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
 from formats.qcow2 import compression, info, resize
@@ -31,6 +32,10 @@ from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Exten
 from formats.qcow2.tables import Tables
 from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
+
+if TYPE_CHECKING:
+    from formats.qcow2.deletion import Deletion
+    from formats.qcow2.freeze import Freeze
 
 _L1_STEP = 1 << 20  # bytes of L1 read together
 
@@ -68,6 +73,7 @@ class Qcow2(Image):
         self.zeroes = header.start.version > 2 or self.backing is None
         self.identity = header.has_data_file
         self.writer: Writer | None = None
+        self.change: Freeze | Deletion | None = None  # a snapshot that is being taken or deleted
         self._packer: Packer | None = None
         try:
             self._map_metadata()
@@ -178,6 +184,10 @@ class Qcow2(Image):
         what = f"{self.file.name}: compressed cluster {block}"
         return compression.decompress(self.header.compression, data, self.header.cluster_size, what)
 
+    def freeze(self, name: str) -> "Freeze":
+        """See `Snapshots.freeze`."""
+        return self.snapshots.freeze(name)
+
     def open_snapshot(self, which: str) -> "SnapshotView":
         """The disk as an internal snapshot has it, by ID or name, to read. It needs this image to stay open, and the
         snapshot to stay. InvalidArgument where there is none."""
@@ -185,20 +195,28 @@ class Qcow2(Image):
 
     # changes
 
-    def _require_writer(self, doing: str) -> Writer:
+    def require_writer(self, doing: str) -> Writer:
+        """What changes the image. ReadOnlyImage, CorruptImage; `doing` says what for (“resize it”)."""
         self._require_writable(doing)
         if self.header.incompatible & Incompatible.CORRUPT:
             raise CorruptImage(f"{self.file.name} is marked corrupt; repair it before you {doing}")
         assert self.writer is not None
         return self.writer
 
+    def require_still(self, doing: str) -> Writer:
+        """The same, for what cannot be done while a snapshot is being taken or deleted. ImageInUse."""
+        writer = self.require_writer(doing)
+        if writer.switch is not None:
+            raise ImageInUse(f"a snapshot of {self.file.name} is being taken or deleted; {doing} when that is done")
+        return writer
+
     def reserve(self, count: int) -> list[HostExtent]:
-        writer = self._require_writer("reserve room in it")
+        writer = self.require_writer("reserve room in it")
         with self._condemning():
             return writer.reserve(count)
 
     def commit(self, changes: Sequence[Change]) -> None:
-        writer = self._require_writer("change its map")
+        writer = self.require_writer("change its map")
         with self._condemning():
             writer.apply(changes)
             self._packer = None  # it may hold on to a cluster that is free from here on
@@ -207,19 +225,20 @@ class Qcow2(Image):
     def resize(self, length: int) -> None:
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
         version 2 keeps its length, because they do not say theirs."""
+        self.require_still("resize it")
         resize.resize(self, check_length(length))
 
     def put_compressed(self, block: int, data: bytes) -> None:
         """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable
         after the next commit. For converting, not for a disk in use. Errors: InvalidArgument, UnsupportedFeature."""
-        writer = self._require_writer("compress into it")
+        writer = self.require_writer("compress into it")
         if self._packer is None:
             self._packer = Packer(writer)
         with self._condemning():
             self._packer.put(block, data)
 
     def free(self, extents: Sequence[HostExtent]) -> None:
-        self._require_writer("give back its room").free(extents)
+        self.require_writer("give back its room").free(extents)
 
     def empty(self, extent: HostExtent) -> bool:
         size = self.header.cluster_size
@@ -251,12 +270,14 @@ class Qcow2(Image):
 
     def close(self) -> None:
         """Makes all durable and leaves no leak. OSError where that fails, after everything was released."""
-        writer, self.writer = self.writer, None
         try:
-            if writer is not None and not self.header.incompatible & Incompatible.CORRUPT:
-                self.bitmaps.store(writer)
-                writer.finish()
+            if self.writer is not None and not self.header.incompatible & Incompatible.CORRUPT:
+                if self.change is not None:
+                    self.change.abandon()
+                self.bitmaps.store(self.writer)
+                self.writer.finish()
         finally:
+            self.writer = None
             self.file.close()
             if self.data_file is not None:
                 self.data_file.close()

@@ -59,6 +59,20 @@ class Pages:
         whole = b"".join(bytes(self._page(at)) for at in range(start, end, self.size))
         return whole[offset - start : end - start]
 
+    def peek(self, offset: int, length: int) -> bytes:
+        """As `read`, for whole tables that are looked at once: what is not kept yet is not kept afterwards."""
+        data = bytearray(self.file.pread(offset, length).ljust(length, b"\0"))
+        for at in range(offset, offset + length, self.size):
+            page = self._pages.get(at)
+            if page is not None:
+                data[at - offset : at - offset + self.size] = page
+        return bytes(data)
+
+    def begin(self, offset: int, data: bytes) -> None:
+        """Writes a whole new table at once, which nothing on disk names before a barrier to come."""
+        self.forget(offset, len(data))
+        self.file.pwrite(offset, data)
+
     def words(self, offset: int, count: int) -> Sequence[int]:
         """`count` 64-bit words."""
         return struct.unpack(f">{count}Q", self.read(offset, count * WORD))

@@ -32,7 +32,8 @@ class Refcounts:
         self.maximum = (1 << self.bits) - 1
         self.cluster_size = header.cluster_size
         self.per_block = self.cluster_size * 8 // self.bits
-        self._per_page = pages.size * 8 // self.bits
+        self.per_page = pages.size * 8 // self.bits
+        self.second: dict[int, int] = {}  # offsets of other versions of some blocks, by index: see switch.py
         self._read_table()
 
     def _read_table(self) -> None:
@@ -51,21 +52,24 @@ class Refcounts:
     def _corrupt(self, index: int, word: int, what: str) -> CorruptImage:
         return CorruptImage(f"{self._file.name}: refcount table entry {index} is {word:#x}: {what}")
 
-    def _block(self, index: int) -> int:
+    def block(self, index: int) -> int:
         """Offset of a refcount block, 0 where there is none."""
         return self.table[index] & REFCOUNT_BLOCK_OFFSET if index < len(self.table) else 0
 
-    def _page(self, cluster: int) -> tuple[int, int]:
-        """Offset of the page with the cluster's count, 0 for none, and the count's place in it."""
+    def page(self, cluster: int, *, second: bool = False) -> tuple[int, int]:
+        """Offset of the page with the cluster's count, 0 for none, and the count's place in it. `second`: of the other
+        version where there is one."""
         index, within = divmod(cluster, self.per_block)
-        block = self._block(index)
-        return block and block + within // self._per_page * self._pages.size, within % self._per_page
+        block = self.second.get(index, 0) if second else 0
+        block = block or self.block(index)
+        return block and block + within // self.per_page * self._pages.size, within % self.per_page
 
     def get(self, cluster: int) -> int:
         """The cluster's refcount."""
-        page, place = self._page(cluster)
-        if not page:
-            return 0
+        page, place = self.page(cluster)
+        return self._value(page, place) if page else 0
+
+    def _value(self, page: int, place: int) -> int:
         if self.bits >= 8:
             width = self.bits // 8
             return int.from_bytes(self._pages.read(page + place * width, width), "big")
@@ -76,8 +80,8 @@ class Refcounts:
         """The counts of a range, page by page."""
         end = first + count
         while first < end:
-            page, place = self._page(first)
-            take = min(self._per_page - place, end - first)
+            page, place = self.page(first)
+            take = min(self.per_page - place, end - first)
             if take < _FEW:
                 yield [self.get(first + n) for n in range(take)]
             elif page:
@@ -96,10 +100,10 @@ class Refcounts:
 
         def ask(cluster: int) -> bool:
             nonlocal page, counts
-            if cluster // self._per_page != page:
-                page = cluster // self._per_page
-                (counts,) = (list(piece) for piece in self._pieces(page * self._per_page, self._per_page))
-            return counts[cluster % self._per_page] == 1
+            if cluster // self.per_page != page:
+                page = cluster // self.per_page
+                (counts,) = (list(piece) for piece in self._pieces(page * self.per_page, self.per_page))
+            return counts[cluster % self.per_page] == 1
 
         return ask
 
@@ -111,17 +115,28 @@ class Refcounts:
         """
         end = first + count
         while first < end:
-            page, place = self._page(first)
-            take = min(self._per_page - place, end - first)
+            page, place = self.page(first)
+            take = min(self.per_page - place, end - first)
             if not page:
                 raise CorruptImage(f"{self._file.name}: host cluster {first} is in use, but has no refcount block")
-            if take < _FEW:
-                for n in range(take):
-                    self._put(page, place + n, self._sum(first + n, self.get(first + n), change))
-            else:
-                self._add_many(page, place, take, first, change)
+            self._add(page, place, take, first, change)
+            if first // self.per_block in self.second:
+                self._add(self.page(first, second=True)[0], place, take, first, change)
             first += take
         return self._unused(end - count, count) if change < 0 else []
+
+    def _add(self, page: int, place: int, take: int, first: int, change: int) -> None:
+        """Inside one page."""
+        if take < _FEW:
+            for n in range(take):
+                self._put(page, place + n, self._sum(first + n, self._value(page, place + n), change))
+        else:
+            self._add_many(page, place, take, first, change)
+
+    def add_second(self, cluster: int, change: int) -> None:
+        """Changes a count of the other version only."""
+        page, place = self.page(cluster, second=True)
+        self._put(page, place, self._sum(cluster, self._value(page, place), change))
 
     def _unused(self, first: int, count: int) -> list[int]:
         found: list[int] = []
@@ -160,8 +175,8 @@ class Refcounts:
         """First cluster and length of the next run of counts of 0 inside one page, before `end`; missing blocks are
         passed over."""
         while at < end:
-            page, place = self._page(at)
-            take = min(self._per_page - place, end - at)
+            page, place = self.page(at)
+            take = min(self.per_page - place, end - at)
             if not page:
                 at = (at // self.per_block + 1) * self.per_block
                 continue
@@ -177,8 +192,8 @@ class Refcounts:
         """The first cluster from `at` on that begins `count` clusters of refcount 0, missing blocks included."""
         start = at
         while at < start + count:
-            page, place = self._page(at)
-            take = self._per_page - place
+            page, place = self.page(at)
+            take = self.per_page - place
             if page:
                 counts = widths.unpack(self._pages.read(page, self._pages.size), self.bits)
                 used = [n for n in range(place, place + take) if counts[n]]
@@ -195,7 +210,7 @@ class Refcounts:
         blocks = table = 0
         while True:
             last = (first + blocks + table + count - 1) // self.per_block
-            missing = sum(not self._block(index) for index in range(first // self.per_block, last + 1))
+            missing = sum(not self.block(index) for index in range(first // self.per_block, last + 1))
             longer = 0 if last < len(self.table) else -(-(last + 1) * WORD * 3 // 2 // self.cluster_size)
             if (missing, longer) == (blocks, table):
                 return blocks, table
@@ -216,7 +231,7 @@ class Refcounts:
             self.table.extend([0] * (table * self.cluster_size // WORD - len(self.table)))
         place = first
         for index in range(first // self.per_block, (start + count - 1) // self.per_block + 1):
-            if not self._block(index):
+            if not self.block(index):
                 self._create(index, place * self.cluster_size, in_place=not table)
                 place += 1
         self.add(first, start - first, 1)

@@ -20,7 +20,7 @@ _BATCH = 1 << 14  # blocks changed together
 
 def resize(image: "Qcow2", length: int) -> None:
     """See `Qcow2.resize`. Errors: ReadOnlyImage, UnsupportedFeature, CorruptImage, OSError."""
-    writer = image._require_writer("resize it")
+    writer = image.require_writer("resize it")
     header = image.header
     if len(image.bitmaps):
         raise UnsupportedFeature(

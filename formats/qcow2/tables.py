@@ -9,7 +9,7 @@ active L1 does not own alone (COPIED clear) is copied before its first change.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 from formats.errors import CorruptImage
@@ -26,6 +26,18 @@ _EVERY_BIT = (1 << 64) - 1
 _L1_STEP = 512  # words of L1 looked at together
 
 
+class Frozen:
+    """What a snapshot that is being taken holds on to: the L2 tables as they were, so that none of them, and nothing
+    that they name, is changed or freed. `replaced`: where those lie that the active L1 has another table for by now."""
+
+    def __init__(self) -> None:
+        self.replaced: dict[int, int] = {}  # offset by index; 0: there was none
+        self.ending = False  # given up: only what is in `replaced` is still to be let go of
+
+    def holds(self, index: int) -> bool:
+        return not self.ending or index in self.replaced
+
+
 class Tables:
     """One L1 table and what it leads to. `l1_offset` is in bytes, `l1_size` in words, blocks are guest clusters."""
 
@@ -37,6 +49,8 @@ class Tables:
         self.entry_size = WORD * self._width
         self.per_table = entries.cluster_size // self.entry_size
         self._per_page = pages.size // (WORD * self._width)
+        self.frozen: Frozen | None = None
+        self.second: dict[int, int] = {}  # offsets of other versions of some L2 tables, by index: see switch.py
 
     # reading
 
@@ -81,7 +95,10 @@ class Tables:
 
     def meaning(self, block: int) -> Meaning:
         """What the descriptor of the block says, checked as in `load`."""
-        meaning = self.entries.decode(block, *self.descriptor(block))
+        word, bits = self.descriptor(block)
+        if self.held(block, word):
+            word &= ~COPIED
+        meaning = self.entries.decode(block, word, bits)
         if meaning.state in (*_PLACED, BlockState.PARTIAL):
             self._check(block, meaning.offset)
         return meaning
@@ -120,6 +137,8 @@ class Tables:
         words = self._pages.words(offset, count * self._width)
         if not any(words):
             return None
+        if self.frozen is not None:
+            words = self._as_held(first, words)
         found = array("Q", [_HOLE]) * count
         places: list[int] = []
         extended = self.entries.extended
@@ -168,26 +187,60 @@ class Tables:
             )
         self._regions.require_free(offset, self.entries.cluster_size, f"the data of cluster {block}")
 
+    # what a snapshot that is being taken holds on to
+
+    def held(self, block: int, word: int) -> bool:
+        """Whether it has, at this block, what `word` names."""
+        index, within = divmod(block, self.per_table)
+        if self.frozen is None or not self.frozen.holds(index):
+            return False
+        if index not in self.frozen.replaced:
+            return True
+        table = self.frozen.replaced[index]
+        return bool(table) and _alike(word, self._pages.word(table + within * self.entry_size))
+
+    def _as_held(self, first: int, words: Sequence[int]) -> Sequence[int]:
+        """The descriptors of some blocks without the COPIED flag where it holds what they name."""
+        step = self._width
+        flags = (COPIED if self.held(first + n, word) else 0 for n, word in enumerate(words[::step]))
+        plain = [word & ~flag for word, flag in zip(words[::step], flags, strict=True)]
+        return plain if step == 1 else [word for pair in zip(plain, words[1::2], strict=True) for word in pair]
+
     # changing
 
     def put(self, block: int, word: int, subclusters: int) -> None:
         """Changes a descriptor in memory; its L2 table must be there and owned."""
-        offset = self.table(block // self.per_table) + block % self.per_table * WORD * self._width
-        self._pages.put_word(offset, word, Stage.POINTER)
+        index, within = divmod(block, self.per_table)
+        self._put(self.table(index) + within * self.entry_size, word, subclusters, Stage.POINTER)
+        second = self.second.get(index)
+        if second is not None:
+            place = second + within * self.entry_size
+            old = self._pages.word(place)
+            if (old ^ word) & OFFSET == 0 and not (old | word) & COMPRESSED:  # the flag goes with the place
+                word = word & ~COPIED | old & COPIED
+            self._put(place, word, subclusters, Stage.TARGET)
+
+    def _put(self, place: int, word: int, subclusters: int, stage: Stage) -> None:
+        self._pages.put_word(place, word, stage)
         if self._width == 2:
-            self._pages.put_word(offset + WORD, subclusters, Stage.POINTER)
+            self._pages.put_word(place + WORD, subclusters, stage)
 
     def owned(self, index: int) -> bool:
         """Whether the L2 table is there and may be changed in place."""
-        return bool(self.l1_word(index) & OFFSET) and bool(self.l1_word(index) & COPIED)
+        word = self.l1_word(index)
+        return bool(word & OFFSET) and bool(word & COPIED) and not self._holds_table(index)
+
+    def _holds_table(self, index: int) -> bool:
+        return self.frozen is not None and self.frozen.holds(index) and index not in self.frozen.replaced
 
     def owned_table(self, index: int) -> int:
-        """Offset of the L2 table if it may be changed in place, else 0."""
-        return self.table(index) if 0 <= index < self.l1_size and self.owned(index) else 0
+        """Offset of the L2 table if it may be changed in place, and there alone, else 0."""
+        there = 0 <= index < self.l1_size and index not in self.second and self.owned(index)
+        return self.table(index) if there else 0
 
     def replace_table(self, index: int, cluster: int) -> int:
-        """Puts a new L2 table, with the old one's words, into a cluster that was taken for it. Returns the old one's
-        offset, 0 for none."""
+        """Puts a new L2 table, with the old one's words, into a cluster that was taken for it. Returns the offset of
+        the old one, which nobody needs now; 0 for none."""
         old, size = self.table(index), self.entries.cluster_size
         offset = cluster * size
         self._pages.clear(offset, size)
@@ -195,8 +248,11 @@ class Tables:
             self._pages.write(offset, self._pages.read(old, size), Stage.TARGET)
         self._regions.add_cluster(offset, L2_TABLE)
         self._regions.remove_cluster(old, L2_TABLE)
+        held = self.frozen is not None and self._holds_table(index)
+        if self.frozen is not None and held:
+            self.frozen.replaced[index] = old
         self._pages.put_word(self.l1_offset + index * WORD, offset | COPIED, Stage.POINTER)
-        return old
+        return 0 if held else old
 
     def read_compressed(self, block: int) -> bytes | None:
         """What may hold the compressed data of a block, None where it is not compressed."""
@@ -206,6 +262,11 @@ class Tables:
         offset, length = self.entries.compressed_span(word)
         self._regions.require_free(offset, length, f"the compressed data of cluster {block}")
         return self._file.pread(offset, length)
+
+
+def _alike(one: int, two: int) -> bool:
+    """Whether two descriptors name the same place."""
+    return one == two if (one | two) & COMPRESSED else (one ^ two) & OFFSET == 0
 
 
 def _extend(runs: list[Run], more: list[Run], cluster_size: int) -> None:

@@ -11,6 +11,7 @@ that names it may not come before it. Applying a batch twice changes nothing, so
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
@@ -22,6 +23,9 @@ from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import Regions
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD
 from formats.qcow2.tables import Tables
+
+if TYPE_CHECKING:
+    from formats.qcow2.switch import Switch
 
 _PLACE = (1 << 48) - 1  # of a map entry, in sectors
 _block = attrgetter("block")
@@ -39,6 +43,7 @@ class Writer:
         self.data_file = data_file
         self.raw_data = False
         self.has_backing = False
+        self.switch: Switch | None = None  # while a snapshot verb is under way
         self._reserved: set[int] = set()
         self._cluster_size = tables.entries.cluster_size
 
@@ -109,23 +114,35 @@ class Writer:
             return
         old = entries.host_clusters(old_word)
         kept = entries.host_clusters(word)
-        if kept and (old_word & COMPRESSED or kept != old):
+        moved = bool(old_word & COMPRESSED) or kept != old
+        if kept and moved:
             self._claim(change.block, kept.start)
-        index = change.block // tables.per_table
-        if not tables.owned(index):
+        elif kept:  # other sub-clusters of the same place: whose it is does not change
+            word = word & ~COPIED | old_word & COPIED
+        self._put(change.block, word, bits)
+        if moved:
+            self._let_go(change.block, old_word, punch=not kept)
+
+    def _put(self, block: int, word: int, bits: int) -> None:
+        index = block // self.tables.per_table
+        if not self.tables.owned(index):
             self.own_table(index)
-        tables.put(change.block, word, bits)
-        if old_word & COMPRESSED or kept != old:
-            self._drop(change.block, old, punch=not kept)
+        self.tables.put(block, word, bits)
+
+    def _let_go(self, block: int, word: int, *, punch: bool) -> None:
+        """The active tables no longer have this word; a snapshot that is being taken may."""
+        clusters = self.tables.entries.host_clusters(word)
+        if not self.tables.held(block, word):
+            self._drop(block, clusters, punch=punch)
+        elif block // self.tables.per_table in self.tables.second:
+            assert self.switch is not None
+            self.switch.release(clusters)
 
     def point(self, block: int, word: int) -> None:
         """Gives a block this word, whose host clusters have been counted for it; lets go of what it had."""
         old_word, _ = self.tables.descriptor(block)
-        index = block // self.tables.per_table
-        if not self.tables.owned(index):
-            self.own_table(index)
-        self.tables.put(block, word, 0)
-        self._drop(block, self.tables.entries.host_clusters(old_word), punch=False)
+        self._put(block, word, 0)
+        self._let_go(block, old_word, punch=False)
 
     def _meaning(self, change: Change) -> Meaning:
         """The change as a descriptor's meaning. InvalidArgument, UnsupportedFeature."""
@@ -193,6 +210,13 @@ class Writer:
         written = self.pages.write_back(stage)
         self.pages.file.fdatasync()
         self.pages.written(written)
+
+    def trickle(self, most: int) -> None:
+        """Writes changed tables out early where more than `most` pages wait; the next barrier makes them durable."""
+        if len(self.pages.dirty(Stage.TARGET)) > most:
+            if self.pages.dirty(Stage.BLOCK):
+                self._stage(Stage.BLOCK)
+            self.pages.written(self.pages.write_back(Stage.TARGET))
 
     def finish(self) -> None:
         """Leaves no leak: what was reserved in vain is free, all counts are on disk, the file ends where it is used."""
