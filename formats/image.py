@@ -101,7 +101,8 @@ class HostExtent:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The new entry of one block: DATA or PARTIAL in a reserved place (or the one it has), ZERO or HOLE.
+    """The new entry of one block: DATA or PARTIAL in a reserved place (or the one it has), ZERO or HOLE; the last two
+    of `count` blocks in a row. A later change of a block undoes an earlier one.
 
     `allocated` and `zero`: for PARTIAL, one bit for each sub-block, the lowest for the first.
     """
@@ -110,6 +111,7 @@ class Change:
     entry: int
     allocated: int = 0
     zero: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ A range is tried whole first. Where that fails, the map is loaded there and the 
 that only the blocks which need help pay for it.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 Bytes = bytes | bytearray | memoryview
 
 PAUSE = 1.0
+LOADED_AT_ONCE = 1 << 15  # blocks of a range to be zeroed
 
 
 class BlockIo:
@@ -36,72 +38,90 @@ class BlockIo:
         self._block_size = block_size
 
     def read(self, offset: int, length: int) -> bytes:
-        try:
+        with _unless_unmapped():
             return self._volume.read(offset, length)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-        self._map.load(offset, length)
-        return b"".join(self._read_piece(at, count) for at, count in self._pieces(offset, length))
+        return b"".join(self._read_piece(at, count) for at, count in self._pieces(offset, length, self._block_size))
 
     def _read_piece(self, offset: int, length: int) -> bytes:
-        try:
-            return self._volume.read(offset, length)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
+        """Of one block."""
         block, within = divmod(offset, self._block_size)
-        return self._map.compose(block)[within : within + length]
+        while True:  # the map may drop what was just loaded
+            self._map.load(offset, length)
+            with _unless_unmapped():
+                return self._volume.read(offset, length)
+            composed = self._map.compose(block)[within : within + length]
+            with _unless_unmapped():
+                return self._volume.read_over(offset, composed)
 
     def write(self, offset: int, data: Bytes) -> None:
+        loaded = False
         while True:
             try:
                 self._volume.write(offset, data)
                 return
             except OSError as error:
-                self._help(error, offset, len(data))
+                self._help(error, offset, len(data), loaded=loaded)
+                loaded = error.errno == errno.ENODATA and not loaded
 
-    def _help(self, error: OSError, offset: int, length: int) -> None:
+    def _help(self, error: OSError, offset: int, length: int, *, loaded: bool) -> None:
         """Does what a write needs before it is tried again; raises `error` where nothing can be done."""
         if error.errno == errno.ENOBUFS:
             self._map.reserve_if_empty()
         elif error.errno == errno.ENODATA and self._map.allocates:
             self._map.load(offset, length)
-            self._map.settle(offset, length)
+            if loaded:
+                self._map.settle(offset, length)
         else:
             raise error
 
     def zero(self, offset: int, length: int, *, deallocate: bool) -> None:
-        """What lies in a place of its own is zeroed there; what shows through from elsewhere is written over."""
-        try:
-            self._volume.zero(offset, length, deallocate)
+        """The map says so where it can; else what lies in a place of its own is zeroed there, and what shows through
+        from elsewhere is written over."""
+        if self._zeroed(offset, length, deallocate):
             return
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-        self._map.load(offset, length)
-        for at, count in self._pieces(offset, length):
-            self._zero_piece(at, count, deallocate=deallocate)
+        for at, count in self._pieces(offset, length, LOADED_AT_ONCE * self._block_size):
+            self._map.load(at, count)
+            if not self._zeroed(at, count, deallocate):
+                for place, size in self._pieces(at, count, self._block_size):
+                    if not self._zeroed(place, size, deallocate):
+                        self.write(place, bytes(size))
 
-    def _zero_piece(self, offset: int, length: int, *, deallocate: bool) -> None:
-        try:
-            self._volume.zero(offset, length, deallocate)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            self.write(offset, bytes(length))
+    def _zeroed(self, offset: int, length: int, deallocate: bool) -> bool:
+        """False where the map must be loaded, or a block composed."""
+        while True:
+            try:
+                self._volume.zero(offset, length, deallocate)
+                return True
+            except OSError as error:
+                if error.errno == errno.ENODATA:
+                    return False
+                if error.errno != errno.ENOBUFS:
+                    raise
+            self._map.reserve_if_empty()
 
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""
         if not self._map.commit_all():
             self._volume.flush()
 
-    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    @staticmethod
+    def _pieces(offset: int, length: int, size: int) -> Iterator[tuple[int, int]]:
+        """The range, cut at multiples of `size`."""
         end = offset + length
         while offset < end:
-            count = min(self._block_size - offset % self._block_size, end - offset)
+            count = min(size - offset % size, end - offset)
             yield offset, count
             offset += count
+
+
+@contextlib.contextmanager
+def _unless_unmapped() -> Iterator[None]:
+    """Goes on behind the block where the map must be loaded, or a block composed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
 
 
 class Keeper:

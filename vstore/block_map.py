@@ -15,16 +15,18 @@ All calls may come from any thread; `_lock` makes one structural change at a tim
 import collections
 import errno
 import threading
+from collections.abc import Callable, Sequence
 
 from formats.errors import ImageError
-from formats.image import BlockState, Change, HostExtent
+from formats.image import SECTOR, BlockState, Change, HostExtent, Run, entry
 from vstore.chain import Chain
-from vstore.dataplane import Volume
+from vstore.dataplane import Allocation, MapChange, Volume
 
 PAGE = 512  # blocks loaded at once, as the data plane keeps them
 WINDOW_BYTES = 64 << 20  # reserved ahead of need
 FEWEST_RESERVED = 16  # blocks
 BATCH = 8192  # changes committed at once
+PLACE = (1 << 48) - 1  # of an entry, in sectors
 CACHED = 64  # composed blocks kept
 COPY_UNIT = 4096  # bytes copied up at once, where the format does not say
 
@@ -37,6 +39,8 @@ class BlockMap:
         self._chain = chain
         self._top = chain.top
         self._block_size = self._top.geometry.block_size
+        self._unit = self._top.geometry.sub_block_size or max(min(COPY_UNIT, self._block_size), self._block_size >> 9)
+        self._has_masks = self._top.geometry.sub_block_size is not None
         self._lock = threading.RLock()
         self._composed: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // self._block_size)
@@ -46,7 +50,7 @@ class BlockMap:
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
         if self._top.flat:
             self._load_all()
-        elif not self._top.read_only:
+        elif self._has_masks or not self._top.read_only:
             self._allow_allocation()
 
     def _load_all(self) -> None:
@@ -56,8 +60,18 @@ class BlockMap:
                 self._volume.set_run(run.first, run.count, run.entry)
 
     def _allow_allocation(self) -> None:
-        unit = max(min(COPY_UNIT, self._block_size), self._block_size >> 9)
-        self._volume.allocates(unit, keeps_masks=False, batch_limit=BATCH)
+        zeroed = BlockState.HOLE if self._chain.top.backing is None and self._chain.depth == 1 else BlockState.ZERO
+        self._volume.allocates(
+            Allocation(
+                sub_shift=self._unit.bit_length() - 1,
+                keeps_masks=self._has_masks,
+                own_layers=len(self._top.layers),
+                identity=int(self._top.identity),
+                batch_limit=BATCH,
+                keeps_space=False,
+                zero_entry=entry(zeroed) if self._top.zeroes and not self._top.identity else 0,
+            )
+        )
 
     # ---- resizing ----
 
@@ -96,7 +110,7 @@ class BlockMap:
         end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
         if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
             for run in self._chain.merged(blocks, end - blocks):
-                self._volume.set_run(run.first, run.count, run.entry)
+                self._set(run)
 
     # ---- loading ----
 
@@ -114,7 +128,21 @@ class BlockMap:
         count = min(PAGE, self._top.geometry.blocks - first)
         # backwards, so that the first entry, which says that a page is loaded, comes last
         for run in reversed(self._chain.merged(first, count)):
+            self._set(run)
+
+    def _set(self, run: Run) -> None:
+        if run.entry >> 60 != BlockState.PARTIAL:
             self._volume.set_run(run.first, run.count, run.entry)
+            return
+        for block, masks in enumerate(self._top.masks(run.first, run.count), run.first):
+            self._volume.set_partial(
+                block,
+                run.entry,
+                self._chain.beneath(block),
+                allocated=masks.allocated,
+                zero=masks.zero,
+                shared=masks.shared,
+            )
 
     # ---- composing ----
 
@@ -130,29 +158,43 @@ class BlockMap:
             self._composed.move_to_end(block)
             return data
 
-    def composed(self, offset: int) -> bool:
-        """Whether the block there has to be composed."""
-        return self._volume.get_entry(offset // self._block_size) >> 60 == BlockState.COMPRESSED
-
     def settle(self, offset: int, length: int) -> None:
-        """Gives composed blocks in this range places of their own, so that they can be written to in part."""
+        """Makes what is composed in this range something that can be written to in part: a whole block that this image
+        has compressed, or the units that the range begins and ends in where a parent has."""
         with self._lock:
             for block in range(offset // self._block_size, (offset + length - 1) // self._block_size + 1):
-                if self._volume.get_entry(block) >> 60 == BlockState.COMPRESSED:
+                word = self._volume.get_entry(block)
+                if word >> 60 == BlockState.COMPRESSED and not self._over_parent(word):
                     self._settle(block)
+            if self._has_masks:
+                for at in {at // self._unit * self._unit for at in (offset, offset + length - 1)}:
+                    self._settle_unit(at)
+
+    def _over_parent(self, word: int) -> bool:
+        """Whether the image need not have all of a block of which it is given a part."""
+        return self._has_masks and word >> 48 & 0xFFF >= len(self._top.layers)
+
+    def _settle_unit(self, at: int) -> None:
+        block, within = divmod(at, self._block_size)
+        data = self.compose(block)[within : within + self._unit]
+        self._retried(lambda: self._volume.copy_up(at, data))
 
     def _settle(self, block: int) -> None:
         end = min(self._block_size, self._volume.length - block * self._block_size)
         data = self.compose(block)[:end]
+        self._retried(lambda: self._volume.replace(block, data))
+        self._composed.pop(block, None)
+
+    def _retried(self, call: Callable[[], object]) -> None:
+        """Makes room for what `call` allocates."""
         while True:
             self.reserve_if_empty()
             try:
-                self._volume.replace(block, data)
-                break
+                call()
+                return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # the loops took the last of the room in between
                     raise
-        self._composed.pop(block, None)
 
     # ---- allocating ----
 
@@ -193,16 +235,23 @@ class BlockMap:
             try:
                 if changes:
                     self._drain()
-                    self._top.commit([Change(block, word) for block, word, _ in changes])
+                    self._top.commit([Change(c.block, c.entry, c.allocated, c.zero, c.blocks) for c in changes])
                     self._freed = True
                 done = True
             except ImageError as error:
                 raise OSError(errno.EIO, str(error)) from error
             finally:
                 self._volume.commit_end(committed=done)
-            for block, _, _ in changes:
-                self._composed.pop(block, None)
+                self._free(changes)
+            for change in changes:
+                self._composed.pop(change.block, None)
             return bool(changes)
+
+    def _free(self, changes: Sequence[MapChange]) -> None:
+        """Places that nothing names after all."""
+        unused = [HostExtent((change.unused & PLACE) * SECTOR, 1) for change in changes if change.unused]
+        if unused:
+            self._top.free(unused)
 
     def commit_all(self) -> bool:
         """As `commit`, until nothing is left that was there when it began."""

@@ -5,7 +5,8 @@
     grandparent             |PARTIAL  |                         first, then each parent's
 
 What a parent holds is SHARED, whatever it is there, because a write has to go to the top. COMPRESSED means that no
-single place holds the block's bytes (compressed, or patched together of several places): `compose` makes them.
+single place holds the block's bytes (compressed, or patched together of several places): `compose` makes them, and
+its layer says whose doing that is. PARTIAL is only what the top image itself holds in part; `beneath` tells the rest.
 Not thread-safe: who shares a chain holds a lock around every call.
 """
 
@@ -36,11 +37,24 @@ class Chain:
             self._first_layer.append(len(self.layers))
             self.layers += image.layers
 
+    @property
+    def depth(self) -> int:
+        """Images in it."""
+        return len(self._chain)
+
     def merged(self, first: int, count: int) -> list[Run]:
         """The map of `count` blocks of the top image from `first` on; ascending, without a gap."""
+        return self._merged(0, first, count)
+
+    def beneath(self, block: int) -> int:
+        """The entry of what shows through where the top image has nothing of the block."""
+        return self._merged(1, block, 1)[0].entry if self.depth > 1 else entry(BlockState.HOLE)
+
+    def _merged(self, top: int, first: int, count: int) -> list[Run]:
+        """Of the chain from depth `top` down."""
         runs: list[Run] = []
         wanted = [(first, count)]
-        for depth, image in enumerate(self._chain):
+        for depth, image in enumerate(self._chain[top:], top):
             asked, wanted = wanted, []
             for start, number in asked:
                 inside = min(number, max(0, -(-image.geometry.length // self._block_size) - start))
@@ -91,8 +105,10 @@ class Chain:
             case BlockState.DATA | BlockState.SHARED:
                 shared = depth or state is BlockState.SHARED
                 return entry(BlockState.SHARED if shared else BlockState.DATA, layer, (word & _OFFSET) * 512)
+            case BlockState.PARTIAL if not depth:
+                return word
             case BlockState.COMPRESSED | BlockState.PARTIAL:
-                return entry(BlockState.COMPRESSED)  # to be composed, whatever the reason
+                return entry(BlockState.COMPRESSED, layer)  # to be composed, whatever the reason
             case _:
                 return entry(state)
 

@@ -73,6 +73,19 @@ class Writer:
 
     def apply(self, changes: Sequence[Change]) -> None:
         """Changes the map in memory; `flush` makes it durable."""
+        ahead = 0
+        for place, change in enumerate(changes):
+            if change.count > 1:
+                self._apply_single(changes[ahead:place])
+                self._apply_row(change)
+                ahead = place + 1
+        self._apply_single(changes[ahead:])
+
+    def _apply_row(self, change: Change) -> None:
+        for block in range(change.block, change.block + change.count):
+            self._apply(Change(block, change.entry))
+
+    def _apply_single(self, changes: Sequence[Change]) -> None:
         index, table = -1, 0
         for change in sorted(changes, key=_block):
             if change.block // self.tables.per_table != index:

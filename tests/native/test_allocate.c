@@ -29,6 +29,8 @@ static uint64_t entry_at(vs_volume *volume, uint64_t block)
 	return entry;
 }
 
+static const vs_allocation copies = { .sub_shift = 12, .own_layers = 1, .batch_limit = 64 };
+
 /* The driver's LUN gets a volume without a block of its own, and room for new ones in the file that it had. */
 static void become_empty(struct driver *driver)
 {
@@ -38,7 +40,7 @@ static void become_empty(struct driver *driver)
 	assert_non_null(volume);
 	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, VS_FILE_INSTANT, 1), 0);
 	assert_int_equal(vs_volume_set_run(volume, 0, CLUSTERS, entry_of(VS_HOLE, 0, 0)), 0);
-	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_allocates(volume, &copies), 0);
 	assert_int_equal(vs_volume_give(volume, 0, 0, 16, 0), 0);
 	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
 	vs_volume_release(driver->volume);

@@ -168,6 +168,8 @@ static void test_one_run_for_all_blocks_ends_where_the_volume_ended(void **state
 	vs_volume_release(volume);
 }
 
+static const vs_allocation copies = { .sub_shift = 12, .own_layers = 1, .batch_limit = 64 };
+
 static void test_blocks_that_wait_for_a_commit_are_not_cut_off(void **state)
 {
 	int fd;
@@ -176,7 +178,7 @@ static void test_blocks_that_wait_for_a_commit_are_not_cut_off(void **state)
 
 	(void)state;
 	assert_int_equal(vs_volume_set_run(volume, 0, 10, entry_of(VS_HOLE, 0, 0)), 0);
-	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_allocates(volume, &copies), 0);
 	assert_int_equal(vs_volume_give(volume, 0, 0, 4, 0), 0);
 	assert_int_equal(vs_volume_write(volume, 5 * CLUSTER, &byte, 1), 0);
 	assert_int_equal(vs_volume_resize(volume, 5 * CLUSTER), -EBUSY);

@@ -15,16 +15,18 @@ from vstore.dataplane.device import (
     Notice,
     NoticeKind,
 )
-from vstore.dataplane.volume import Volume
+from vstore.dataplane.volume import Allocation, MapChange, Volume
 
 __all__ = [
     "GATE_READ",
     "GATE_WRITE",
+    "Allocation",
     "Completion",
     "Counters",
     "Device",
     "FastRowLike",
     "LunSettings",
+    "MapChange",
     "Notice",
     "NoticeKind",
     "Volume",

@@ -2,25 +2,27 @@
  * allocate.c - copy-on-write without a call to Python: a write to a block that may not be overwritten in place takes the
  * next block of the reserved window, and a record says what of it is there already.
  *
- *      map entry: FRESH ---> record: old entry   parent's data, zeros, or a place that others share
- *                                    new entry   DATA in the window, which no table on disk names yet
- *                                    valid       a bit a sub-block: its bytes are in the new place
+ *      map entry: FRESH ---> record: valid   units in its own place, which perhaps no table on disk names yet
+ *                                    zero    units that read as zeros          \ only where the format keeps
+ *                                    held    units in a place lent by a snapshot / such bits on disk
+ *                                    old     what all other units show: a parent's data, zeros, a hole
  *
- * A sub-block becomes valid when a write that covers it has ended; until then it is read from the old place. What no
- * write has covered is filled from there, but only at commit, when the guest has often written it itself. Formats that
- * keep such bits on disk (extended L2) are never filled; their records live on as the side table of partial blocks.
+ * A unit becomes valid when a write that covers it has ended; until then it is read from where it was. What no write has
+ * covered is filled from there, but only at commit, when the guest has often written it itself. Formats that keep such
+ * bits on disk (extended L2) fill only what was lent; the records of their partial blocks live on, loaded and committed.
  *
  *      commit_begin: close the batch, fill --> Python makes tables durable --> commit_end: FRESH becomes DATA
  *
- * One mutex a volume guards the records and the window. `exclusive` keeps new writers off the sub-blocks that are not
- * valid yet, while somebody fills them; writes to valid ones go in place and need no leave. A write that only covers a
- * sub-block in part, meets an exclusive record or an empty window, is Python's: it may wait, a loop may not.
+ * One mutex a volume guards the records and the window. `exclusive` keeps new writers off the units that are not valid
+ * yet, while somebody fills them; writes to valid ones go in place and need no leave. A write that only covers a unit in
+ * part, meets an exclusive record or an empty window, is Python's: it may wait, a loop may not.
  */
 #define _GNU_SOURCE
 #include "internal.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 void fresh_enqueue(struct vs_volume *volume, struct fresh *fresh)
 {
@@ -30,21 +32,27 @@ void fresh_enqueue(struct vs_volume *volume, struct fresh *fresh)
 	fresh->next = NULL;
 	*volume->batch_tail = fresh;
 	volume->batch_tail = &fresh->next;
-	if (++volume->batch_count == volume->batch_limit)
+	if (++volume->batch_count == volume->allocation.batch_limit)
 		poke(volume->notice_fd);
 }
 
 void fresh_make_valid(struct vs_volume *volume, struct fresh *fresh, uint64_t within, uint64_t length)
 {
-	uint64_t size = 1ull << volume->sub_shift, end = within + length;
+	uint32_t shift = volume->allocation.sub_shift;
+	uint64_t size = 1ull << shift, end = within + length;
 
-	/* the end of a disk may lie inside a sub-block, whose rest nobody can read */
+	/* the end of a disk may lie inside a unit, whose rest nobody can read */
 	if (((fresh->block << volume->shift) + end) == atomic_load(&volume->length))
 		end = (end + size - 1) & ~(size - 1);
-	for (uint64_t sub = (within + size - 1) >> volume->sub_shift; sub < end >> volume->sub_shift; sub++)
+	for (uint64_t sub = (within + size - 1) >> shift; sub < end >> shift; sub++) {
 		fresh->valid[sub / 64] |= 1ull << (sub % 64);
+		if (volume->allocation.keeps_masks) {
+			fresh->zero &= ~(1ull << sub);
+			fresh->held &= ~(1ull << sub);
+		}
+	}
 	/* a commit may have taken the record while this write was under way, and told of it without these bits */
-	if (volume->keeps_masks)
+	if (volume->allocation.keeps_masks)
 		fresh_enqueue(volume, fresh);
 }
 
@@ -56,22 +64,40 @@ bool fresh_all_valid(const struct vs_volume *volume, const struct fresh *fresh)
 	return true;
 }
 
-static struct fresh *fresh_of(uint64_t entry)
+bool fresh_none_valid(const struct vs_volume *volume, const struct fresh *fresh)
 {
-	return (struct fresh *)(uintptr_t)(entry & ((1ull << 48) - 1));
+	uint64_t any = 0;
+
+	for (uint32_t word = 0; word <= (volume_units(volume) - 1) / 64; word++)
+		any |= fresh->valid[word];
+	return !any;
 }
 
-/* The piece at `within` whose sub-blocks are all valid, or all not: from the new place or from the old one. */
-static struct extent fresh_extent(const struct vs_volume *volume, const struct fresh *fresh, uint64_t within,
-				  uint64_t length)
+bool fresh_idle(const struct fresh *fresh)
 {
-	uint32_t first = (uint32_t)(within >> volume->sub_shift), sub = first;
-	bool valid = fresh_is_valid(fresh, first);
+	return !fresh->queued && !fresh->committing && !fresh->writers && !fresh->pins && !fresh->exclusive;
+}
 
-	while (sub < volume_units(volume) && fresh_is_valid(fresh, sub) == valid)
-		sub++;
-	uint64_t have = ((uint64_t)sub << volume->sub_shift) - within;
-	return entry_extent(valid ? fresh->entry : fresh->old, within, have < length ? have : length);
+/* The entry that tells where a unit is. */
+static uint64_t unit_entry(const struct fresh *fresh, uint32_t unit)
+{
+	if (fresh_is_valid(fresh, unit))
+		return fresh->entry;
+	if (unit < 64 && fresh->zero >> unit & 1)
+		return (uint64_t)VS_ZERO << 60;
+	return unit < 64 && fresh->held >> unit & 1 ? fresh->lent : fresh->old;
+}
+
+/* The piece at `within` whose units all lie in the same place. */
+struct extent fresh_extent(const struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length)
+{
+	uint32_t shift = volume->allocation.sub_shift, unit = (uint32_t)(within >> shift);
+	uint64_t entry = unit_entry(fresh, unit);
+
+	while (unit < volume_units(volume) && unit_entry(fresh, unit) == entry)
+		unit++;
+	uint64_t have = ((uint64_t)unit << shift) - within;
+	return entry_extent(entry, within, have < length ? have : length);
 }
 
 struct extent allocate_extent(struct vs_volume *volume, uint64_t offset, uint64_t length)
@@ -89,52 +115,95 @@ struct extent allocate_extent(struct vs_volume *volume, uint64_t offset, uint64_
 	return extent;
 }
 
-bool allocates_over(const struct vs_volume *volume, unsigned state)
+/* A block that is compressed in this image is given a place as a whole first (vs_volume_replace); units that are so in a
+ * parent need not be, where the rest of the block can stay there. */
+bool allocates_over(const struct vs_volume *volume, const struct extent *extent)
 {
-	return volume->sub_shift && (state == VS_HOLE || state == VS_ZERO || state == VS_SHARED);
+	const vs_allocation *allocation = &volume->allocation;
+
+	if (extent->state == VS_COMPRESSED)
+		return allocation->keeps_masks && extent->layer >= allocation->own_layers;
+	return allocation->sub_shift &&
+	       (extent->state == VS_HOLE || extent->state == VS_ZERO || extent->state == VS_SHARED);
 }
 
 /* ---- writing ---- */
 
+/* What a block was, in the bits of its new record. */
+static void begin_masks(const struct vs_volume *volume, struct fresh *fresh, uint64_t entry)
+{
+	struct extent extent = entry_extent(entry, 0, 0);
+	bool own = extent.layer < volume->allocation.own_layers;
+
+	if (extent.state == VS_ZERO) {
+		fresh->zero = volume_all_units(volume);
+	} else if (extent.state == VS_SHARED && own) {
+		fresh->lent = entry;
+		fresh->held = volume_all_units(volume);
+	} else if (extent.state == VS_DATA) {
+		fresh->entry = entry;
+		fresh->valid[0] = volume_all_units(volume);
+		fresh->told = true;
+	} else {
+		return;
+	}
+	fresh->old = (uint64_t)VS_HOLE << 60; /* no unit shows it */
+}
+
+/* A record that says of the block what the map does. NULL with *error: -ENOMEM. */
 struct fresh *fresh_new(struct vs_volume *volume, uint64_t block, uint64_t entry, int *error)
 {
 	struct fresh *fresh = calloc(1, sizeof(*fresh));
+
 	*error = -ENOMEM;
 	if (!fresh)
 		return NULL;
 	fresh->block = block;
 	fresh->old = entry;
-	*error = -ENOBUFS;
-	if (!window_take(volume, fresh)) {
-		free(fresh);
-		return NULL;
-	}
-	*error = map_store(volume, block, (uint64_t)STATE_FRESH << 60 | (uint64_t)(uintptr_t)fresh);
-	if (*error) {
-		free(fresh); /* its block of the window leaks until the image is closed */
-		return NULL;
-	}
-	return fresh;
+	if (volume->allocation.keeps_masks)
+		begin_masks(volume, fresh, entry);
+	*error = map_store(volume, block, 1, fresh_entry(fresh));
+	if (!*error)
+		return fresh;
+	free(fresh);
+	return NULL;
 }
 
-/* The record of a block that a write may go to, made now if need be. NULL with *error: -EAGAIN, -ENOBUFS, -ENOMEM. */
+bool fresh_place(struct vs_volume *volume, struct fresh *fresh)
+{
+	return fresh->entry || window_take(volume, fresh);
+}
+
+/* The record of a block that a write may go to, with a place of its own, made now if need be. NULL with *error: -EAGAIN,
+ * -ENOBUFS, -ENOMEM. */
 struct fresh *fresh_writable(struct vs_volume *volume, uint64_t block, uint64_t entry, int *error)
 {
-	*error = -EAGAIN;
-	if (entry_state(entry) == STATE_FRESH)
-		return fresh_of(entry);
-	return allocates_over(volume, entry_state(entry)) ? fresh_new(volume, block, entry, error) : NULL;
+	struct extent extent = entry_extent(entry, 0, 0);
+	struct fresh *fresh = NULL;
+
+	*error = -ENOBUFS;
+	if (extent.state == STATE_FRESH)
+		fresh = fresh_of(entry);
+	else if (!allocates_over(volume, &extent))
+		*error = -EAGAIN;
+	else if (volume->window || volume->allocation.identity)
+		fresh = fresh_new(volume, block, entry, error);
+	if (!fresh || fresh_place(volume, fresh))
+		return fresh;
+	*error = -ENOBUFS;
+	return NULL;
 }
 
-/* Whether [within, within + length) covers whole sub-blocks wherever they are not valid yet. */
+/* Whether [within, within + length) covers whole units wherever they are not valid yet. */
 static bool covers(const struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length)
 {
-	uint64_t mask = (1ull << volume->sub_shift) - 1, end = within + length;
+	uint32_t shift = volume->allocation.sub_shift;
+	uint64_t mask = (1ull << shift) - 1, end = within + length;
 	bool last = (fresh->block << volume->shift) + end == atomic_load(&volume->length);
 
-	if (within & mask && !fresh_is_valid(fresh, (uint32_t)(within >> volume->sub_shift)))
+	if (within & mask && !fresh_is_valid(fresh, (uint32_t)(within >> shift)))
 		return false;
-	return !(end & mask) || last || fresh_is_valid(fresh, (uint32_t)(end >> volume->sub_shift));
+	return !(end & mask) || last || fresh_is_valid(fresh, (uint32_t)(end >> shift));
 }
 
 static bool covers_new(const struct vs_volume *volume, uint64_t block, uint64_t within, uint64_t length)
@@ -164,7 +233,8 @@ int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, s
 		struct fresh *fresh = fresh_writable(volume, block, entry, &error);
 		if (fresh && !fresh->exclusive && covers(volume, fresh, within, length)) {
 			fresh->writers++;
-			fresh_enqueue(volume, fresh);
+			if (!volume->allocation.keeps_masks) /* else there is nothing to tell before it has ended */
+				fresh_enqueue(volume, fresh);
 			*claim = fresh;
 			*extent = entry_extent(fresh->entry, within, length);
 			error = 0;
@@ -187,8 +257,8 @@ void allocate_done(struct vs_volume *volume, struct fresh *claim, uint64_t offse
 }
 
 /*
- * Before the disk gets another end, under the lock: -EBUSY when a record names a block from `blocks` on. A write that ends
- * with the disk inside a sub-block makes that valid, so those under way in the last block end first.
+ * Before the disk gets another end, under the lock: -EBUSY when a change names a block from `blocks` on. A write that ends
+ * with the disk inside a unit makes that valid, so those under way in the last block end first.
  */
 int allocate_end(struct vs_volume *volume, uint64_t blocks)
 {
@@ -200,6 +270,8 @@ int allocate_end(struct vs_volume *volume, uint64_t blocks)
 	for (const struct fresh *fresh = volume->committing; fresh; fresh = fresh->committing_next)
 		if (fresh->block >= blocks)
 			return -EBUSY;
+	if (zeros_end(volume, blocks))
+		return -EBUSY;
 	uint64_t entry = length ? map_look_up(volume, (length - 1) >> volume->shift, &in_a_row) : 0;
 	if (entry_state(entry) != STATE_FRESH)
 		return 0;
@@ -216,15 +288,15 @@ int vs_volume_notice_fd(vs_volume *volume)
 	return volume->notice_fd;
 }
 
-int vs_volume_allocates(vs_volume *volume, uint32_t sub_shift, int keeps_masks, uint32_t batch_limit)
+int vs_volume_allocates(vs_volume *volume, const vs_allocation *allocation)
 {
-	if (sub_shift < 9 || sub_shift > volume->shift || volume->shift - sub_shift > 9 || !batch_limit ||
-	    (keeps_masks && volume->shift - sub_shift > 6))
+	uint32_t shift = allocation->sub_shift, layer = allocation->identity;
+
+	if (shift < 9 || shift > volume->shift || volume->shift - shift > (allocation->keeps_masks ? 6 : 9) ||
+	    !allocation->batch_limit || layer > 0xFFF || (layer && !volume->layers[layer]))
 		return -EINVAL;
 	pthread_mutex_lock(&volume->lock);
-	volume->sub_shift = sub_shift;
-	volume->keeps_masks = keeps_masks;
-	volume->batch_limit = batch_limit;
+	volume->allocation = *allocation;
 	pthread_mutex_unlock(&volume->lock);
 	return 0;
 }

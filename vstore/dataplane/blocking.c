@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { ZEROES = 1 << 20 };
+static uint8_t zeroes[ZEROES]; /* never written to: move_direct() and pwritev() only read it */
 
 void iovs_advance(struct iovec **iov, uint32_t *count, uint64_t length)
 {
@@ -119,9 +120,9 @@ static bool within(vs_volume *volume, uint64_t offset, uint64_t length)
 	return !__builtin_add_overflow(offset, length, &end) && end <= atomic_load(&volume->length);
 }
 
-static int read_range(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
+static int read_range(vs_volume *volume, uint64_t offset, uint8_t *to, uint64_t length, bool composed)
 {
-	for (uint8_t *to = buffer; length;) {
+	while (length) {
 		struct extent extent = volume_extent(volume, offset, length);
 		int error = 0;
 
@@ -129,7 +130,7 @@ static int read_range(vs_volume *volume, uint64_t offset, void *buffer, uint64_t
 			memset(to, 0, extent.length);
 		else if (extent.state == VS_DATA || extent.state == VS_SHARED)
 			error = blocking_extent(volume, &extent, IO_READ, to);
-		else
+		else if (extent.state != VS_COMPRESSED || !composed)
 			error = -ENODATA;
 		if (error)
 			return error;
@@ -145,7 +146,17 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 	if (!within(volume, offset, length))
 		return -EINVAL;
 	uint32_t entered = epoch_enter(volume);
-	int error = read_range(volume, offset, buffer, length);
+	int error = read_range(volume, offset, buffer, length, false);
+	epoch_leave(volume, entered);
+	return error;
+}
+
+int vs_volume_read_over(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length)
+{
+	if (!within(volume, offset, length))
+		return -EINVAL;
+	uint32_t entered = epoch_enter(volume);
+	int error = read_range(volume, offset, buffer, length, true);
 	epoch_leave(volume, entered);
 	return error;
 }
@@ -156,7 +167,7 @@ static int write_extent(vs_volume *volume, uint64_t offset, uint8_t *from, struc
 
 	if (extent->state == VS_DATA)
 		return blocking_extent(volume, extent, IO_WRITE, from);
-	if (!allocates_over(volume, extent->state))
+	if (!allocates_over(volume, extent))
 		return -ENODATA;
 	if (extent->length > left)
 		extent->length = left;
@@ -192,8 +203,6 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 
 static int write_zeroes(struct layer *layer, uint64_t offset, uint64_t length)
 {
-	static uint8_t zeroes[ZEROES]; /* never written to: move_direct() and pwritev() only read it */
-
 	while (length) {
 		uint64_t take = length < ZEROES ? length : ZEROES;
 		int error = move_extent(layer, IO_WRITE, zeroes, offset, take);
@@ -218,20 +227,37 @@ static int clear_extent(struct layer *layer, uint64_t offset, uint64_t length, b
 	return error == -EOPNOTSUPP ? write_zeroes(layer, offset, length) : error;
 }
 
+/* Zeros where the map cannot say them: in place where that is ours, else written. */
+static int zero_bytes(vs_volume *volume, uint64_t offset, struct extent *extent, bool deallocate)
+{
+	if (extent->state == VS_DATA)
+		return clear_extent(volume->layers[extent->layer], extent->offset, extent->length, deallocate);
+	if (reads_zero(extent))
+		return 0;
+	if (extent->length > ZEROES)
+		extent->length = ZEROES;
+	return write_extent(volume, offset, zeroes, extent);
+}
+
 static int zero_range(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate)
 {
 	while (length) {
-		struct extent extent = volume_extent(volume, offset, length);
-		int error = 0;
+		bool by_map = volume_zeroes_by_map(volume, deallocate);
+		int64_t done = by_map ? allocate_zero(volume, offset, length, true) : 0;
 
-		if (extent.state == VS_DATA)
-			error = clear_extent(volume->layers[extent.layer], extent.offset, extent.length, deallocate);
-		else if (!reads_zero(&extent))
-			error = -ENODATA;
-		if (error)
-			return error;
-		offset += extent.length;
-		length -= extent.length;
+		if (!done) {
+			struct extent extent = volume_extent(volume, offset, length);
+			if (by_map)
+				zero_cut(volume, offset, &extent);
+			int error = zero_bytes(volume, offset, &extent, deallocate);
+			if (error == -EAGAIN) /* another write or a commit was quicker */
+				continue;
+			done = error ? error : (int64_t)extent.length;
+		}
+		if (done < 0)
+			return (int)done;
+		offset += (uint64_t)done;
+		length -= (uint64_t)done;
 	}
 	return 0;
 }

@@ -1,6 +1,6 @@
 /*
- * commit.c - batches: which blocks have a new place, told to Python once they are whole, and DATA when it has made the
- * tables durable. A commit that fails leaves its blocks to the next one.
+ * commit.c - batches: which blocks have changed, told to Python once they are whole, and as the map has them for good when
+ * it has made the tables durable. A commit that fails leaves its blocks to the next one.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -8,6 +8,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { BREATH = 128 }; /* records handled before the loops may have the lock in between */
+
+static const uint64_t ZERO = (uint64_t)VS_ZERO << 60, HOLE = (uint64_t)VS_HOLE << 60;
+static const uint64_t PARTIAL = (uint64_t)VS_PARTIAL << 60, PLACE = (1ull << 60) - 1;
 
 static struct fresh *next_of_batch(struct vs_volume *volume)
 {
@@ -33,28 +38,87 @@ static void requeue(struct vs_volume *volume)
 		fresh->committing = false;
 		fresh_enqueue(volume, fresh);
 	}
+	zeros_done(volume, false);
 }
 
-static int settle(struct vs_volume *volume, struct fresh *fresh)
+static void breathe(struct vs_volume *volume, uint32_t count)
+{
+	if (count % BREATH)
+		return;
+	pthread_mutex_unlock(&volume->lock);
+	pthread_mutex_lock(&volume->lock);
+}
+
+/* Whether nothing of the block is in its own place any more, nor will be. */
+static bool place_is_vain(const struct vs_volume *volume, const struct fresh *fresh)
+{
+	struct extent old = entry_extent(fresh->old, 0, 0);
+
+	if (fresh->writers || !fresh->entry || !fresh_none_valid(volume, fresh))
+		return false;
+	return volume->allocation.keeps_masks ? !fresh->held : reads_zero(&old);
+}
+
+static int fill(struct vs_volume *volume, struct fresh *fresh)
+{
+	pthread_mutex_unlock(&volume->lock);
+	int error = fresh_fill(volume, fresh);
+	pthread_mutex_lock(&volume->lock);
+	if (error)
+		return error;
+	if (volume->allocation.keeps_masks) {
+		fresh->valid[0] |= fresh->held;
+		fresh->held = 0;
+	} else {
+		memset(fresh->valid, 0xFF, sizeof(fresh->valid));
+	}
+	return 0;
+}
+
+/* Makes a record ready to be told: filled, or without a place. *unused: a place that was never told. */
+static int settle(struct vs_volume *volume, struct fresh *fresh, uint64_t *unused)
 {
 	int error = 0;
 
-	if (volume->keeps_masks)
+	if (!fresh_needs_fill(volume, fresh) && !place_is_vain(volume, fresh))
 		return 0;
 	fresh_make_exclusive(volume, fresh);
-	pthread_mutex_unlock(&volume->lock);
-	error = fresh_fill(volume, fresh);
-	pthread_mutex_lock(&volume->lock);
-	if (!error)
-		memset(fresh->valid, 0xFF, sizeof(fresh->valid));
+	if (place_is_vain(volume, fresh)) {
+		*unused = fresh->told || volume->allocation.identity ? 0 : fresh->entry;
+		fresh->entry = 0;
+		fresh->told = false;
+	} else if (fresh->entry || !volume->allocation.keeps_masks || fresh_place(volume, fresh)) {
+		error = fill(volume, fresh);
+	} else {
+		error = -ENOBUFS;
+	}
 	fresh_end_exclusive(volume, fresh);
 	return error;
+}
+
+static vs_change told(const struct vs_volume *volume, struct fresh *fresh, uint64_t unused)
+{
+	vs_change change = { .block = fresh->block, .blocks = 1, .entry = fresh->entry, .unused = unused };
+	uint64_t all = volume_all_units(volume);
+
+	fresh->told = fresh->entry;
+	if (!volume->allocation.keeps_masks) {
+		if (!fresh->entry)
+			change.entry = fresh->old;
+		return change;
+	}
+	change.allocated = fresh->valid[0];
+	change.zero = fresh->zero;
+	if (!fresh->entry && (!fresh->zero || fresh->zero == all))
+		change.entry = fresh->zero ? ZERO : HOLE;
+	else if (change.allocated != all)
+		change.entry = PARTIAL | (fresh->entry & PLACE);
+	return change;
 }
 
 int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room)
 {
 	struct fresh *fresh;
-	uint32_t count = 0;
 	int error = 0;
 
 	pthread_mutex_lock(&volume->lock);
@@ -66,12 +130,17 @@ int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room)
 	/* what is queued from now on, perhaps for the second time, is the next batch's */
 	if (room > volume->batch_count)
 		room = volume->batch_count;
+	uint32_t count = zeros_begin(volume, changes, room);
 	while (!error && count < room && (fresh = next_of_batch(volume))) {
+		uint64_t unused = 0;
+
 		fresh->committing = true;
 		fresh->committing_next = volume->committing;
 		volume->committing = fresh;
-		error = settle(volume, fresh);
-		changes[count++] = (vs_change){ fresh->block, fresh->entry, fresh->valid[0] };
+		error = settle(volume, fresh, &unused);
+		if (!error)
+			changes[count++] = told(volume, fresh, unused);
+		breathe(volume, count);
 	}
 	if (error) {
 		requeue(volume);
@@ -81,9 +150,22 @@ int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room)
 	return error ? error : (int)count;
 }
 
+/* The entry that says as much as the record does; 0: none can. */
+static uint64_t settled_entry(const struct vs_volume *volume, const struct fresh *fresh)
+{
+	if (!fresh_idle(fresh))
+		return 0;
+	if (fresh->entry)
+		return fresh_all_valid(volume, fresh) ? fresh->entry : 0;
+	if (!volume->allocation.keeps_masks || (!fresh->zero && !fresh->held))
+		return fresh->old;
+	return fresh->zero == volume_all_units(volume) ? ZERO : 0;
+}
+
 int vs_volume_commit_end(vs_volume *volume, int committed)
 {
 	struct fresh *fresh;
+	uint32_t count = 0;
 	int error = 0;
 
 	pthread_mutex_lock(&volume->lock);
@@ -92,13 +174,16 @@ int vs_volume_commit_end(vs_volume *volume, int committed)
 	while (committed && (fresh = volume->committing)) {
 		volume->committing = fresh->committing_next;
 		fresh->committing = false;
-		if (fresh->queued || fresh->writers || fresh->pins || fresh->exclusive ||
-		    !fresh_all_valid(volume, fresh))
-			continue; /* a partial block's record stays */
-		error = map_store(volume, fresh->block, fresh->entry);
-		if (!error)
-			free(fresh);
+		uint64_t entry = settled_entry(volume, fresh);
+		if (entry) { /* else a partial block's record stays */
+			error = map_store(volume, fresh->block, 1, entry);
+			if (!error)
+				free(fresh);
+		}
+		breathe(volume, ++count);
 	}
+	if (committed)
+		zeros_done(volume, true);
 	volume->commit_open = false;
 	pthread_mutex_unlock(&volume->lock);
 	return error;
@@ -112,15 +197,29 @@ int vs_volume_pending(vs_volume *volume)
 	return count;
 }
 
-int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t valid)
+int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t allocated,
+			  uint64_t zero, int shared)
 {
-	struct fresh *fresh = volume->keeps_masks ? calloc(1, sizeof(*fresh)) : NULL;
+	struct extent place = entry_extent(((uint64_t)(shared ? VS_SHARED : VS_DATA) << 60) | (entry & PLACE), 0, 0);
+	uint64_t offset = entry & ((1ull << 48) - 1), word = (uint64_t)place.state << 60 | (entry & PLACE);
 
+	if (!volume->allocation.keeps_masks || !volume->layers[place.layer] ||
+	    (allocated | zero) > volume_all_units(volume) || allocated & zero || block >= volume_blocks(volume))
+		return -EINVAL;
+	struct fresh *fresh = calloc(1, sizeof(*fresh));
 	if (!fresh)
-		return volume->keeps_masks ? -ENOMEM : -EINVAL;
-	*fresh = (struct fresh){ .block = block, .entry = entry, .old = old, .valid = { valid } };
+		return -ENOMEM;
+	*fresh = (struct fresh){ .block = block, .old = old, .zero = zero };
+	if (shared && allocated) {
+		fresh->lent = word;
+		fresh->held = allocated;
+	} else if (!shared && (allocated || offset)) {
+		fresh->entry = word;
+		fresh->valid[0] = allocated;
+		fresh->told = true;
+	}
 	pthread_mutex_lock(&volume->lock);
-	int error = map_store(volume, block, (uint64_t)STATE_FRESH << 60 | (uint64_t)(uintptr_t)fresh);
+	int error = map_store(volume, block, 1, fresh_entry(fresh));
 	pthread_mutex_unlock(&volume->lock);
 	if (error)
 		free(fresh);

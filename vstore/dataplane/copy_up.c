@@ -1,5 +1,5 @@
 /*
- * copy_up.c - what a loop may not do: writes that cover a sub-block only in part, and the filling of what no write has
+ * copy_up.c - what a loop may not do: writes that cover a unit only in part, and the filling of what no write has
  * covered. Both read the old place and write the new one while the record is exclusive.
  */
 #define _GNU_SOURCE
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Waits until nobody writes to the sub-blocks that are not valid, and keeps it so. Under the lock. */
+/* Waits until nobody writes to the units that are not valid, and keeps it so. Under the lock. */
 void fresh_make_exclusive(struct vs_volume *volume, struct fresh *fresh)
 {
 	while (fresh->exclusive || fresh->writers)
@@ -23,22 +23,44 @@ void fresh_end_exclusive(struct vs_volume *volume, struct fresh *fresh)
 	pthread_cond_broadcast(&volume->settled);
 }
 
-/* Copies [within, within + length) from the old place to the new one, with `data` laid over [from, from + count). */
+/* The bytes of a range of the block, wherever they are now. -ENODATA: Python has to compose them. */
+static int read_old(struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length,
+		    uint8_t *buffer)
+{
+	while (length) {
+		struct extent extent = fresh_extent(volume, fresh, within, length);
+		int error = 0;
+
+		if (reads_zero(&extent))
+			memset(buffer, 0, extent.length);
+		else if (extent.state == VS_DATA || extent.state == VS_SHARED)
+			error = blocking_extent(volume, &extent, IO_READ, buffer);
+		else
+			error = -ENODATA;
+		if (error)
+			return error;
+		within += extent.length;
+		buffer += extent.length;
+		length -= extent.length;
+	}
+	return 0;
+}
+
+/* Copies [within, within + length) from where it is to its own place, with `data` laid over [from, from + count). */
 static int copy_up(struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length, uint64_t from,
 		   const uint8_t *data, uint64_t count)
 {
-	struct extent old = entry_extent(fresh->old, within, length), new = entry_extent(fresh->entry, within, length);
-	bool zeros = old.state == VS_ZERO || old.state == VS_HOLE;
+	struct extent old = fresh_extent(volume, fresh, within, length),
+		      new = entry_extent(fresh->entry, within, length);
 	void *buffer;
 	int error = 0;
 
-	if (zeros && fresh->zeroed && !count)
+	if (reads_zero(&old) && old.length == length && fresh->zeroed && !count)
 		return 0;
 	if (posix_memalign(&buffer, 4096, length))
 		return -ENOMEM;
-	memset(buffer, 0, length);
-	if (!zeros)
-		error = blocking_extent(volume, &old, IO_READ, buffer);
+	if (count < length)
+		error = read_old(volume, fresh, within, length, buffer);
 	if (!error) {
 		if (count)
 			memcpy((uint8_t *)buffer + (from - within), data, count);
@@ -48,34 +70,79 @@ static int copy_up(struct vs_volume *volume, const struct fresh *fresh, uint64_t
 	return error;
 }
 
-/* A write of any alignment inside one block, by a thread that may wait. -ENOBUFS: the window is empty. */
+/* Writes whole units, with `data` laid over them, if none of them is valid yet: else -EAGAIN, the caller cuts anew. Under
+ * the lock, which it gives up meanwhile. */
+static int write_units(struct vs_volume *volume, struct fresh *fresh, uint64_t within, const uint8_t *data,
+		       uint64_t length)
+{
+	uint32_t shift = volume->allocation.sub_shift;
+	uint64_t mask = (1ull << shift) - 1, start = within & ~mask, end = (within + length + mask) & ~mask;
+	bool stale = false;
+	int error = -EAGAIN;
+
+	fresh->pins++; /* no commit_end() takes the record away while we wait */
+	fresh_make_exclusive(volume, fresh);
+	for (uint64_t sub = start >> shift; sub < end >> shift; sub++)
+		stale |= fresh_is_valid(fresh, (uint32_t)sub);
+	if (!stale && !fresh_place(volume, fresh)) {
+		error = -ENOBUFS;
+	} else if (!stale) {
+		fresh_enqueue(volume, fresh);
+		pthread_mutex_unlock(&volume->lock);
+		error = copy_up(volume, fresh, start, end - start, within, data, length);
+		pthread_mutex_lock(&volume->lock);
+		if (!error)
+			fresh_make_valid(volume, fresh, start, end - start);
+	}
+	fresh->pins--;
+	fresh_end_exclusive(volume, fresh);
+	return error;
+}
+
+/* A write of any alignment inside one block, by a thread that may wait. -ENOBUFS: the window is empty; -ENODATA: what it
+ * does not cover of a unit has to be composed. */
 int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *data, uint64_t length)
 {
 	uint64_t block = offset >> volume->shift, within = offset & (volume_block_size(volume) - 1), in_a_row;
-	uint64_t mask = (1ull << volume->sub_shift) - 1, start = within & ~mask, end = (within + length + mask) & ~mask;
-	int error = 0;
+	int error = -EAGAIN;
 
 	pthread_mutex_lock(&volume->lock);
 	uint64_t entry = map_look_up(volume, block, &in_a_row);
 	struct fresh *fresh = entry_state(entry) == VS_DATA ? NULL : fresh_writable(volume, block, entry, &error);
-	if (!fresh) {
-		pthread_mutex_unlock(&volume->lock);
-		return entry_state(entry) == VS_DATA ? -EAGAIN : error;
-	}
-	fresh->pins++; /* no commit_end() takes the record away while we wait */
-	fresh_make_exclusive(volume, fresh);
-	fresh_enqueue(volume, fresh);
-	bool stale = false; /* somebody made a part valid meanwhile: the caller cuts anew */
-	for (uint64_t sub = start >> volume->sub_shift; sub < end >> volume->sub_shift; sub++)
-		stale |= fresh_is_valid(fresh, (uint32_t)sub);
+	if (fresh)
+		error = write_units(volume, fresh, within, data, length);
 	pthread_mutex_unlock(&volume->lock);
-	error = stale ? -EAGAIN : copy_up(volume, fresh, start, end - start, within, data, length);
+	return error;
+}
+
+static int copy_units_up(struct vs_volume *volume, uint64_t offset, const void *data, uint64_t length)
+{
+	uint64_t block = offset >> volume->shift, within = offset & (volume_block_size(volume) - 1), in_a_row;
+	int error = 0;
+
 	pthread_mutex_lock(&volume->lock);
-	if (!error)
-		fresh_make_valid(volume, fresh, start, end - start);
-	fresh->pins--;
-	fresh_end_exclusive(volume, fresh);
+	uint64_t entry = map_look_up(volume, block, &in_a_row);
+	struct extent now = entry_state(entry) == STATE_FRESH ? fresh_extent(volume, fresh_of(entry), within, length)
+							      : entry_extent(entry, within, length);
+	if (now.state == VS_COMPRESSED && now.length == length) {
+		struct fresh *fresh = fresh_writable(volume, block, entry, &error);
+		if (fresh)
+			error = write_units(volume, fresh, within, data, length);
+	}
 	pthread_mutex_unlock(&volume->lock);
+	return error == -EAGAIN ? 0 : error;
+}
+
+int vs_volume_copy_up(vs_volume *volume, uint64_t offset, const void *data, uint64_t length)
+{
+	uint64_t within = offset & (volume_block_size(volume) - 1), mask = (1ull << volume->allocation.sub_shift) - 1;
+
+	if (!volume->allocation.keeps_masks || (offset | length) & mask || length > volume_block_size(volume) - within)
+		return -EINVAL;
+	uint32_t entered = epoch_enter(volume);
+	/* the caller may hold what the one who quiesced waits for, so it may not wait here; its write will */
+	int error = atomic_load(&volume->quiesced) ? 0 : copy_units_up(volume, offset, data, length);
+	epoch_leave(volume, entered);
 	return error;
 }
 
@@ -87,25 +154,27 @@ static int replace(vs_volume *volume, uint64_t block, const void *data, uint64_t
 	pthread_mutex_lock(&volume->lock);
 	uint64_t entry = map_look_up(volume, block, &in_a_row);
 	struct fresh *fresh = NULL;
-	if (entry_state(entry) == VS_COMPRESSED && volume->sub_shift && length <= volume_block_size(volume))
+	if (entry_state(entry) == VS_COMPRESSED && volume->allocation.sub_shift && length <= volume_block_size(volume))
 		fresh = fresh_new(volume, block, entry, &error);
-	if (!fresh) {
+	bool placed = fresh && fresh_place(volume, fresh);
+	if (placed) {
+		fresh->pins++;
+		fresh->exclusive = true; /* until then it is read as before: compressed */
 		pthread_mutex_unlock(&volume->lock);
-		return error;
+		struct extent new = entry_extent(fresh->entry, 0, length);
+		error = blocking_extent(volume, &new, IO_WRITE, (uint8_t *)(uintptr_t)data);
+		pthread_mutex_lock(&volume->lock);
+		if (!error) {
+			memset(fresh->valid, 0xFF, sizeof(fresh->valid));
+			fresh->valid[0] &= volume_all_units(volume);
+			fresh_enqueue(volume, fresh);
+		}
+		fresh->pins--;
+		fresh_end_exclusive(volume, fresh);
+	} else if (fresh) {
+		error = -ENOBUFS;
 	}
-	fresh->pins++;
-	fresh->exclusive = true; /* until then it is read as before: compressed */
-	pthread_mutex_unlock(&volume->lock);
-	struct extent new = entry_extent(fresh->entry, 0, length);
-	error = blocking_extent(volume, &new, IO_WRITE, (uint8_t *)(uintptr_t)data);
-	pthread_mutex_lock(&volume->lock);
-	if (!error) {
-		memset(fresh->valid, 0xFF, sizeof(fresh->valid));
-		fresh_enqueue(volume, fresh);
-	}
-	fresh->pins--;
-	fresh_end_exclusive(volume, fresh);
-	if (error && !map_store(volume, block, entry))
+	if (fresh && error && !fresh->pins && !map_store(volume, block, 1, entry))
 		free(fresh); /* nobody else had a use for it: its old place is not one that writes go over */
 	pthread_mutex_unlock(&volume->lock);
 	return error;
@@ -114,25 +183,35 @@ static int replace(vs_volume *volume, uint64_t block, const void *data, uint64_t
 int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length)
 {
 	uint32_t entered = epoch_enter(volume);
-	/* the caller may hold what the one who quiesced waits for, so it may not wait here */
 	int error = atomic_load(&volume->quiesced) ? -EAGAIN : replace(volume, block, data, length);
 	epoch_leave(volume, entered);
 	return error;
 }
 
+/* ---- at commit ---- */
+
+static bool unit_needs_fill(const struct vs_volume *volume, const struct fresh *fresh, uint32_t unit)
+{
+	return volume->allocation.keeps_masks ? fresh->held >> unit & 1 : !fresh_is_valid(fresh, unit);
+}
+
+bool fresh_needs_fill(const struct vs_volume *volume, const struct fresh *fresh)
+{
+	return volume->allocation.keeps_masks ? fresh->held : !fresh_all_valid(volume, fresh);
+}
+
 int fresh_fill(struct vs_volume *volume, struct fresh *fresh)
 {
-	uint32_t subs = volume_units(volume);
+	uint32_t units = volume_units(volume), shift = volume->allocation.sub_shift;
 	int error = 0;
 
-	for (uint32_t sub = 0, next; sub < subs && !error; sub = next) {
-		next = sub + 1;
-		if (fresh_is_valid(fresh, sub))
+	for (uint32_t unit = 0, next; unit < units && !error; unit = next) {
+		next = unit + 1;
+		if (!unit_needs_fill(volume, fresh, unit))
 			continue;
-		while (next < subs && !fresh_is_valid(fresh, next))
+		while (next < units && unit_needs_fill(volume, fresh, next))
 			next++;
-		error = copy_up(volume, fresh, (uint64_t)sub << volume->sub_shift,
-				(uint64_t)(next - sub) << volume->sub_shift, 0, NULL, 0);
+		error = copy_up(volume, fresh, (uint64_t)unit << shift, (uint64_t)(next - unit) << shift, 0, NULL, 0);
 	}
 	return error;
 }

@@ -64,6 +64,8 @@ int vs_volume_resize(vs_volume *volume, uint64_t length);
 /* Blocking I/O of any alignment inside the volume's length; 0 or -errno (-EINVAL beyond the end; -ENODATA where
  * the map needs Python: NOT_LOADED, COMPRESSED, PARTIAL, or a write to HOLE, ZERO or SHARED). */
 int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length);
+/* The same over bytes that were composed: what is COMPRESSED is left as it is. */
+int vs_volume_read_over(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length);
 int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length);
 /* Zeroes a range; with deallocate set, gives its space back where the file can (it reads as zeros either way). */
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
@@ -79,9 +81,17 @@ int vs_volume_quiesce(vs_volume *volume);
 int vs_volume_resume(vs_volume *volume);
 
 /* Copy-on-write (allocate.c). A write to a block that is HOLE, ZERO or SHARED takes the next block of the window; what
- * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. sub_shift: log2 of the
- * unit that is copied up (at most 512 of them in a block). keeps_masks: the format keeps a bit a unit, nothing is filled. */
-int vs_volume_allocates(vs_volume *volume, uint32_t sub_shift, int keeps_masks, uint32_t batch_limit);
+ * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. */
+typedef struct {
+	uint32_t sub_shift;   /* log2 of the unit that is copied up: at most 512 in a block, 64 when keeps_masks */
+	uint32_t keeps_masks; /* the format keeps two bits a unit (here, zero): what is in the parent stays there */
+	uint32_t own_layers;  /* layers from this number on are the parents' */
+	uint32_t identity;    /* not 0: new blocks lie in this layer at the guest's own offset, there is no window */
+	uint32_t batch_limit; /* changes at which the notice descriptor becomes readable */
+	uint32_t keeps_space; /* only deallocating changes the map to zeros; else zeros are written where DATA is */
+	uint64_t zero_entry; /* what a zeroed block becomes: ZERO, HOLE (no parent has anything), 0: it is written to */
+} vs_allocation;
+int vs_volume_allocates(vs_volume *volume, const vs_allocation *allocation);
 /* Room for new blocks, in a row in one layer; zeroed: it reads as zeros now. */
 int vs_volume_give(vs_volume *volume, uint32_t layer, uint64_t offset, uint64_t blocks, int zeroed);
 /* 1: what is left of the window's first run; 0: nothing is left. */
@@ -91,9 +101,10 @@ int vs_volume_notice_fd(vs_volume *volume);
 /* Blocks that the next commit will name. */
 int vs_volume_pending(vs_volume *volume);
 typedef struct {
-	uint64_t block;
-	uint64_t entry; /* DATA at its new place */
-	uint64_t valid; /* units that are there, one bit each, when the format keeps masks; else all */
+	uint64_t block, blocks; /* more than one only of ZERO and HOLE; a later change undoes an earlier one */
+	uint64_t entry;         /* DATA at its new place, ZERO, HOLE, or PARTIAL with these units: */
+	uint64_t allocated, zero;
+	uint64_t unused; /* DATA: a place from the window that nothing names after all; 0: none */
 } vs_change;
 /* The changes since the last commit, filled and ready; -EBUSY: a commit is under way. */
 int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room);
@@ -104,8 +115,12 @@ int vs_volume_commit_end(vs_volume *volume, int committed);
 int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length);
 /* Blocks left in the window. */
 uint64_t vs_volume_window(vs_volume *volume);
-/* A block of which only the `valid` units lie at `entry`, the others at `old`. */
-int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t valid);
+/* A PARTIAL block, as it is loaded: units `allocated` lie at `entry`, `zero` ones nowhere, the others are as `old` says.
+ * shared: that place may not be written to. An `entry` without offset (0): nothing is allocated. */
+int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t allocated,
+			  uint64_t zero, int shared);
+/* Whole units inside one block that show a COMPRESSED parent get these bytes, if nothing else came first. -ENOBUFS. */
+int vs_volume_copy_up(vs_volume *volume, uint64_t offset, const void *data, uint64_t length);
 
 /* ---- the device: one virtio-scsi endpoint ----------------------------------------------- */
 

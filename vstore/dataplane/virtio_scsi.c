@@ -101,9 +101,11 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 	struct fresh *claim = NULL;
 	int result = 0;
 
+	if (!moves && reads_zero(extent))
+		return true;
 	if (media->operation == IO_READ && reads_zero(extent))
 		result = cursor_guarded(cursor_fill_zero, data, NULL, extent->length);
-	else if (media->operation == IO_WRITE && allocates_over(request->lun->volume, extent->state))
+	else if (media->operation == IO_WRITE && allocates_over(request->lun->volume, extent))
 		result = allocate_claim(request->lun->volume, offset, extent->length, extent, &claim);
 	else if (extent->state != VS_DATA && (extent->state != VS_SHARED || media->operation != IO_READ))
 		result = -EAGAIN;
@@ -132,13 +134,21 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 	return true;
 }
 
+static bool zeroes_by_map(const struct vs_volume *volume, const struct media *media)
+{
+	return (media->operation == IO_PUNCH || media->operation == IO_ZERO) &&
+	       volume_zeroes_by_map(volume, media->operation == IO_PUNCH);
+}
+
 /* Whether the fast path can serve every block of the range as it stands in the map. */
 static bool mapped(struct vs_volume *volume, const struct media *media)
 {
+	if (zeroes_by_map(volume, media)) /* zeroing finds out itself, and may be repeated */
+		return true;
 	for (uint64_t done = 0; done < media->length;) {
 		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
 		bool read = media->operation == IO_READ && (reads_zero(&extent) || extent.state == VS_SHARED);
-		bool write = media->operation == IO_WRITE && allocates_over(volume, extent.state);
+		bool write = media->operation == IO_WRITE && allocates_over(volume, &extent);
 
 		if ((extent.state != VS_DATA && !read && !write) || !extent.length)
 			return false;
@@ -149,14 +159,26 @@ static bool mapped(struct vs_volume *volume, const struct media *media)
 
 static void start_segments(struct vs_request *request, const struct media *media)
 {
-	bool read = media->operation == IO_READ;
+	struct vs_volume *volume = request->lun->volume;
+	bool read = media->operation == IO_READ, by_map = zeroes_by_map(volume, media);
 	struct cursor data = { &request->iov[read ? request->in_first : request->out_first],
 			       read ? request->in_count : request->out_count, 0 };
 
 	for (uint64_t done = 0; done < media->length;) {
-		uint64_t offset = media->offset + done;
-		struct extent extent = volume_extent(request->lun->volume, offset, media->length - done);
+		uint64_t offset = media->offset + done, left = media->length - done;
+		int64_t zeroed = by_map ? allocate_zero(volume, offset, left, false) : 0;
 
+		if (zeroed < 0) {
+			request->error = (int)zeroed;
+			return;
+		}
+		if (zeroed) {
+			done += (uint64_t)zeroed;
+			continue;
+		}
+		struct extent extent = volume_extent(volume, offset, left);
+		if (by_map)
+			zero_cut(volume, offset, &extent);
 		if (!segment(request, media, offset, &extent, &data))
 			return;
 		done += extent.length;
@@ -174,7 +196,8 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 		request_to_python(request); /* whose threads may wait */
 		return;
 	}
-	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length)) {
+	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length) &&
+	    !zeroes_by_map(volume, ranges)) {
 		struct io *io = request_io(request, ranges, &extent);
 		io->data = &request->iov[read ? request->in_first : request->out_first];
 		io->data_count = read ? request->in_count : request->out_count;

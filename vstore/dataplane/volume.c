@@ -42,6 +42,11 @@ static uint64_t block_count(const struct vs_volume *volume, uint64_t length)
 	return (length >> volume->shift) + ((length & ((1ull << volume->shift) - 1)) != 0);
 }
 
+uint64_t volume_blocks(const struct vs_volume *volume)
+{
+	return block_count(volume, atomic_load(&volume->length));
+}
+
 static uint64_t pages_for(const struct vs_volume *volume, uint64_t length)
 {
 	return block_count(volume, length) / PAGE_ENTRIES + 1;
@@ -73,10 +78,10 @@ struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length)
 {
 	struct extent extent = { .state = entry_state(entry), .length = length };
 
-	if (has_offset(entry)) {
+	if (has_offset(entry) || extent.state == VS_COMPRESSED)
 		extent.layer = (entry >> LAYER_SHIFT) & LAYER_MASK;
+	if (has_offset(entry))
 		extent.offset = ((entry & OFFSET_MASK) << SECTOR_SHIFT) + within;
-	}
 	return extent;
 }
 
@@ -175,7 +180,7 @@ static bool sane_run(const struct vs_volume *volume, uint64_t first, uint64_t co
 	       last <= OFFSET_MASK;
 }
 
-int map_store(struct vs_volume *volume, uint64_t block, uint64_t entry)
+int map_store(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry)
 {
 	uint64_t whole = atomic_load(&volume->whole);
 	int error = 0;
@@ -183,7 +188,7 @@ int map_store(struct vs_volume *volume, uint64_t block, uint64_t entry)
 	if (whole)
 		error = store_run(volume, 0, block_count(volume, atomic_load(&volume->length)), whole);
 	if (!error)
-		error = store_run(volume, block, 1, entry);
+		error = store_run(volume, first, count, entry);
 	if (!error && whole)
 		atomic_store_explicit(&volume->whole, 0, memory_order_release);
 	return error;
@@ -194,7 +199,7 @@ int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_
 	int error = 0;
 
 	pthread_mutex_lock(&volume->lock);
-	uint64_t blocks = block_count(volume, atomic_load(&volume->length)), whole = atomic_load(&volume->whole);
+	uint64_t blocks = volume_blocks(volume), whole = atomic_load(&volume->whole);
 	if (!sane_run(volume, first, count, entry)) {
 		error = -EINVAL;
 	} else if (!first && count == blocks && entry_state(entry)) {
@@ -279,6 +284,7 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	volume->length = length;
 	volume->references = 1;
 	volume->batch_tail = &volume->batch;
+	volume->zeros_tail = &volume->zeros;
 	volume->window_tail = &volume->window;
 	volume->page_count = pages_for(volume, length);
 	volume->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -306,6 +312,7 @@ void vs_volume_release(vs_volume *volume)
 		layer_free(volume->layers[i]);
 	retired_free(volume->retired);
 	window_free(volume);
+	zeros_free(volume);
 	close(volume->notice_fd);
 	pthread_cond_destroy(&volume->settled);
 	pthread_mutex_destroy(&volume->draining);

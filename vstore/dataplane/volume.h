@@ -35,15 +35,28 @@ struct extent {
 	uint64_t offset, length; /* in the layer's file; bytes */
 };
 
-/* A block that lives partly or wholly in a place that no table on disk names yet: see allocate.c. */
+/* What has become of a block that may not simply be overwritten, or is zeroed, since the tables on disk told of it: see
+ * allocate.c. `zero`, `held`: one bit a unit, for formats that keep masks. */
 enum { STATE_FRESH = 7, MOST_SUBS = 512 };
 struct fresh {
-	uint64_t block, old, entry;
-	uint32_t writers; /* I/O under way into sub-blocks that are not valid yet */
+	uint64_t block;
+	uint64_t entry;   /* DATA at its own place; 0: it has none */
+	uint64_t old;     /* what shows through where no bit says otherwise */
+	uint64_t lent;    /* SHARED: where the `held` units lie, a place of this image that a snapshot uses too */
+	uint32_t writers; /* I/O under way into units that are not valid yet */
 	uint32_t pins;    /* threads that wait to be exclusive, or are */
-	bool exclusive, queued, committing, zeroed;
+	bool exclusive, queued, committing;
+	bool zeroed; /* its own place reads as zeros where nothing was written */
+	bool told;   /* its own place was named to the format */
 	struct fresh *next, *committing_next;
-	uint64_t valid[MOST_SUBS / 64];
+	uint64_t zero, held;
+	uint64_t valid[MOST_SUBS / 64]; /* units that lie in its own place */
+};
+
+/* Blocks that have no record, and were zeroed: the map says so already, the tables will. */
+struct zeros {
+	uint64_t first, count, entry;
+	struct zeros *next;
 };
 
 struct retired {
@@ -62,12 +75,15 @@ struct vs_volume {
 	uint64_t page_count;
 	struct layer *layers[1 << 12];
 	pthread_cond_t settled;
-	uint32_t sub_shift; /* 0: nothing is allocated here */
-	bool keeps_masks, commit_open;
+	vs_allocation allocation; /* sub_shift 0: nothing is allocated here */
+	bool commit_open;
 	struct window *window, **window_tail;
 	uint64_t window_blocks, window_low;
 	struct fresh *batch, **batch_tail, *committing;
-	uint32_t batch_count, batch_limit;
+	struct zeros *zeros, **zeros_tail,
+		*committing_zeros; /* these are older than what the batch says of their blocks */
+	struct zeros *last_zeros;
+	uint32_t batch_count;
 	int notice_fd;
 	struct retired *retired; /* readers may still look at these: freed by the next drain */
 	uint32_t retired_count;
@@ -84,9 +100,44 @@ static inline bool reads_zero(const struct extent *extent)
 /* The longest piece at `offset`, at most `length` bytes, that lies in a row: the only place that cuts. */
 struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
 uint64_t map_look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a_row);
-int map_store(struct vs_volume *volume, uint64_t block, uint64_t entry); /* under volume->lock */
+/* Under volume->lock. */
+int map_store(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
 unsigned entry_state(uint64_t entry);
+uint64_t volume_blocks(const struct vs_volume *volume);
 struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length);
+
+static inline uint64_t volume_block_size(const struct vs_volume *volume)
+{
+	return 1ull << volume->shift;
+}
+
+static inline uint32_t volume_units(const struct vs_volume *volume)
+{
+	return 1u << (volume->shift - volume->allocation.sub_shift);
+}
+
+/* A bit for each unit of a block, where the format keeps masks. */
+static inline uint64_t volume_all_units(const struct vs_volume *volume)
+{
+	uint32_t units = volume_units(volume);
+
+	return units < 64 ? (1ull << units) - 1 : UINT64_MAX;
+}
+
+static inline bool fresh_is_valid(const struct fresh *fresh, uint32_t sub)
+{
+	return fresh->valid[sub / 64] >> (sub % 64) & 1;
+}
+
+static inline struct fresh *fresh_of(uint64_t entry)
+{
+	return (struct fresh *)(uintptr_t)(entry & ((1ull << 48) - 1));
+}
+
+static inline uint64_t fresh_entry(const struct fresh *fresh)
+{
+	return (uint64_t)STATE_FRESH << 60 | (uint64_t)(uintptr_t)fresh;
+}
 
 /* allocate.c */
 struct extent allocate_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
@@ -96,39 +147,47 @@ int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, s
 		   struct fresh **claim);
 void allocate_done(struct vs_volume *volume, struct fresh *claim, uint64_t offset, uint64_t length, bool written);
 int allocate_end(struct vs_volume *volume, uint64_t blocks);
-int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *data, uint64_t length);
-
-static inline uint64_t volume_block_size(const struct vs_volume *volume)
-{
-	return 1ull << volume->shift;
-}
-
-static inline uint32_t volume_units(const struct vs_volume *volume)
-{
-	return 1u << (volume->shift - volume->sub_shift);
-}
-
-static inline bool fresh_is_valid(const struct fresh *fresh, uint32_t sub)
-{
-	return fresh->valid[sub / 64] >> (sub % 64) & 1;
-}
+/* Whether a write to a block like this is made by allocating. */
+bool allocates_over(const struct vs_volume *volume, const struct extent *extent);
 
 /* All under volume->lock. */
 void fresh_enqueue(struct vs_volume *volume, struct fresh *fresh);
 void fresh_make_valid(struct vs_volume *volume, struct fresh *fresh, uint64_t within, uint64_t length);
 bool fresh_all_valid(const struct vs_volume *volume, const struct fresh *fresh);
+bool fresh_none_valid(const struct vs_volume *volume, const struct fresh *fresh);
+/* Nothing waits for it: its page of the map may be dropped, and it with free(). */
+bool fresh_idle(const struct fresh *fresh);
+struct extent fresh_extent(const struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length);
 struct fresh *fresh_new(struct vs_volume *volume, uint64_t block, uint64_t entry, int *error);
 struct fresh *fresh_writable(struct vs_volume *volume, uint64_t block, uint64_t entry, int *error);
+bool fresh_place(struct vs_volume *volume, struct fresh *fresh);
 
 /* copy_up.c */
+int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *data, uint64_t length);
 void fresh_make_exclusive(struct vs_volume *volume, struct fresh *fresh);
 void fresh_end_exclusive(struct vs_volume *volume, struct fresh *fresh);
+bool fresh_needs_fill(const struct vs_volume *volume, const struct fresh *fresh);
 int fresh_fill(struct vs_volume *volume, struct fresh *fresh);
+
+/* zero.c */
+/* Zeroes by a change of the map; the bytes from `offset` on that are done, 0 where the map cannot say it. -EAGAIN (only
+ * without `wait`), -ENOBUFS, -ENODATA: a thread that may wait must help. */
+int64_t allocate_zero(struct vs_volume *volume, uint64_t offset, uint64_t length, bool wait);
+void zero_cut(const struct vs_volume *volume, uint64_t offset, struct extent *extent);
+static inline bool volume_zeroes_by_map(const struct vs_volume *volume, bool deallocate)
+{
+	return volume->allocation.zero_entry && (deallocate || !volume->allocation.keeps_space);
+}
+/* Whether no page of the map may be dropped: the tables do not tell yet what it does. Under volume->lock. */
+bool zeros_pending(const struct vs_volume *volume);
+int zeros_end(const struct vs_volume *volume, uint64_t blocks);
+uint32_t zeros_begin(struct vs_volume *volume, vs_change *changes, uint32_t room);
+void zeros_done(struct vs_volume *volume, bool committed);
+void zeros_free(struct vs_volume *volume);
 
 /* window.c */
 bool window_take(struct vs_volume *volume, struct fresh *fresh);
 void window_free(struct vs_volume *volume);
-bool allocates_over(const struct vs_volume *volume, unsigned state);
 
 /* epoch.c: whoever looks at the map without the lock, or follows what it said, is in a loop's turn or between enter and
  * leave. To retire takes the lock. */

@@ -1,11 +1,39 @@
 """A disk's block map over its files, with blocking I/O; the data plane's loops look into the same map."""
 
+import dataclasses
 import errno
-from typing import Any
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from vstore.dataplane.native import checked, ffi, lib, made
 
 Bytes = bytes | bytearray | memoryview
+_CHANGE = struct.Struct("=6Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """How a volume makes new blocks: the fields are those of vs_allocation in dataplane.h."""
+
+    sub_shift: int
+    keeps_masks: bool
+    own_layers: int
+    identity: int
+    batch_limit: int
+    keeps_space: bool
+    zero_entry: int
+
+
+class MapChange(NamedTuple):
+    """One change that a commit has to make durable: the fields are those of vs_change in dataplane.h."""
+
+    block: int
+    blocks: int
+    entry: int
+    allocated: int
+    zero: int
+    unused: int
 
 
 class Volume:
@@ -51,6 +79,13 @@ class Volume:
         checked(result, f"volume_read({offset}, {length})")
         return bytes(buffer)
 
+    def read_over(self, offset: int, composed: Bytes) -> bytes:
+        """As `read`, where what is COMPRESSED is taken from `composed`."""
+        buffer = bytearray(composed)
+        result = lib.vs_volume_read_over(self.pointer, offset, ffi.from_buffer(buffer), len(buffer))
+        checked(result, f"volume_read_over({offset}, {len(buffer)})")
+        return bytes(buffer)
+
     def write(self, offset: int, data: Bytes) -> None:
         """Blocks until the file has it; durable only after flush()."""
         source = ffi.from_buffer(data)
@@ -78,10 +113,10 @@ class Volume:
 
     # ---- copy-on-write ----
 
-    def allocates(self, unit: int, *, keeps_masks: bool, batch_limit: int) -> None:
-        """From now on writes to HOLE, ZERO and SHARED blocks take new ones; `unit` bytes are copied up at once."""
-        result = lib.vs_volume_allocates(self.pointer, unit.bit_length() - 1, keeps_masks, batch_limit)
-        checked(result, f"volume_allocates({unit}, {batch_limit})")
+    def allocates(self, allocation: Allocation) -> None:
+        """From now on writes to HOLE, ZERO and SHARED blocks take new ones."""
+        settings = ffi.new("vs_allocation *", dataclasses.asdict(allocation))
+        checked(lib.vs_volume_allocates(self.pointer, settings), f"volume_allocates({allocation})")
 
     def give(self, layer: int, offset: int, blocks: int, *, zeroed: bool) -> None:
         """Room for new blocks; `zeroed`: it reads as zeros now."""
@@ -105,11 +140,11 @@ class Volume:
         """Blocks that the next commit will name."""
         return int(lib.vs_volume_pending(self.pointer))
 
-    def commit_begin(self, room: int) -> list[tuple[int, int, int]]:
-        """(block, entry, valid units) of the changes since the last commit; blocks while they are filled."""
+    def commit_begin(self, room: int) -> list[MapChange]:
+        """The changes since the last commit, ready to be told; blocks while they are filled."""
         changes = ffi.new("vs_change[]", room)
         count = checked(lib.vs_volume_commit_begin(self.pointer, changes, room), f"volume_commit_begin({room})")
-        return [(int(c.block), int(c.entry), int(c.valid)) for c in changes[0:count]]
+        return [MapChange(*words) for words in _CHANGE.iter_unpack(ffi.buffer(changes)[0 : count * _CHANGE.size])]
 
     def commit_end(self, *, committed: bool) -> None:
         checked(lib.vs_volume_commit_end(self.pointer, committed), "volume_commit_end()")
@@ -125,9 +160,16 @@ class Volume:
         """Blocks left in the window."""
         return int(lib.vs_volume_window(self.pointer))
 
-    def set_partial(self, block: int, entry: int, old: int, valid: int) -> None:
-        """A block of which only the `valid` units lie at `entry`, the others at `old`."""
-        checked(lib.vs_volume_set_partial(self.pointer, block, entry, old, valid), f"volume_set_partial({block})")
+    def set_partial(self, block: int, entry: int, old: int, *, allocated: int, zero: int, shared: bool) -> None:
+        """A PARTIAL block as it is loaded: units `allocated` at the place that `entry` names, `zero` ones nowhere, the
+        others as `old` says."""
+        result = lib.vs_volume_set_partial(self.pointer, block, entry, old, allocated, zero, shared)
+        checked(result, f"volume_set_partial({block})")
+
+    def copy_up(self, offset: int, data: Bytes) -> None:
+        """Whole units of one block that show a compressed parent get these bytes, its own."""
+        source = ffi.from_buffer(data)
+        checked(lib.vs_volume_copy_up(self.pointer, offset, source, len(source)), f"volume_copy_up({offset})")
 
     def close(self) -> None:
         """Gives up our reference; the files are closed when no LUN uses the volume any more."""

@@ -17,7 +17,12 @@ struct window {
 bool window_take(struct vs_volume *volume, struct fresh *fresh)
 {
 	struct window *window = volume->window;
+	uint64_t identity = volume->allocation.identity;
 
+	if (identity) { /* what lies there already is not known */
+		fresh->entry = (uint64_t)VS_DATA << 60 | identity << 48 | (fresh->block << volume->shift) >> 9;
+		return true;
+	}
 	if (!window)
 		return false;
 	fresh->entry = (uint64_t)VS_DATA << 60 | (uint64_t)window->layer << 48 | window->offset >> 9;
