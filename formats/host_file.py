@@ -36,6 +36,7 @@ class HostFile:
         self.descriptor = descriptor
         self.name = name
         self.read_only = read_only
+        self.lost = 0  # errno with which bytes were lost on their way to the disk; whoever else learns of it may set it
         try:
             self._check()
             if lock:
@@ -163,8 +164,15 @@ class HostFile:
             done += os.pwrite(self.descriptor, memoryview(data)[done:], offset + done)
 
     def fdatasync(self) -> None:
-        """Makes durable what was written, the length included."""
-        os.fdatasync(self.descriptor)
+        """Makes durable what was written, the length included. What failed once fails for good: Linux tells a lost
+        write only once to each open file (fsync(2)), and later calls would claim what is not so."""
+        if self.lost:
+            raise OSError(self.lost, os.strerror(self.lost))
+        try:
+            os.fdatasync(self.descriptor)
+        except OSError as error:
+            self.lost = error.errno or errno.EIO
+            raise
 
     def truncate(self, length: int) -> None:
         """Sets the length of a regular file; what is new reads as zeros."""

@@ -1,13 +1,18 @@
 """Changing the length of the disk: a longer L1 table first, or the cut-off clusters freed first, then the header.
 
 What is new reads as zeros. Where a parent is longer than the disk was, it would show through the new blocks, so those
-become ZERO before the header says the new length. The partial last block is the volume's to clear before it grows.
+become ZERO before the header says the new length. Where the disk ended inside a block, the rest of that may hold bytes
+that were cut off once, by us or by QEMU, which leaves them there: they are cleared before they come into sight.
+
+Only what the parent holds in the rest of a block without a cluster of its own cannot be cleared here, where the parent
+is not at hand: over a parent, resize through `vstore.disk.Disk`.
 """
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from formats.errors import UnsupportedFeature
-from formats.image import BlockState, Change, entry
+from formats.image import SECTOR, BlockState, Change, entry
 from formats.qcow2 import structures as disk
 from formats.qcow2.header import write_fixed
 from formats.qcow2.pages import Stage
@@ -15,6 +20,7 @@ from formats.qcow2.pages import Stage
 if TYPE_CHECKING:
     from formats.qcow2.image import Qcow2
 
+_PLACE = (1 << 48) - 1  # of an entry
 _BATCH = 1 << 14  # blocks changed together
 
 
@@ -36,6 +42,7 @@ def resize(image: "Qcow2", length: int) -> None:
         _set_all(image, first, image.geometry.blocks - first, BlockState.HOLE)
     else:
         _grow_l1(image, -(-length // (size * header.l2_entries)))
+        _clear_tail(image, length)
         if image.backing is not None:
             _set_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks, BlockState.ZERO)
     writer.flush()
@@ -55,6 +62,45 @@ def _set_all(image: "Qcow2", first: int, count: int, state: BlockState) -> None:
         return
     for at in range(first, end, _BATCH):
         image.writer.apply([Change(block, entry(state)) for block in range(at, min(end, at + _BATCH))])
+
+
+def _clear_tail(image: "Qcow2", length: int) -> None:
+    """Zeroes what the block in which the disk ends has between there and its own end, or `length`."""
+    size = image.header.cluster_size
+    block, within = divmod(image.geometry.length, size)
+    end = min(size, length - block * size)
+    if not within or end <= within:
+        return
+    (run,) = image.load(block, 1)
+    state = BlockState(run.entry >> 60)
+    if state in (BlockState.HOLE, BlockState.ZERO):
+        return
+    if state is BlockState.COMPRESSED:
+        data = image.materialise(block)
+        _rewrite(image, Change(block, entry(BlockState.DATA)), data[:within].ljust(size, b"\0"))
+        return
+    file = image.data_file if image.identity and image.data_file is not None else image.file
+    offset = (run.entry & _PLACE) * SECTOR
+    masks = image.masks(block, 1)[0] if state is BlockState.PARTIAL else None
+    if not image.identity and _counted(image, offset) > 1:
+        data = file.pread(offset, size)[:within].ljust(size, b"\0")
+        bits = (0, 0) if masks is None else (masks.allocated, masks.zero)
+        _rewrite(image, Change(block, entry(BlockState.DATA if masks is None else state), *bits), data)
+    else:
+        file.pwrite(offset + within, bytes(end - within))
+
+
+def _counted(image: "Qcow2", offset: int) -> int:
+    assert image.writer is not None
+    return image.writer.refcounts.get(offset // image.header.cluster_size)
+
+
+def _rewrite(image: "Qcow2", change: Change, data: bytes) -> None:
+    """Gives a block a cluster of its own with these bytes."""
+    assert image.writer is not None
+    (extent,) = image.writer.reserve(1)
+    image.file.pwrite(extent.offset, data)
+    image.writer.apply([dataclasses.replace(change, entry=change.entry | extent.offset // SECTOR)])
 
 
 def _grow_l1(image: "Qcow2", entries: int) -> None:

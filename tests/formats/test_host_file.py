@@ -1,5 +1,6 @@
 """HostFile: what it refuses to open, and what it does to what it opened."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -216,3 +217,22 @@ def test_closing_twice_closes_once(path: Path) -> None:
     file.close()
     os.fstat(other)
     os.close(other)
+
+
+def test_a_write_that_was_lost_is_told_at_every_flush_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does it: once for each open file, and then never again."""
+    answers = [OSError(errno.EIO, "lost"), None, None]
+
+    def fdatasync(_: int) -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with HostFile.create(tmp_path / "disk") as file, HostFile.create(tmp_path / "other") as other:
+        for _ in range(3):
+            with pytest.raises(OSError, match=rf"^\[Errno {errno.EIO}\]"):
+                file.fdatasync()
+        other.fdatasync()

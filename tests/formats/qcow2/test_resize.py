@@ -57,6 +57,45 @@ def test_we_and_qemu_resize_in_turn(tmp_path: Path, seed: int) -> None:
         assert_equal_for_qemu("qcow2", path, model)
 
 
+@pytest.mark.parametrize("shrinks", ["qemu", "vstore"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "snapshot", "compressed", "extended_l2", "extended_l2 snapshot", "data_file", "data_file_raw"]
+)
+def test_what_was_cut_off_does_not_come_back(
+    tmp_path: Path, kind: str, shrinks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where QEMU looks for data files
+    path, model = tmp_path / "disk.qcow2", Reference(tmp_path / "model", MIB)
+    model.write(0, b"\7" * (100 << 10))
+    _filled(path, kind)
+    shorter, between, longer = 100 << 10, (100 << 10) + 4096, MIB
+    if shrinks == "qemu":
+        assert run("qemu-img", "resize", "-q", "-f", "qcow2", "--shrink", path, str(shorter)).returncode == 0
+    for length in (shorter, between, longer):
+        with open_qcow2(path) as image:
+            image.resize(length)
+    assert_clean(path)
+    assert_equal_for_qemu("qcow2", path, model)
+    if "snapshot" in kind:
+        assert run("qemu-img", "snapshot", "-a", "before", path).returncode == 0
+        qemu_io("qcow2", path, "read -P 7 0 1M")
+
+
+def _filled(path: Path, kind: str) -> None:
+    """One mebibyte of sevens, which is the whole disk."""
+    options: dict[str, object] = {"extended_l2": "on"} if "extended_l2" in kind else {}
+    if "data_file" in kind:
+        options = {"data_file": f"{path}.data", "data_file_raw": "on" if "raw" in kind else "off"}
+    qemu_create(path, MIB, **options)
+    qemu_io("qcow2", path, "write -P 7 0 1M", *(["discard 64k 2k"] if "extended" in kind else []))
+    if "extended" in kind:
+        qemu_io("qcow2", path, "discard 102k 2k", "write -P 7 0 1M")
+    if kind == "compressed":
+        qemu_io("qcow2", path, "write -z -u 0 1M", *(f"write -c -P 7 {at}k 64k" for at in range(0, 1024, 64)))
+    if "snapshot" in kind:
+        assert run("qemu-img", "snapshot", "-c", "before", path).returncode == 0
+
+
 def test_version_2_with_snapshots_keeps_its_length(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     qemu_create(path, MIB, compat="0.10")
