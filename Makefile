@@ -20,7 +20,7 @@ SOURCES := pyproject.toml $(wildcard vstore/dataplane/*.c vstore/dataplane/*.h v
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo test native-test guest-test package-test vubench-test lint format fuzz bench build tools vubench clean \
+.PHONY: help run demo test native-test guest-test package-test vubench-test lint format fuzz differential bench build tools vubench clean \
 	apt-build apt-test apt-lint apt-guest apt-bench
 
 help: ## this list
@@ -69,6 +69,9 @@ format: .venv/.lint | apt-lint ## put Python and C into shape
 
 fuzz: build .venv/.test .venv/.fuzz | apt-test ## each fuzzer for FUZZ_SECONDS (60) from FUZZ_SEED (1)
 	@.ci/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)
+
+differential: build .venv/.test | apt-test ## 20,000 random operations on random image chains, from FUZZ_SEED (1)
+	@$(BIN)/python -m tests.copy_on_write --seed $(FUZZ_SEED)
 
 bench: vubench build | apt-bench ## vstore against qemu-storage-daemon: a table, kept under tests/bench/results
 	@$(BIN)/python -m tests.bench $(BENCH)

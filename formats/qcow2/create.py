@@ -17,6 +17,7 @@ from formats.qcow2 import widths
 from formats.qcow2.header import Header
 from formats.qcow2.image import Qcow2
 from formats.qcow2.pages import Stage
+from formats.qcow2.resize import resize
 from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
 from formats.space import write_zeros
 
@@ -180,7 +181,7 @@ def _write(file: HostFile, header: Header) -> None:
 
 def _complete(image: Qcow2, length: int, preallocation: str, options: Options) -> None:
     if length > image.geometry.length:
-        image.resize(length)
+        resize(image, length, shows_parent=True)
     if image.data_file is not None:
         image.data_file.truncate(length)
     if preallocation != "off" or options.data_file_raw:

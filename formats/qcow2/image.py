@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from formats.qcow2.freeze import Freeze
 
 _L1_STEP = 1 << 20  # bytes of L1 read together
+_KEPT = 4  # decompressed clusters of a parent, which children of shorter blocks ask for once for each of theirs
 
 
 class Qcow2(Image):
@@ -75,6 +76,7 @@ class Qcow2(Image):
         self.writer: Writer | None = None
         self.change: Freeze | Deletion | None = None  # a snapshot that is being taken or deleted
         self._packer: Packer | None = None
+        self._decompressed: dict[tuple[int, int], bytes] = {}
         try:
             self._map_metadata()
             if not self.read_only:
@@ -178,6 +180,16 @@ class Qcow2(Image):
         return self._materialise(self.tables, block)
 
     def _materialise(self, tables: Tables, block: int) -> bytes:
+        if not self.read_only:
+            return self._decompress(tables, block)
+        key = tables.l1_offset, block
+        data = self._decompressed.pop(key, None) or self._decompress(tables, block)
+        self._decompressed[key] = data
+        if len(self._decompressed) > _KEPT:
+            del self._decompressed[next(iter(self._decompressed))]
+        return data
+
+    def _decompress(self, tables: Tables, block: int) -> bytes:
         data = tables.read_compressed(block)
         if data is None:
             raise UnsupportedFeature(f"cluster {block} of {self.file.name} is not compressed")

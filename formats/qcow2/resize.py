@@ -24,8 +24,9 @@ _PLACE = (1 << 48) - 1  # of an entry
 _BATCH = 1 << 14  # blocks changed together
 
 
-def resize(image: "Qcow2", length: int) -> None:
-    """See `Qcow2.resize`. Errors: ReadOnlyImage, UnsupportedFeature, CorruptImage, OSError."""
+def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
+    """See `Qcow2.resize`. `shows_parent`: the image is still being made, so that what is new shows its parent.
+    Errors: ReadOnlyImage, UnsupportedFeature, CorruptImage, OSError."""
     writer = image.require_writer("resize it")
     header = image.header
     if len(image.bitmaps):
@@ -43,7 +44,7 @@ def resize(image: "Qcow2", length: int) -> None:
     else:
         _grow_l1(image, -(-length // (size * header.l2_entries)))
         _clear_tail(image, length)
-        if image.backing is not None:
+        if image.backing is not None and not shows_parent:
             _set_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks, BlockState.ZERO)
     writer.flush()
     header.start.size = length

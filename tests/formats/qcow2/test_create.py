@@ -120,3 +120,11 @@ def test_growing_and_shrinking_keep_what_stays_and_show_zeros_for_what_is_new(tm
     assert volume.read(1 << 19, 1024) == b"x" * 512 + bytes(512)
     volume.close()
     assert_clean(path)
+
+
+def test_a_parent_shows_through_all_of_an_overlay_whose_l1_table_has_many_clusters(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(b"b" * (8 << 20))
+    path = make(tmp_path / "disk", 8 << 20, cluster_size=512, backing=Reference("base", "raw"))
+    same = run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", path, tmp_path / "base")
+    assert same.returncode == 0, same.stdout
+    assert path.stat().st_size < 32 << 10
