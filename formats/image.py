@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from formats.errors import InvalidArgument, ReadOnlyImage, UnsupportedFeature
 
@@ -134,6 +134,48 @@ class Reference:
     format: str | None = None
 
 
+class Kept(Protocol):
+    """An internal snapshot: a state of the disk that the image itself keeps. `id` is unique, `name` need not be."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def as_json(self) -> dict[str, object]:
+        """As `qemu-img info --output=json` tells it."""
+
+
+class Freeze(Protocol):
+    """A snapshot on its way, made while the disk is written to. Between the calls the image may be used as ever."""
+
+    def step(self) -> bool:
+        """Does a few milliseconds of the work; False when `finish` may be called."""
+
+    def finish(self) -> Kept:
+        """The snapshot, durable."""
+
+    def abandon(self) -> None:
+        """Gives it up, and everything that was kept for it back. Due after an error, too."""
+
+
+class Deletion(Protocol):
+    """A snapshot that is being forgotten while the disk is written to."""
+
+    def step(self) -> bool:
+        """Does a few milliseconds of the work; False when `finish` may be called."""
+
+    def finish(self) -> None:
+        """The snapshot is gone, durably."""
+
+    def reclaim(self) -> bool:
+        """Frees some of what it held, when nobody reads that any more; False when nothing is left."""
+
+    def abandon(self) -> None:
+        """The snapshot stays; not after `finish`."""
+
+
 class Image(abc.ABC):
     """An open disk image. Raises ImageError for all that it refuses; a context manager that closes it."""
 
@@ -206,6 +248,23 @@ class Image(abc.ABC):
     def empty(self, extent: HostExtent) -> bool:  # noqa: ARG002
         """Makes reserved room read as zeros if that is cheap, so that what nobody writes there need not be written."""
         return False
+
+    def kept(self) -> Sequence[Kept]:
+        """The internal snapshots."""
+        return ()
+
+    def ready_to_freeze(self) -> None:
+        """Loads what `freeze` needs, so that the moment itself takes no time."""
+        raise UnsupportedFeature(f"{self.format} images have no internal snapshots")
+
+    def freeze(self, name: str) -> Freeze:
+        """Begins a snapshot of the disk as it is now; nothing of it that was ever told by `load` may be written in
+        place any more, so it has to be asked again. Errors: InvalidArgument, UnsupportedFeature, ImageInUse."""
+        raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {name!r} was asked for")
+
+    def begin_delete(self, which: str) -> Deletion:
+        """Begins to forget the snapshot of this ID or name. Errors: as `freeze`."""
+        raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {which!r} was asked for")
 
     def touched(self, offset: int, length: int) -> None:  # noqa: B027  (a format without bitmaps has none to keep)
         """These bytes of the disk have changed since the image was opened: for formats that keep bitmaps of it."""

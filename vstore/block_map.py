@@ -13,9 +13,10 @@ All calls may come from any thread; `_lock` makes one structural change at a tim
 """
 
 import collections
+import contextlib
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import ImageError
 from formats.image import SECTOR, BlockState, Change, HostExtent, Run, entry
@@ -111,6 +112,32 @@ class BlockMap:
         if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
             for run in self._chain.merged(blocks, end - blocks):
                 self._set(run)
+
+    # ---- edits of the image's structure ----
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by whoever changes or asks the image."""
+        return self._lock
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Meanwhile nobody writes, and the image knows of everything that was written; what it says of its blocks
+        afterwards may be something else. Raises OSError before anything is done."""
+        with self._lock:
+            self._volume.quiesce()
+            try:
+                self.commit_all()
+                yield
+                self._forget()
+            finally:
+                self._volume.resume()
+
+    def _forget(self) -> None:
+        for first in range(0, self._top.geometry.blocks, PAGE):
+            if self._volume.get_entry(first) >> 60 != BlockState.NOT_LOADED:
+                count = min(PAGE, self._top.geometry.blocks - first)
+                self._volume.set_run(first, count, entry(BlockState.NOT_LOADED))
 
     # ---- loading ----
 

@@ -13,15 +13,16 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from formats.image import Image, check_length
+from formats.image import Image, Kept, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
 from vstore.dataplane import Volume
+from vstore.live_snapshot import LiveSnapshots
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -47,6 +48,7 @@ class Disk:
             undo.pop_all()
         self._io = BlockIo(self.volume, self._map, image.geometry.block_size)
         self._keeper = Keeper(self.volume, self._map) if self._map.allocates else None
+        self._snapshots = LiveSnapshots(image, self.volume, self._map)
         self._closed = False
         self._users = 0
         self._idle = threading.Condition()
@@ -159,12 +161,29 @@ class Disk:
                 self._io.zero(before, tail, deallocate=False)
                 self._io.flush()
 
+    def snapshots(self) -> Sequence[Kept]:
+        """The internal snapshots, in the image's order."""
+        with self._use():
+            return self._snapshots.list()
+
+    def snapshot(self, name: str) -> tuple[Kept, int]:
+        """Keeps the disk as it is now, in the image itself, while others go on using it; blocks, so call it in a
+        thread. Returns the snapshot and the microseconds that writes had to wait. Errors: OSError, ImageError."""
+        with self._use(change=True):
+            return self._snapshots.take(name)
+
+    def delete_snapshot(self, which: str) -> None:
+        """Forgets the snapshot of this ID or name; as `snapshot`."""
+        with self._use(change=True):
+            self._snapshots.delete(which)
+
     def close(self) -> None:
         """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.
 
         A logical unit that still serves `volume` keeps the files open, and locked, until it is removed.
         Errors: OSError of the flush, after everything was released.
         """
+        self._snapshots.stop()
         self._threads.shutdown(wait=True)  # what already waits for a thread is still done
         with self._idle:
             if self._closed:

@@ -27,6 +27,7 @@ from formats.qcow2.packer import Packer
 from formats.qcow2.pages import Pages
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
+from formats.qcow2.snapshot_table import Snapshot
 from formats.qcow2.snapshots import Snapshots
 from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
 from formats.qcow2.tables import Tables
@@ -196,9 +197,18 @@ class Qcow2(Image):
         what = f"{self.file.name}: compressed cluster {block}"
         return compression.decompress(self.header.compression, data, self.header.cluster_size, what)
 
+    def kept(self) -> Sequence[Snapshot]:
+        return list(self.snapshots)
+
+    def ready_to_freeze(self) -> None:
+        self.require_writer("change its snapshots")
+        self.snapshots.ready()
+
     def freeze(self, name: str) -> "Freeze":
-        """See `Snapshots.freeze`."""
         return self.snapshots.freeze(name)
+
+    def begin_delete(self, which: str) -> "Deletion":
+        return self.snapshots.begin_delete(which)
 
     def open_snapshot(self, which: str) -> "SnapshotView":
         """The disk as an internal snapshot has it, by ID or name, to read. It needs this image to stay open, and the

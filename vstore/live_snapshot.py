@@ -1,0 +1,96 @@
+"""LiveSnapshots: internal snapshots of a disk in use, taken and deleted while the guest goes on writing.
+
+    commit what is pending            so that little is left to do in the pause
+    | pause: quiesce, commit the rest, image.freeze, forget the map, resume        as long for a pebibyte as for nothing
+    step, step, ...                   each under the map's lock, with a breath between: commits and loads get their turn
+    finish                            one header write; before it a crash leaves no snapshot, after it the whole
+
+Whatever fails on the way is given up: the image is as it would be had nobody asked. Blocking, in the caller's thread.
+"""
+
+import contextlib
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from formats.image import Deletion, Freeze, Image, Kept
+from vstore.block_map import BlockMap
+from vstore.dataplane import Volume
+
+log = logging.getLogger(__name__)
+
+_BREATH = 0.5  # of the time that a slice took
+_LEAST, _MOST = 0.0005, 0.005  # seconds
+
+
+class LiveSnapshots:
+    """Those of one disk. Raises OSError, and ImageError: UnsupportedFeature where the format has none, InvalidArgument
+    (no such snapshot), ImageInUse (another one is being taken or deleted)."""
+
+    def __init__(self, image: Image, volume: Volume, block_map: BlockMap) -> None:
+        self._image, self._volume, self._map = image, volume, block_map
+        self._stopping = threading.Event()
+
+    def list(self) -> Sequence[Kept]:
+        """In the order of the image's own table."""
+        with self._map.lock:
+            return tuple(self._image.kept())
+
+    def take(self, name: str) -> tuple[Kept, int]:
+        """Keeps the disk as it is at one moment between the call and the return: all writes that had ended before the
+        call are in it. Returns the snapshot, durable, and how many microseconds writes had to wait."""
+        self._image.ready_to_freeze()
+        with contextlib.suppress(OSError):  # what cannot be committed is told by the commit that counts
+            self._map.commit_all()
+        with contextlib.ExitStack() as undo:
+            with self._map.lock:
+                begun = time.perf_counter_ns()
+                with self._map.still():
+                    freeze = self._image.freeze(name)
+                    undo.enter_context(self._abandoning(freeze))
+                pause = (time.perf_counter_ns() - begun) // 1000
+            self._go_through(freeze.step)
+            with self._map.lock:
+                return freeze.finish(), pause
+
+    def delete(self, which: str) -> None:
+        """Forgets a snapshot, by ID or name, and frees what it alone held."""
+        self._image.ready_to_freeze()
+        with self._map.lock:
+            deletion = self._image.begin_delete(which)
+        with self._abandoning(deletion):
+            self._go_through(deletion.step)
+            with self._map.lock:
+                deletion.finish()
+        self._volume.drain()  # reads that began before a commit may still be on what the snapshot held
+        self._go_through(deletion.reclaim)
+
+    def _go_through(self, step: Callable[[], bool]) -> None:
+        """Calls `step` until it has nothing more to do."""
+        more = True
+        while more:
+            if self._stopping.is_set():
+                raise OSError(errno.ECANCELED, "the disk is being closed")
+            with self._map.lock:
+                begun = time.perf_counter()
+                more = step()
+                took = time.perf_counter() - begun
+            self._stopping.wait(min(max(took * _BREATH, _LEAST), _MOST))
+
+    @contextlib.contextmanager
+    def _abandoning(self, change: Freeze | Deletion) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with self._map.lock:
+                try:
+                    change.abandon()
+                except OSError:
+                    log.exception("what was kept for a snapshot that failed cannot be given back")
+            raise
+
+    def stop(self) -> None:
+        """What is on its way is given up soon: the disk is about to be closed."""
+        self._stopping.set()
