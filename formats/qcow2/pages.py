@@ -106,6 +106,10 @@ class Pages:
     def _mark(self, page: int, stage: Stage) -> None:
         self._dirty[page] = min(stage, self._dirty.get(page, stage))  # what is new stays new until it is written
 
+    def hasten(self, page: int, stage: Stage) -> None:
+        """A page that waits will be written at this stage, if not before."""
+        self._mark(page, stage)
+
     def forget(self, offset: int, length: int) -> None:
         """Drops what is known of clusters that are no longer metadata, changes included."""
         for at in range(offset, offset + length, self.size):

@@ -235,9 +235,16 @@ class Refcounts:
                 self._create(index, place * self.cluster_size, in_place=not table)
                 place += 1
         self.add(first, start - first, 1)
+        self._count_first(first, start)
         if table:
             self._move_table(place * self.cluster_size, table)
         return start
+
+    def _count_first(self, first: int, end: int) -> None:
+        """An older block may count a new one: that is on disk before the table names the new one."""
+        for cluster in range(first, end):
+            for second in (False, True):
+                self._pages.hasten(self.page(cluster, second=second)[0], Stage.BLOCK)
 
     def _create(self, index: int, offset: int, *, in_place: bool) -> None:
         self._regions.require_free(offset, self.cluster_size, "a new refcount block")
