@@ -12,7 +12,7 @@ So a format is metadata only: it never sees a read or a write of the guest.
 
 import abc
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from types import TracebackType
@@ -220,6 +220,10 @@ class Image(abc.ABC):
         """Makes the disk `length` bytes long: what is cut off is gone, what is new reads as zeros."""
         raise UnsupportedFeature(f"{self.format} images cannot be resized; {length} bytes were asked for")
 
+    def name_parent(self, reference: Reference | None) -> None:
+        """Names another parent, or none, durably. No map changes: the caller sees to it that the disk stays right."""
+        raise UnsupportedFeature(f"{self.format} images have no parent; {reference} cannot become one")
+
     def masks(self, first: int, count: int) -> Sequence[Masks]:
         """Of `count` blocks from `first` on, which `load` told to be PARTIAL."""
         raise UnsupportedFeature(f"{self.format} images have no sub-blocks; {count} of block {first} were asked for")
@@ -240,6 +244,12 @@ class Image(abc.ABC):
     def materialise(self, block: int) -> bytes:
         """The bytes of a COMPRESSED block."""
         raise UnsupportedFeature(f"{self.format} images hold nothing compressed; block {block} was asked for")
+
+    def fetch(self, block: int) -> Callable[[], bytes]:
+        """As `materialise`, in two steps: what the file has is read now; the call, which any thread may make, makes the
+        block's bytes of it."""
+        data = self.materialise(block)
+        return lambda: data
 
     def free(self, extents: Sequence[HostExtent]) -> None:
         """Gives back what `reserve` handed out and no committed change names."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from formats.image import Image, Kept, check_length
+from formats.image import Image, Kept, Reference, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
@@ -176,6 +176,12 @@ class Disk:
         """Forgets the snapshot of this ID or name; as `snapshot`."""
         with self._use(change=True):
             self._snapshots.delete(which)
+
+    def name_parent(self, reference: Reference | None) -> None:
+        """Makes all durable, then names another parent of the image, or none. This disk still reads the old one, so it
+        is to be closed then. Blocks. Errors: ImageError, OSError."""
+        with self._use(change=True), self._map.still():
+            self.image.name_parent(reference)
 
     def close(self) -> None:
         """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.

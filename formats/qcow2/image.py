@@ -11,8 +11,10 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 """
 
 import contextlib
+import dataclasses
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from formats.errors import CorruptImage, ImageInUse, UnsupportedFeature
@@ -182,20 +184,23 @@ class Qcow2(Image):
 
     def _materialise(self, tables: Tables, block: int) -> bytes:
         if not self.read_only:
-            return self._decompress(tables, block)
+            return self._fetch(tables, block)()
         key = tables.l1_offset, block
-        data = self._decompressed.pop(key, None) or self._decompress(tables, block)
+        data = self._decompressed.pop(key, None) or self._fetch(tables, block)()
         self._decompressed[key] = data
         if len(self._decompressed) > _KEPT:
             del self._decompressed[next(iter(self._decompressed))]
         return data
 
-    def _decompress(self, tables: Tables, block: int) -> bytes:
+    def fetch(self, block: int) -> Callable[[], bytes]:
+        return self._fetch(self.tables, block)
+
+    def _fetch(self, tables: Tables, block: int) -> Callable[[], bytes]:
         data = tables.read_compressed(block)
         if data is None:
             raise UnsupportedFeature(f"cluster {block} of {self.file.name} is not compressed")
         what = f"{self.file.name}: compressed cluster {block}"
-        return compression.decompress(self.header.compression, data, self.header.cluster_size, what)
+        return partial(compression.decompress, self.header.compression, data, self.header.cluster_size, what)
 
     def kept(self) -> Sequence[Snapshot]:
         return list(self.snapshots)
@@ -249,6 +254,25 @@ class Qcow2(Image):
         version 2 keeps its length, because they do not say theirs."""
         self.require_still("resize it")
         resize.resize(self, check_length(length))
+
+    def name_parent(self, reference: Reference | None) -> None:
+        self.require_still("name another parent of it")
+        writer = self._require_writer("name another parent of it")
+        if reference is not None and self.header.raw_data:
+            raise UnsupportedFeature(f"{self.file.name} has a raw external data file, so it cannot have a parent")
+        header = dataclasses.replace(self.header, extensions=list(self.header.extensions))
+        header.backing = None if reference is None else reference.name
+        told = None if reference is None or reference.format is None else reference.format.encode()
+        header.set_extension(Extension.BACKING_FORMAT, told)
+        data = header.pack()  # which refuses a name that is too long, before anything has changed
+        self.file.pwrite(0, data)
+        self.file.fdatasync()
+        self.header.start.backing_file_offset = header.start.backing_file_offset
+        self.header.start.backing_file_size = header.start.backing_file_size
+        self.header.backing, self.header.extensions = header.backing, header.extensions
+        self.backing = reference
+        writer.has_backing = reference is not None
+        self.zeroes = self.header.start.version > 2 or reference is None
 
     def put_compressed(self, block: int, data: bytes) -> None:
         """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable
@@ -328,7 +352,10 @@ class SnapshotView(Image):
         return _masks(self._tables, first, count)
 
     def materialise(self, block: int) -> bytes:
-        return self._image._materialise(self._tables, block)
+        return self.fetch(block)()
+
+    def fetch(self, block: int) -> Callable[[], bytes]:
+        return self._image._fetch(self._tables, block)
 
     def info(self) -> dict[str, object]:
         return {**self._image.info(), "virtual-size": self.geometry.length}

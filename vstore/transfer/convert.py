@@ -1,0 +1,194 @@
+"""convert: the content of a chain as one new image of any format; sparse stays sparse, and zeros are found.
+
+    source chain --extents--> windows of 1 MiB --> threads: read, find zeros, compress --> sink --> draft --> target
+    backing of the target --/  (where it has one: only what differs from it is written)
+
+The target has its name only when it is complete and durable. Its layout does not depend on chance: the same source
+gives the same file.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from formats.errors import InvalidArgument, UnsupportedFeature, image_error
+from formats.host_file import HostFile, Path
+from formats.image import Image, Reference
+from formats.registry import create_image, open_image
+from vstore.transfer.blocks import Span, nonzero, unlike
+from vstore.transfer.draft import Draft
+from vstore.transfer.line import Turn, work_in_line
+from vstore.transfer.progress import Cancelled, Meter, Progress, never, silent
+from vstore.transfer.reader import STEP, Buffers, Pair, Reader, Window, alone, clear, differing, paired, windows
+from vstore.transfer.sinks import CompressingSink, FlatSink, MapSink, Sink
+from vstore.transfer.threads import threads
+
+SPARSE = 4096  # bytes of zeros that are left out of a raw image
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is made. With `directory`, a descriptor, `path` is a plain name in it. `options` are those of the format, as
+    `create_image` takes them; a `backing_file` among them is written, and its chain handed over beside."""
+
+    format: str
+    path: Path
+    preallocation: str = "off"
+    options: Mapping[str, object] = field(default_factory=dict)
+    directory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """How. `sparse`: zeros are looked for in pieces of so many bytes, or of a block of the target (0: not at all, and
+    everything is written). `level` of the compression. `force`: an old file of the name is replaced. `resume`: what an
+    earlier try has left of a raw image is used as far as it is right, and what this one leaves is kept for the next."""
+
+    compress: bool = False
+    level: int | None = None
+    sparse: int = SPARSE
+    threads: int = 0
+    force: bool = False
+    resume: bool = False
+
+
+def convert(
+    source: Sequence[Image],
+    target: Target,
+    how: Convert | None = None,
+    *,
+    backing: Sequence[Image] = (),
+    progress: Progress = silent,
+    cancelled: Cancelled = never,
+) -> None:
+    """Makes `target` of `source`, opened images that stay the caller's, the top one first; so do those of `backing`,
+    the chain of the target's backing file. Errors: ImageError; TransferCancelled. Then nothing is left behind."""
+    how = how or Convert()
+    _check(target, how, backing)
+    length = source[0].geometry.length
+    meter = Meter(length, progress, cancelled)
+    try:
+        with Draft(target.path, target.directory, force=how.force, resume=how.resume) as draft:
+            with _drafted(draft, target, length) as image:
+                moving = _Moving(Reader(source), Reader(backing), _sink(image, target, how), how, meter)
+                moving.move_all()
+            draft.publish()
+    except OSError as error:
+        raise image_error(error, f"cannot convert to {os.fspath(target.path)}") from error
+    meter.finish()
+
+
+def _check(target: Target, how: Convert, backing: Sequence[Image]) -> None:
+    if how.sparse < 0 or (how.sparse and (how.sparse < 512 or how.sparse & how.sparse - 1 or how.sparse > STEP)):
+        raise InvalidArgument(
+            f"zeros cannot be looked for in pieces of {how.sparse} bytes; 512 to {STEP} by powers of two"
+        )
+    if how.resume and target.format != "raw":
+        raise UnsupportedFeature(f"a {target.format} image cannot be resumed, only raw; begin anew without resuming")
+    if ("backing_file" in target.options) != bool(backing):
+        raise InvalidArgument("the backing file of the target and its chain are given together or not at all")
+    if how.compress and target.preallocation != "off":
+        raise InvalidArgument("what is compressed cannot be preallocated")
+
+
+@contextlib.contextmanager
+def _drafted(draft: Draft, target: Target, length: int) -> Iterator[Image]:
+    """The draft as an open image; closing it may still fail."""
+    data_file = target.options.get("data_file")
+    if not draft.begun:
+        create_image(
+            target.format,
+            draft.name,
+            length,
+            preallocation=target.preallocation,
+            directory=draft.directory,
+            options=target.options,
+        )
+        if data_file is not None:
+            draft.accompany(str(data_file))
+
+    def open_data_file(reference: Reference) -> HostFile:
+        return HostFile.from_path(reference.name, directory=draft.directory)
+
+    file = HostFile.from_path(draft.name, directory=draft.directory)
+    with open_image(target.format, file, opener=open_data_file) as image:
+        yield image
+
+
+def _sink(image: Image, target: Target, how: Convert) -> Sink:
+    if how.compress:
+        return CompressingSink(image, how.level)
+    if image.flat:
+        return FlatSink(image, how.sparse or SPARSE)
+    return MapSink(image, placed=target.preallocation != "off")
+
+
+class _Moving:
+    def __init__(self, source: Reader, backing: Reader, sink: Sink, how: Convert, meter: Meter) -> None:
+        self._source, self._backing, self._sink, self._how, self._meter = source, backing, sink, how, meter
+        self._length, self._step = source.length, max(STEP, sink.unit)
+        self._buffers, self._others = Buffers(self._step), Buffers(self._step)
+
+    def move_all(self) -> None:
+        """The whole disk, and then it is complete."""
+        work_in_line(windows(self._pairs(), self._step), self._move, self._how.threads or threads())
+        self._sink.finish()
+
+    def _pairs(self) -> Iterator[Pair]:
+        if self._backing.length:
+            return self._whole_units(differing(self._source, self._backing, 0, self._length))
+        everything = self._source.extents(0, self._length)
+        return alone(everything, lambda extent: not (extent.zero and self._how.sparse))
+
+    def _whole_units(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
+        """The units that the pairs touch, whole, each once."""
+        unit, done = self._sink.unit, 0
+        for extent, _ in pairs:
+            start, end = max(done, extent.start // unit * unit), min(-(-extent.end // unit) * unit, self._length)
+            if start < end:
+                yield from paired(self._source, self._backing, start, end)
+                done = end
+
+    def _move(self, window: Window, turn: Turn) -> None:
+        """One window, by any thread."""
+        unit = self._sink.unit
+        start = window.pairs[0][0].start // unit * unit
+        end = min(-(-window.end // unit) * unit, self._length)
+        view = self._buffers.view()[: end - start]
+        self._read(window, start, view)
+        zeros: list[Span] = []
+        if window.pairs[0][1] is not None:
+            data, zeros = self._compared(window, start, view)
+        elif self._how.sparse:
+            data = list(nonzero(view, unit))
+        else:
+            data = [(0, len(view))]
+        self._sink.put(start, view, data, zeros, turn)
+        self._meter.reach(window.end)
+
+    def _read(self, window: Window, start: int, view: memoryview) -> None:
+        at = 0
+        for extent, _ in window.pairs:
+            clear(view[at : extent.start - start])
+            at = extent.end - start
+            self._source.fill(view[extent.start - start : at], extent)
+        clear(view[at:])
+
+    def _compared(self, window: Window, start: int, view: memoryview) -> tuple[list[Span], list[Span]]:
+        """Which units differ from the backing chain and hold data, and which differ and are zeros."""
+        beneath, at = self._others.view()[: len(view)], 0
+        for _, other in window.pairs:
+            assert other is not None
+            beneath[at : other.start - start] = view[at : other.start - start]  # known to be the same
+            at = other.end - start
+            self._backing.fill(beneath[other.start - start : at], other)
+        data: list[Span] = []
+        zeros: list[Span] = []
+        unit = self._sink.unit
+        for first, end in unlike(view[:at], beneath[:at], unit):
+            held = list(nonzero(view[first:end], unit))
+            data += [(first + a, first + b) for a, b in held]
+            edges = [0, *(edge for span in held for edge in span), end - first]
+            zeros += [(first + a, first + b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+        return data, zeros

@@ -1,0 +1,178 @@
+"""Reader: the bytes of a chain by many threads at once; Window: the piece of a disk that one of them works on.
+
+    extents (tables are cached, so one thread at a time)  ->  windows  ->  fill (any number of threads)
+
+Compressed blocks are fetched under the lock and decompressed outside of it. What two readers have in the same place of
+the same file is the same, and what both have as zeros is too: `differing` tells the rest.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from formats import direct_io
+from formats.image import Image
+from vstore.transfer.extents import Extent, extents
+
+STEP = 1 << 20  # bytes that one thread moves at once
+_ZEROS = bytes(STEP)
+
+Pair = tuple[Extent, Extent | None]
+
+
+@dataclass(slots=True)
+class Window:
+    """Bytes `start` to `end` of the disk. `pairs`: what is to be looked at there, in order, with what it is held
+    against."""
+
+    start: int
+    end: int
+    pairs: list[Pair] = field(default_factory=list)
+
+
+class Reader:
+    """Of opened images, the top one first, or of none; they stay the caller's. Raises OSError, ImageError."""
+
+    def __init__(self, images: Sequence[Image]) -> None:
+        self._images = images
+        self._lock = threading.Lock()
+        self._files: dict[int, tuple[int, int]] = {}
+
+    @property
+    def length(self) -> int:
+        """Bytes of the disk; 0 where there is no image at all."""
+        return self._images[0].geometry.length if self._images else 0
+
+    def extents(self, start: int, end: int) -> Iterator[Extent]:
+        """As `extents.extents`, and zeros behind the end of the disk; what is a hole of a file reads as zeros."""
+        if start < self.length:
+            walk = extents(self._images, start, min(end, self.length), look_into_files=True)
+            while (extent := self._next(walk)) is not None:
+                yield extent
+        if end > self.length and start < end:
+            yield Extent(max(start, self.length), end, 0, False, True)
+
+    def _next(self, walk: Iterator[Extent]) -> Extent | None:
+        with self._lock:
+            return next(walk, None)
+
+    def place(self, extent: Extent) -> tuple[int, int, int] | None:
+        """Device, inode and offset of its first byte; None where it has no place of its own."""
+        if extent.zero or extent.offset is None:
+            return None
+        descriptor = self._images[extent.depth].layers[extent.layer].descriptor
+        if descriptor not in self._files:
+            status = os.fstat(descriptor)
+            self._files[descriptor] = status.st_dev, status.st_ino
+        return *self._files[descriptor], extent.offset
+
+    def fill(self, view: memoryview, extent: Extent) -> None:
+        """The bytes of the extent, all of them, into as long a view."""
+        if extent.zero:
+            clear(view)
+        elif extent.compressed:
+            self._decompress(view, extent)
+        else:
+            assert extent.offset is not None
+            layer = self._images[extent.depth].layers[extent.layer]
+            if layer.descriptor < 0:
+                clear(view)
+            elif layer.alignment > 1:
+                data = direct_io.read(layer.descriptor, extent.offset, len(view), layer.alignment)
+                view[: len(data)] = data
+                clear(view[len(data) :])
+            else:
+                _read(layer.descriptor, extent.offset, view)
+
+    def _decompress(self, view: memoryview, extent: Extent) -> None:
+        image = self._images[extent.depth]
+        size, at = image.geometry.block_size, extent.start
+        while at < extent.end:
+            block, within = divmod(at, size)
+            with self._lock:
+                decompress = image.fetch(block)
+            take = min(size - within, extent.end - at)
+            view[at - extent.start : at - extent.start + take] = memoryview(decompress())[within : within + take]
+            at += take
+
+
+def _read(descriptor: int, offset: int, view: memoryview) -> None:
+    """Reads all of it; what lies behind the end of the file is zeros."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            clear(view[done:])
+            return
+        done += count
+
+
+def clear(view: memoryview) -> None:
+    """Makes it all zeros."""
+    for at in range(0, len(view), STEP):
+        part = view[at : at + STEP]
+        part[:] = _ZEROS[: len(part)]
+
+
+class Buffers:
+    """One buffer of page-aligned memory for each thread that asks, and freed with it."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._local = threading.local()
+
+    def view(self) -> memoryview:
+        """This thread's own."""
+        if not hasattr(self._local, "view"):
+            self._local.view = memoryview(mmap.mmap(-1, self._length))
+        view: memoryview = self._local.view
+        return view
+
+
+def alone(extents_: Iterable[Extent], wanted: Callable[[Extent], bool]) -> Iterator[Pair]:
+    """Those that are wanted, each held against nothing."""
+    for extent in extents_:
+        if wanted(extent):
+            yield extent, None
+
+
+def paired(one: Reader, two: Reader, start: int, end: int) -> Iterator[tuple[Extent, Extent]]:
+    """The extents of both, cut to the same pieces."""
+    others = two.extents(start, end)
+    other: Extent | None = None
+    for extent in one.extents(start, end):
+        at = extent.start
+        while at < extent.end:
+            if other is None or other.end <= at:
+                other = next(others)
+            stop = min(extent.end, other.end)
+            yield extent.part(at, stop), other.part(at, stop)
+            at = stop
+
+
+def differing(one: Reader, two: Reader, start: int, end: int) -> Iterator[tuple[Extent, Extent]]:
+    """Where the bytes of both may differ."""
+    for extent, other in paired(one, two, start, end):
+        place = one.place(extent)
+        if not (extent.zero and other.zero) and (place is None or place != two.place(other)):
+            yield extent, other
+
+
+def windows(pairs: Iterable[Pair], step: int) -> Iterator[Window]:
+    """Pairs as windows that begin at multiples of `step`; where there are no pairs there is no window."""
+    window: Window | None = None
+    for extent, other in pairs:
+        at = extent.start
+        while at < extent.end:
+            start = at // step * step
+            stop = min(extent.end, start + step)
+            if window is None or window.start != start:
+                if window is not None:
+                    yield window
+                window = Window(start, start)
+            window.pairs.append((extent.part(at, stop), None if other is None else other.part(at, stop)))
+            window.end = at = stop
+    if window is not None:
+        yield window

@@ -1,0 +1,183 @@
+"""Sinks: how the blocks of a new image are written, each kind of image by its shortest way.
+
+    FlatSink         one row (raw): bytes at their own offset, zeros not at all
+    MapSink          a map: reserved room in large pieces, data into it, one commit at the end
+    CompressingSink  a map: each block compressed by the thread that has it, laid down when its turn comes
+
+Nothing of the image is in use yet, so nothing is durable, and need not be, before `finish`.
+"""
+
+import abc
+import os
+from collections.abc import Sequence
+
+from formats.errors import InvalidArgument, UnsupportedFeature
+from formats.image import SECTOR, BlockState, Change, HostExtent, Image, entry
+from formats.qcow2 import compression
+from formats.qcow2.image import Qcow2
+from vstore.transfer.blocks import Span
+from vstore.transfer.line import Turn
+
+_RESERVED = 64 << 20  # bytes of room taken at once
+_BATCH = 1 << 18  # changes committed at once
+_PLACE = (1 << 48) - 1
+
+
+class Sink(abc.ABC):
+    """`unit`: bytes that are written or left out as a whole. Raises OSError, ImageError."""
+
+    unit: int
+
+    @abc.abstractmethod
+    def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
+        """The disk from `start` on is `view`; written are the spans of it (whole units, the last up to the disk's end)
+        in `data`, and those in `zeros` are made to read as zeros, whatever lies beneath."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """All of it is there, and durable."""
+
+
+def write(descriptor: int, offset: int, view: memoryview) -> None:
+    """Writes all of it."""
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+
+
+class FlatSink(Sink):
+    """A new image that is one row, from its first byte on."""
+
+    def __init__(self, image: Image, unit: int) -> None:
+        (run, *_) = image.load(0, 1)
+        self._descriptor = image.layers[run.entry >> 48 & 0xFFF].descriptor
+        self._first = (run.entry & _PLACE) * SECTOR
+        self.unit = unit
+
+    def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:  # noqa: ARG002
+        for first, end in data:
+            write(self._descriptor, self._first + start + first, view[first:end])
+
+    def finish(self) -> None:
+        os.fdatasync(self._descriptor)
+
+
+class MapSink(Sink):
+    """A new image with a map. `placed`: its blocks have places already (preallocation)."""
+
+    def __init__(self, image: Image, *, placed: bool = False) -> None:
+        self._image, self._placed = image, placed
+        self.unit = image.geometry.block_size
+        self._descriptors = [layer.descriptor for layer in image.layers]
+        self._room: list[tuple[int, int]] = []  # offset, blocks
+        self._changes: list[Change] = []
+
+    def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
+        with turn:
+            places = [(first, end, self._places(start + first, end - first)) for first, end in data]
+            self._zero(start, zeros)
+            if len(self._changes) >= _BATCH:
+                self.commit()
+        for first, end, found in places:
+            at = first
+            for layer, offset, count in found:
+                stop = min(at + count * self.unit, end)
+                write(self._descriptors[layer], offset, view[at:stop])
+                at = stop
+
+    def _places(self, start: int, length: int) -> list[tuple[int, int, int]]:
+        """Layer, offset and number of blocks in a row, for the blocks that begin at `start`."""
+        block, count = start // self.unit, -(-length // self.unit)
+        found = self._new_places(block, count)
+        for layer, offset, blocks in found:
+            first = entry(BlockState.DATA, layer, offset)
+            step = self.unit // SECTOR
+            self._changes += [Change(block + n, first + n * step) for n in range(blocks)]
+            block += blocks
+        return found
+
+    def _new_places(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        if self._image.identity:
+            return [(1, block * self.unit, count)]
+        if self._placed:
+            return self._old_places(block, count)
+        return [(0, offset, blocks) for offset, blocks in self._take(count)]
+
+    def _old_places(self, block: int, count: int) -> list[tuple[int, int, int]]:
+        runs = self._image.load(block, count)
+        states = {run.entry >> 60 for run in runs}
+        assert states <= {BlockState.DATA, BlockState.PARTIAL}, "preallocation gives every block a place"
+        return [(run.entry >> 48 & 0xFFF, (run.entry & _PLACE) * SECTOR, run.count) for run in runs]
+
+    def _take(self, count: int) -> list[tuple[int, int]]:
+        """Offset and number of blocks, out of what is reserved in advance."""
+        taken = []
+        while count:
+            if not self._room:
+                most = max(count, _RESERVED // self.unit)
+                self._room = [(extent.offset, extent.blocks) for extent in self._image.reserve(most)]
+                self._room.reverse()
+            offset, blocks = self._room.pop()
+            take = min(blocks, count)
+            if take < blocks:
+                self._room.append((offset + take * self.unit, blocks - take))
+            taken.append((offset, take))
+            count -= take
+        return taken
+
+    def _zero(self, start: int, zeros: Sequence[Span]) -> None:
+        word = entry(BlockState.ZERO)
+        for first, end in zeros:
+            block, count = (start + first) // self.unit, -(-(end - first) // self.unit)
+            self._changes += [Change(block + n, word) for n in range(count)]
+
+    def commit(self) -> None:
+        """What has places so far is in the map; its data may still be on the way."""
+        changes, self._changes = self._changes, []
+        self._image.commit(changes)
+
+    def finish(self) -> None:
+        self._image.free([HostExtent(offset, blocks) for offset, blocks in self._room])  # the new tables lie there then
+        self._room.clear()
+        self.commit()
+
+
+class CompressingSink(MapSink):
+    """As MapSink, each block compressed unless it does not get shorter."""
+
+    def __init__(self, image: Image, level: int | None) -> None:
+        super().__init__(image)
+        if not isinstance(image, Qcow2) or image.identity:
+            kind = image.format if not isinstance(image, Qcow2) else "qcow2 images with a data file"
+            raise UnsupportedFeature(f"{kind} hold nothing compressed; compression is for qcow2 images")
+        self._qcow2 = image
+        self._kind, self._level = image.header.compression, level
+        self._check_level()
+
+    def _check_level(self) -> None:
+        try:
+            compression.compress(self._kind, bytes(SECTOR), self._level)
+        except (ValueError, TypeError) as error:
+            raise InvalidArgument(f"level {self._level} is none of this kind of compression: {error}") from error
+
+    def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
+        blocks = [at for first, end in data for at in range(first, end, self.unit)]
+        packed = [(at, self._packed(view[at : at + self.unit])) for at in blocks]
+        with turn:
+            for at, shorter in packed:
+                if shorter is None:
+                    self._put_plain(start + at, view[at : at + self.unit])
+                else:
+                    self._qcow2.put_compressed((start + at) // self.unit, shorter)
+            self._zero(start, zeros)
+            if len(self._changes) >= _BATCH:
+                self.commit()
+
+    def _packed(self, block: memoryview) -> bytes | None:
+        """None where it would not get shorter. A block at the end of the disk is filled up with zeros."""
+        data = compression.compress(self._kind, bytes(block).ljust(self.unit, b"\0"), self._level)
+        return data if len(data) < self.unit else None
+
+    def _put_plain(self, start: int, block: memoryview) -> None:
+        ((layer, offset, _),) = self._places(start, len(block))
+        write(self._descriptors[layer], offset, block)
