@@ -256,8 +256,7 @@ class Qcow2(Image):
         resize.resize(self, check_length(length))
 
     def name_parent(self, reference: Reference | None) -> None:
-        self.require_still("name another parent of it")
-        writer = self._require_writer("name another parent of it")
+        writer = self.require_still("name another parent of it")
         if reference is not None and self.header.raw_data:
             raise UnsupportedFeature(f"{self.file.name} has a raw external data file, so it cannot have a parent")
         header = dataclasses.replace(self.header, extensions=list(self.header.extensions))
