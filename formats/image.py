@@ -276,6 +276,11 @@ class Image(abc.ABC):
         """Begins to forget the snapshot of this ID or name. Errors: as `freeze`."""
         raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {which!r} was asked for")
 
+    def become_snapshot(self, which: str) -> "Image":
+        """The snapshot of this ID or name as an image to read, which takes this one over and closes it. Errors: as
+        `freeze`; this one is still the caller's to close then."""
+        raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {which!r} was asked for")
+
     def touched(self, offset: int, length: int) -> None:  # noqa: B027  (a format without bitmaps has none to keep)
         """These bytes of the disk have changed since the image was opened: for formats that keep bitmaps of it."""
 

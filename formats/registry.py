@@ -123,13 +123,17 @@ def open_chain(
     direct: bool = False,
     beneath: Iterable[Path] = (),
     opener: ChainOpener | None = None,
+    snapshot: str | None = None,
 ) -> list[Image]:
-    """The image at `path`, then its parents, nearest first: what `vstore.disk.Disk` takes.
+    """The image at `path`, then its parents, nearest first: what `vstore.disk.Disk` takes. With `snapshot`, an ID or
+    name, the disk as that internal snapshot has it, to read only.
 
     A parent is opened read-only, locked as a reader, in the format that its child says. What images name is followed
     only in the directory of `path` and in those `beneath` names, and below them, or, with `opener`, as that says.
     Errors: ImageError.
     """
+    if snapshot is not None and not read_only:
+        raise InvalidArgument(f"snapshot {snapshot!r} of {os.fspath(path)} can only be read; apply it to write to it")
     with contextlib.ExitStack() as undo, References(path, beneath, opener) as references:
         images: list[Image] = []
         file, where = HostFile.from_path(path, read_only=read_only, direct=direct), os.fspath(path)
@@ -148,6 +152,8 @@ def open_chain(
             format = _parent_format(image.backing, where)
             file, where = references.open(image.backing, where, "backing file", read_only=True, direct=direct)
             undo.callback(file.close)
+        if snapshot is not None:
+            images[0] = images[0].become_snapshot(snapshot)
         undo.pop_all()
         return images
 

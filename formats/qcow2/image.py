@@ -220,6 +220,10 @@ class Qcow2(Image):
         snapshot to stay. InvalidArgument where there is none."""
         return SnapshotView(self, which)
 
+    def become_snapshot(self, which: str) -> "SnapshotView":
+        """The same, but it takes over this image, and closes it."""
+        return SnapshotView(self, which, owning=True)
+
     # changes
 
     def require_writer(self, doing: str) -> Writer:
@@ -329,12 +333,12 @@ class Qcow2(Image):
 
 
 class SnapshotView(Image):
-    """A snapshot as a read-only image over the files of the one that holds it; closing it does nothing."""
+    """A snapshot as a read-only image over the files of the one that holds it, which it closes only when it owns it."""
 
     format = "qcow2"
 
-    def __init__(self, image: Qcow2, which: str) -> None:
-        self._image = image
+    def __init__(self, image: Qcow2, which: str, *, owning: bool = False) -> None:
+        self._image, self._owning = image, owning
         self.snapshot = image.snapshots.find(which)
         super().__init__(image.snapshots.geometry(self.snapshot), read_only=True)
         self.backing = image.backing
@@ -356,8 +360,15 @@ class SnapshotView(Image):
     def fetch(self, block: int) -> Callable[[], bytes]:
         return self._image._fetch(self._tables, block)
 
+    def load_entries(self, first: int, count: int) -> "array[int]":
+        return self._tables.load_entries(first, count)
+
     def info(self) -> dict[str, object]:
         return {**self._image.info(), "virtual-size": self.geometry.length}
+
+    def close(self) -> None:
+        if self._owning:
+            self._image.close()
 
 
 def _masks(tables: Tables, first: int, count: int) -> list[Masks]:
