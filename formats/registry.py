@@ -132,8 +132,7 @@ def open_chain(
     only in the directory of `path` and in those `beneath` names, and below them, or, with `opener`, as that says.
     Errors: ImageError.
     """
-    if snapshot is not None and not read_only:
-        raise InvalidArgument(f"snapshot {snapshot!r} of {os.fspath(path)} can only be read; apply it to write to it")
+    _check_snapshot(path, snapshot, read_only=read_only)
     with contextlib.ExitStack() as undo, References(path, beneath, opener) as references:
         images: list[Image] = []
         file, where = HostFile.from_path(path, read_only=read_only, direct=direct), os.fspath(path)
@@ -152,10 +151,14 @@ def open_chain(
             format = _parent_format(image.backing, where)
             file, where = references.open(image.backing, where, "backing file", read_only=True, direct=direct)
             undo.callback(file.close)
-        if snapshot is not None:
-            images[0] = images[0].become_snapshot(snapshot)
+        images[:1] = [images[0].become_snapshot(snapshot)] if snapshot is not None else images[:1]
         undo.pop_all()
         return images
+
+
+def _check_snapshot(path: Path, snapshot: str | None, *, read_only: bool) -> None:
+    if snapshot is not None and not read_only:
+        raise InvalidArgument(f"snapshot {snapshot!r} of {os.fspath(path)} can only be read; apply it to write to it")
 
 
 def _data_opener(references: References, file: HostFile, where: str, *, direct: bool) -> Opener:
