@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import ImageError
-from formats.image import SECTOR, BlockState, Change, HostExtent, Run, entry
+from formats.image import SECTOR, BlockState, Change, HostExtent, entry
 from vstore.chain import Chain
 from vstore.dataplane import Allocation, MapChange, Volume
 
@@ -29,6 +29,7 @@ FEWEST_RESERVED = 16  # blocks
 BATCH = 8192  # changes committed at once
 PLACE = (1 << 48) - 1  # of an entry, in sectors
 CACHED = 64  # composed blocks kept
+MOST_AHEAD = 16  # pages loaded ahead of who reads one after the other
 COPY_UNIT = 4096  # bytes copied up at once, where the format does not say
 
 
@@ -47,6 +48,7 @@ class BlockMap:
         self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // self._block_size)
         self._reserving = False
         self._freed = False
+        self._ahead, self._next_page = 0, -1  # pages
         for number, layer in enumerate(chain.layers):
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
         if self._top.flat:
@@ -110,8 +112,7 @@ class BlockMap:
             return
         end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
         if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
-            for run in self._chain.merged(blocks, end - blocks):
-                self._set(run)
+            self._set(blocks, end - blocks)
 
     # ---- edits of the image's structure ----
 
@@ -147,29 +148,60 @@ class BlockMap:
         with self._lock:
             for page in range(first // PAGE, last // PAGE + 1):
                 self._load_page(page * PAGE)
+            self._read_ahead(first // PAGE, last // PAGE + 1)
+
+    def _read_ahead(self, page: int, following: int) -> None:
+        """Who reads page after page finds more and more of them loaded."""
+        self._ahead = min(max(1, 2 * self._ahead), MOST_AHEAD) if page == self._next_page else 0
+        end = min(following + self._ahead, -(-self._top.geometry.blocks // PAGE))
+        with contextlib.suppress(OSError, ImageError):  # who comes there is told
+            for ahead in range(following, end):
+                self._load_page(ahead * PAGE)
+        self._next_page = max(end, following)
 
     def _load_page(self, first: int) -> None:
         # under the lock, and only once: what the data plane has allocated there since must not be overwritten
         if self._volume.get_entry(first) >> 60 != BlockState.NOT_LOADED:
             return
         count = min(PAGE, self._top.geometry.blocks - first)
-        # backwards, so that the first entry, which says that a page is loaded, comes last
-        for run in reversed(self._chain.merged(first, count)):
-            self._set(run)
+        self._set(first, count)
 
-    def _set(self, run: Run) -> None:
-        if run.entry >> 60 != BlockState.PARTIAL:
-            self._volume.set_run(run.first, run.count, run.entry)
-            return
-        for block, masks in enumerate(self._top.masks(run.first, run.count), run.first):
-            self._volume.set_partial(
-                block,
-                run.entry,
-                self._chain.beneath(block),
-                allocated=masks.allocated,
-                zero=masks.zero,
-                shared=masks.shared,
-            )
+    def _set(self, first: int, count: int) -> None:
+        """All of these blocks, or none of them."""
+        words = self._chain.entries(first, count)
+        partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL]
+        masks = [self._top.masks(first + n, 1)[0] for n in partial]
+        beneath = self._chain.entries(first, count, top=1) if partial else words
+        self._volume.set_entries(first, words)
+        try:
+            for n, mask in zip(partial, masks, strict=True):
+                self._volume.set_partial(
+                    first + n,
+                    words[n],
+                    beneath[n],
+                    allocated=mask.allocated,
+                    zero=mask.zero,
+                    shared=mask.shared,
+                )
+        except BaseException:
+            self._volume.set_run(first, count, entry(BlockState.NOT_LOADED))
+            raise
+
+    @contextlib.contextmanager
+    def editing(self) -> Iterator[None]:
+        """For changes of the image's structure: from here on nothing is written, all that was is committed, and what
+        the map knew is forgotten afterwards. Reads go on; the caller must not write to the volume meanwhile."""
+        with self._lock:
+            self._volume.quiesce()
+            try:
+                self.commit_all()
+                try:
+                    yield
+                finally:
+                    self._composed.clear()
+                    self._volume.forget()
+            finally:
+                self._volume.resume()
 
     # ---- composing ----
 

@@ -10,14 +10,18 @@ its layer says whose doing that is. PARTIAL is only what the top image itself ho
 Not thread-safe: who shares a chain holds a lock around every call.
 """
 
+import bisect
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 
 from formats import direct_io
 from formats.errors import UnsupportedFeature
-from formats.image import BlockState, Image, Layer, LayerFlags, Run, entry
+from formats.image import SECTOR, BlockState, Image, Layer, LayerFlags, Run, entry
 
-_OFFSET = (1 << 48) - 1
+_OFFSET, _LAYER = (1 << 48) - 1, 0xFFF << 48
+_HOLE, _ZERO, _COMPRESSED = (entry(state) for state in (BlockState.HOLE, BlockState.ZERO, BlockState.COMPRESSED))
+_MOST_LAYERS = 1 << 12  # an entry has 12 bits for them
 
 
 class Chain:
@@ -36,39 +40,62 @@ class Chain:
         for image in images:
             self._first_layer.append(len(self.layers))
             self.layers += image.layers
+        if len(self.layers) > _MOST_LAYERS:
+            raise UnsupportedFeature(
+                f"the chain of {len(images)} images has {len(self.layers)} files; at most {_MOST_LAYERS} are possible: "
+                "commit or rebase some of them"
+            )
 
     @property
     def depth(self) -> int:
         """Images in it."""
         return len(self._chain)
 
-    def merged(self, first: int, count: int) -> list[Run]:
-        """The map of `count` blocks of the top image from `first` on; ascending, without a gap."""
-        return self._merged(0, first, count)
-
     def beneath(self, block: int) -> int:
         """The entry of what shows through where the top image has nothing of the block."""
-        return self._merged(1, block, 1)[0].entry if self.depth > 1 else entry(BlockState.HOLE)
+        return self.entries(block, 1, top=1)[0]
 
-    def _merged(self, top: int, first: int, count: int) -> list[Run]:
-        """Of the chain from depth `top` down."""
-        runs: list[Run] = []
-        wanted = [(first, count)]
+    def entries(self, first: int, count: int, *, top: int = 0) -> "array[int]":
+        """The map of `count` blocks of the top image from `first` on, an entry for each; without the `top`
+        first images."""
+        found = array("Q", [_HOLE]) * count
+        wanted: Sequence[int] = range(count)  # the blocks that nobody above has
         for depth, image in enumerate(self._chain[top:], top):
-            asked, wanted = wanted, []
-            for start, number in asked:
-                inside = min(number, max(0, -(-image.geometry.length // self._block_size) - start))
-                for run in self._loaded(image, start, inside) if inside else ():
-                    state = BlockState(run.entry >> 60)
-                    if state is BlockState.HOLE and depth + 1 < len(self._chain):
-                        wanted.append((run.first, run.count))
-                    else:
-                        runs.append(Run(run.first, run.count, self._told(depth, state, run.entry)))
-                if inside < number:  # behind the end of a parent nothing shows through, whatever its parents have there
-                    runs.append(Run(start + inside, number - inside, entry(BlockState.HOLE)))
+            # behind the end of a parent nothing shows through, whatever its parents have there
+            inside = -(-image.geometry.length // self._block_size) - first
+            if inside <= wanted[-1]:
+                wanted = wanted[: bisect.bisect_left(wanted, inside)]
+            if wanted:
+                wanted = self._lay(depth, first, wanted, found)
             if not wanted:
                 break
-        return sorted(runs, key=lambda run: run.first)
+        return found
+
+    def _lay(self, depth: int, first: int, wanted: Sequence[int], found: "array[int]") -> Sequence[int]:
+        """Notes what one image has of the wanted blocks; returns the others."""
+        low = wanted[0]
+        words = self._loaded(self._chain[depth], first + low, wanted[-1] + 1 - low)
+        if words.count(_HOLE) == len(words):
+            return wanted
+        layer = self._first_layer[depth] << 48
+        placed = layer + (BlockState.SHARED - BlockState.DATA << 60 if depth else 0)
+        left: list[int] = []
+        for block in wanted:
+            word = words[block - low]
+            match word >> 60:
+                case BlockState.HOLE:
+                    left.append(block)
+                case BlockState.DATA:
+                    found[block] = word + placed
+                case BlockState.SHARED:
+                    found[block] = word + layer
+                case BlockState.ZERO:
+                    found[block] = word
+                case BlockState.PARTIAL if not depth:
+                    found[block] = word
+                case _:  # to be composed, whatever the reason
+                    found[block] = _COMPRESSED | (word & _LAYER) + layer
+        return left
 
     def compose(self, offset: int, length: int) -> bytes:
         """The bytes of any range, wherever they lie; zeros behind the end of the disk. Slow: for what no single place
@@ -87,39 +114,18 @@ class Chain:
                 break
         return bytes(data)
 
-    def _loaded(self, image: Image, first: int, count: int) -> list[Run]:
-        """An image's runs in blocks of the top image."""
+    def _loaded(self, image: Image, first: int, count: int) -> "array[int]":
+        """An image's entries in blocks of the top image."""
         own, length, size = image.geometry.block_size, image.geometry.length, self._block_size
         end = min((first + count) * size, length)
-        runs = list(image.load(first * size // own, -(-end // own) - first * size // own))
-        if own != size:
-            runs = _recut(runs, own, size, first, count)
-        if end == length and length % size and length < self.top.geometry.length:
-            _end_inside(runs)
-        return runs
-
-    def _told(self, depth: int, state: BlockState, word: int) -> int:
-        """An image's own entry as the merged map has it."""
-        layer = (word >> 48 & 0xFFF) + self._first_layer[depth]
-        match state:
-            case BlockState.DATA | BlockState.SHARED:
-                shared = depth or state is BlockState.SHARED
-                return entry(BlockState.SHARED if shared else BlockState.DATA, layer, (word & _OFFSET) * 512)
-            case BlockState.PARTIAL if not depth:
-                return word
-            case BlockState.COMPRESSED | BlockState.PARTIAL:
-                return entry(BlockState.COMPRESSED, layer)  # to be composed, whatever the reason
-            case _:
-                return entry(state)
-
-
-def _end_inside(runs: list[Run]) -> None:
-    """The image ends inside the last block, which has to be composed, so that zeros follow in it."""
-    last = runs.pop()
-    if last.count > 1:
-        runs.append(Run(last.first, last.count - 1, last.entry))
-    zero = last.entry == entry(BlockState.ZERO)
-    runs.append(Run(last.first + last.count - 1, 1, last.entry if zero else entry(BlockState.COMPRESSED)))
+        if own == size:
+            words = image.load_entries(first, count)
+        else:
+            runs = image.load(first * size // own, -(-end // own) - first * size // own)
+            words = _recut(runs, own, size, first, count)
+        if end == length and length % size and length < self.top.geometry.length and words[-1] != _ZERO:
+            words[-1] = _COMPRESSED  # the image ends inside this block, and zeros follow
+        return words
 
 
 def _found(image: Image, offset: int, length: int) -> Iterator[tuple[int, bytes | int]]:
@@ -172,25 +178,23 @@ def _stored(image: Image, word: int, within: int, length: int) -> bytes:
     return data.ljust(length, b"\0")
 
 
-def _recut(runs: Sequence[Run], own: int, wanted: int, first: int, count: int) -> list[Run]:
-    """Runs in blocks of `own` bytes as runs in blocks of `wanted` bytes. A block that no single entry tells of becomes
-    COMPRESSED, which means: compose it."""
-    cut: list[Run] = []
+def _recut(runs: Sequence[Run], own: int, wanted: int, first: int, count: int) -> "array[int]":
+    """Runs in blocks of `own` bytes as entries for blocks of `wanted` bytes. A block that no single entry tells of
+    becomes COMPRESSED, which means: compose it."""
+    cut = array("Q")
     position = 0
     for block in range(first, first + count):
         start, end = block * wanted, (block + 1) * wanted
         while (runs[position].first + runs[position].count) * own <= start:
             position += 1
         run = runs[position]
-        state = BlockState(run.entry >> 60)
+        state = run.entry >> 60
         if end > (run.first + run.count) * own and position + 1 < len(runs):
-            word = entry(BlockState.COMPRESSED)
+            cut.append(_COMPRESSED)
         elif state in (BlockState.DATA, BlockState.SHARED):
-            at = (run.entry & _OFFSET) * 512 + start - run.first * own
-            word = entry(state, run.entry >> 48 & 0xFFF, at)
+            cut.append(run.entry + (start - run.first * own) // SECTOR)
         elif state in (BlockState.COMPRESSED, BlockState.PARTIAL):
-            word = entry(BlockState.COMPRESSED)
+            cut.append(_COMPRESSED)
         else:
-            word = run.entry
-        cut.append(Run(block, 1, word))
+            cut.append(run.entry)
     return cut

@@ -17,6 +17,7 @@
 enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), A_WHILE_US = 20000, BLOCKS = 8, TURNS = 400 };
 
 static const struct setup inline_io = { 0 };
+static const vs_allocation copies = { .sub_shift = 12, .own_layers = 1, .batch_limit = 64 };
 static _Atomic unsigned stopping, stopped, passing; /* calls that shall stop, have, and may go on */
 
 static void gate(void)
@@ -214,7 +215,7 @@ static void test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced
 	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
 
 	(void)state;
-	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_allocates(volume, &copies), 0);
 	assert_int_equal(vs_volume_give(volume, 0, 0, 1, 0), 0);
 	assert_int_equal(vs_volume_set_run(volume, 3, 1, entry_of(VS_COMPRESSED, 0, 0)), 0);
 	assert_int_equal(vs_volume_quiesce(volume), 0);
@@ -355,7 +356,7 @@ static void become_movable(struct driver *driver, enum medium medium)
 		fill(bytes, block);
 		assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
 	}
-	assert_int_equal(vs_volume_allocates(volume, 12, 0, 64), 0);
+	assert_int_equal(vs_volume_allocates(volume, &copies), 0);
 	assert_int_equal(vs_volume_give(volume, 0, DISK_LENGTH - PAGE, 1, 0), 0);
 	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
 	vs_volume_release(driver->volume);

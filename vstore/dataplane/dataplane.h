@@ -56,8 +56,14 @@ void vs_volume_release(vs_volume *volume);
 int vs_volume_set_layer(vs_volume *volume, uint32_t layer, int fd, uint32_t flags, uint32_t alignment);
 /* Blocks first .. first+count-1 lie in a row from `entry` on (DATA and SHARED advance their offset block by block). */
 int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
+/* The same, an entry for each block; a page of 512 at once. What is refused (-EINVAL: a place or a layer that cannot be;
+ * -EBUSY: a write has allocated there) leaves the page as it was. */
 int vs_volume_set_entries(vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries);
 int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry);
+/* What the map may take of memory (16 MiB; -EINVAL below 1 MiB): blocks not looked at for long are NOT_LOADED again. */
+int vs_volume_set_map_limit(vs_volume *volume, uint64_t bytes);
+/* All blocks are NOT_LOADED again. -EBUSY: the volume is not quiesced, or changes wait for a commit. */
+int vs_volume_forget(vs_volume *volume);
 /* What is new is NOT_LOADED. -EBUSY: what would be cut off waits for a commit. */
 int vs_volume_resize(vs_volume *volume, uint64_t length);
 

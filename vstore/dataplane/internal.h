@@ -2,7 +2,7 @@
  * internal.h - what the C files of the data plane share, and nobody else sees.
  *
  *   loop.c        one thread: looks at its rings, polls or sleeps          device.c   control calls, LUN table, slow path
- *     virtio_scsi.c   a chain becomes a request; the fast path             volume.c   block map: cuts, says where bytes lie
+ *     virtio_scsi.c   a chain becomes a request; the fast path             map.c      block map: cuts, says where bytes lie
  *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call, io_uring
  *         guest_memory.c  translate, copy, dirty log                       fault.c    a SIGBUS becomes an error
  *

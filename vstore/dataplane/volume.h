@@ -1,5 +1,5 @@
 /*
- * volume.h - what the C files of a volume share: the block map (volume.c), its files (layer.c), copy-on-write
+ * volume.h - what the C files of a volume share: the block map (map.c, load.c), its files (volume.c, layer.c), copy-on-write
  * (allocate.c, copy_up.c, commit.c, window.c), and the calls that wait (blocking.c).
  *
  * Locking: readers of the map take no lock. Whoever changes it, a layer or a record holds volume->lock.
@@ -29,6 +29,10 @@ struct layer {
 	_Atomic bool no_nowait;          /* RWF_NOWAIT refused for writes */
 	_Atomic int lost;                /* -errno of a flush that failed: see layer_synced() */
 };
+
+/* A map entry, as dataplane.h has it. */
+enum { PAGE_ENTRIES = 512, STATE_SHIFT = 60, LAYER_SHIFT = 48, LAYER_MASK = 0xFFF, SECTOR_SHIFT = 9 };
+#define OFFSET_MASK ((1ull << LAYER_SHIFT) - 1)
 
 struct extent {
 	uint32_t state, layer;
@@ -73,6 +77,8 @@ struct vs_volume {
 	_Atomic uint64_t whole;          /* not 0: every block lies in one run that starts with this entry */
 	_Atomic uint64_t *_Atomic pages; /* 0 not loaded; a state: one run; else the address of 512 entries */
 	uint64_t page_count;
+	struct page **held, *newest; /* pages of entries; the one that was made last */
+	uint64_t held_count, held_room, hand, records, map_limit;
 	struct layer *layers[1 << 12];
 	pthread_cond_t settled;
 	vs_allocation allocation; /* sub_shift 0: nothing is allocated here */
@@ -100,11 +106,23 @@ static inline bool reads_zero(const struct extent *extent)
 /* The longest piece at `offset`, at most `length` bytes, that lies in a row: the only place that cuts. */
 struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
 uint64_t map_look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a_row);
-/* Under volume->lock. */
-int map_store(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
 unsigned entry_state(uint64_t entry);
+bool entry_has_offset(uint64_t entry); /* DATA and SHARED, which advance from block to block */
 uint64_t volume_blocks(const struct vs_volume *volume);
 struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length);
+uint64_t map_blocks(const struct vs_volume *volume, uint64_t length);
+uint64_t map_pages(const struct vs_volume *volume, uint64_t length); /* of 512 blocks */
+/* All under volume->lock. */
+int map_store(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
+int map_set_run(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
+/* Blocks of one page: at once or not at all. -EBUSY: a write has allocated there. */
+int map_set_entries(struct vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries);
+int map_open_whole(struct vs_volume *volume);
+void map_close_whole(struct vs_volume *volume);
+int map_forget(struct vs_volume *volume);
+/* Drops cold pages while the map takes more memory than its limit. Only for calls that never meet one that loads. */
+void map_trim(struct vs_volume *volume, unsigned steps);
+void map_free(struct vs_volume *volume);
 
 static inline uint64_t volume_block_size(const struct vs_volume *volume)
 {

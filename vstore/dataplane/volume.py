@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import struct
+from array import array
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,6 +63,20 @@ class Volume:
         """Blocks first .. first+count-1 lie in a row from `entry` on."""
         result = lib.vs_volume_set_run(self.pointer, first, count, entry)
         checked(result, f"volume_set_run({first}, {count}, {entry:#x})")
+
+    def set_entries(self, first: int, entries: "array[int]") -> None:
+        """The same, one 64-bit entry for each block from `first` on; each page of 512 at once or not at all."""
+        words = ffi.from_buffer("uint64_t[]", entries)
+        call = f"volume_set_entries({first}, {len(words)} entries)"
+        checked(lib.vs_volume_set_entries(self.pointer, first, len(words), words), call)
+
+    def set_map_limit(self, length: int) -> None:
+        """Bytes of memory that the map may take, from 1 MiB on; blocks not looked at for long are NOT_LOADED again."""
+        checked(lib.vs_volume_set_map_limit(self.pointer, length), f"volume_set_map_limit({length})")
+
+    def forget(self) -> None:
+        """All blocks are NOT_LOADED again. OSError (EBUSY) unless quiesced, with nothing that waits for a commit."""
+        checked(lib.vs_volume_forget(self.pointer), "volume_forget()")
 
     def get_entry(self, block: int) -> int:
         entry = ffi.new("uint64_t *")
