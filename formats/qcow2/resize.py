@@ -40,29 +40,35 @@ def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
     size = header.cluster_size
     if length < image.geometry.length:
         first = -(-length // size)
-        _set_all(image, first, image.geometry.blocks - first, BlockState.HOLE)
+        _cut_off(image, first, image.geometry.blocks - first)
     else:
         _grow_l1(image, -(-length // (size * header.l2_entries)))
         _clear_tail(image, length)
         if image.backing is not None and not shows_parent:
-            _set_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks, BlockState.ZERO)
+            _zero_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks)
     writer.flush()
     header.start.size = length
     write_fixed(image.file, header)
     image.geometry = type(image.geometry)(length, size, image.geometry.sub_block_size)
 
 
-def _set_all(image: "Qcow2", first: int, count: int, state: BlockState) -> None:
-    """Makes blocks HOLE or ZERO; where HOLE, those that are already so cost nothing."""
+def _cut_off(image: "Qcow2", first: int, count: int) -> None:
+    """Frees blocks; those that are HOLE already cost nothing. Until the header says the new length a crash would show
+    them, so they become ZERO where a parent has older bytes for them (version 2 cannot say so)."""
+    assert image.writer is not None
+    over_parent = image.backing is not None and image.entries.can_zero
+    state = BlockState.ZERO if over_parent else BlockState.HOLE
+    for run in image.load(first, count) if count else ():
+        if run.entry != entry(BlockState.HOLE):
+            image.writer.apply([Change(run.first + n, entry(state)) for n in range(run.count)])
+
+
+def _zero_all(image: "Qcow2", first: int, count: int) -> None:
+    """Makes blocks ZERO, whatever they are."""
     assert image.writer is not None
     end = first + count
-    if state == BlockState.HOLE:
-        for run in image.load(first, count) if count else ():
-            if run.entry != entry(BlockState.HOLE):
-                image.writer.apply([Change(run.first + n, entry(state)) for n in range(run.count)])
-        return
     for at in range(first, end, _BATCH):
-        image.writer.apply([Change(block, entry(state)) for block in range(at, min(end, at + _BATCH))])
+        image.writer.apply([Change(block, entry(BlockState.ZERO)) for block in range(at, min(end, at + _BATCH))])
 
 
 def _clear_tail(image: "Qcow2", length: int) -> None:
