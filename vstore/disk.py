@@ -154,12 +154,22 @@ class Disk:
         check_length(length)
         with self._use():
             before = self.length
-            self._map.resize(length)
-            # what the last block had behind the old end: bytes cut off once, or those of a longer parent
-            tail = min(length, before - before % -self.image.geometry.block_size) - before
-            if tail > 0 and self._map.allocates:
-                self._io.zero(before, tail, deallocate=False)
-                self._io.flush()
+            try:
+                if length > before and self._map.allocates:
+                    self._clear_tail(min(length, before - before % -self.image.geometry.block_size))
+                self._map.resize(length)
+            except BaseException:
+                self.volume.resize(self.length)
+                raise
+
+    def _clear_tail(self, end: int) -> None:
+        """What the last block has behind the disk's end, up to `end`, becomes zeros: bytes cut off once, or those of a
+        longer parent. Only then may the image say that they are there, or a crash would show them."""
+        before = self.length
+        if end > before:
+            self.volume.resize(end)
+            self._io.zero(before, end - before, deallocate=False)
+            self._io.flush()
 
     def snapshots(self) -> Sequence[Kept]:
         """The internal snapshots, in the image's order."""
