@@ -156,7 +156,10 @@ class Examination:
             return [0] * count
         page = block + within // self._per_page * self._pages.size
         at = within % self._per_page
-        return list(widths.unpack(self._pages.read(page, self._pages.size), self._bits)[at : at + count])
+        first_byte, behind = at * self._bits // 8, -(-(at + count) * self._bits // 8)
+        counts = widths.unpack(self._pages.read(page + first_byte, behind - first_byte), self._bits)
+        skipped = at - first_byte * 8 // self._bits
+        return list(counts[skipped : skipped + count])
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """First cluster and length of every page of counts that either side may have."""
