@@ -7,6 +7,10 @@ BIN := .venv/bin
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1
+CRASH_SECONDS ?= 3600
+CRASH_SEED ?= 1
+CRASH_STATES ?= 2000
+CRASH_QEMU_EVERY ?= 1
 
 # What each verb needs of Debian; Python packages stand in pyproject.toml.
 APT_BUILD := gcc libc6-dev make pkg-config liburing-dev python3-dev python3-venv
@@ -20,8 +24,8 @@ SOURCES := pyproject.toml $(wildcard vstore/dataplane/*.c vstore/dataplane/*.h v
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run demo test native-test guest-test package-test vubench-test lint format fuzz differential bench build tools vubench clean \
-	apt-build apt-test apt-lint apt-guest apt-bench
+.PHONY: help run demo test native-test guest-test package-test vubench-test crash-test crash lint format fuzz differential bench \
+	build tools vubench clean apt-build apt-test apt-lint apt-guest apt-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,7 +50,7 @@ demo: build | apt-guest ## watch a Linux guest use a disk that vstore serves
 	@$(BIN)/python -m tests.guest.demo
 
 test: vubench native-test build .venv/.test .venv/.fuzz | apt-test ## the tests: Python, and C under ASan and UBSan
-	$(BIN)/python -m pytest -q --ignore=tests/guest --ignore=tests/test_packaging.py $(PYTEST)
+	$(BIN)/python -m pytest -q --ignore=tests/guest --ignore=tests/crash --ignore=tests/test_packaging.py $(PYTEST)
 
 native-test: | apt-test ## the C tests of the data plane, under ASan and UBSan
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tests/native check
@@ -60,12 +64,19 @@ package-test: build .venv/.test ## the project as a wheel, a source distribution
 vubench-test: vubench build .venv/.test | apt-test ## the load generator's verification and hostile cases
 	$(BIN)/python -m pytest -q tests/vubench $(PYTEST)
 
+crash-test: build .venv/.test | apt-test ## power fails at any write: at least 5,000 crash states
+	$(BIN)/python -m pytest -q tests/crash $(PYTEST)
+
+crash: build .venv/.test | apt-test ## the same for CRASH_SECONDS (3600) from CRASH_SEED (1), CRASH_STATES (2000) a trial
+	@$(BIN)/python -m tests.crash --seconds $(CRASH_SECONDS) --seed $(CRASH_SEED) --seeds 1000000 \
+		--states $(CRASH_STATES) --qemu-every $(CRASH_QEMU_EVERY) $(CRASH)
+
 lint: build .venv/.test .venv/.lint | apt-lint ## ruff, mypy, import-linter, clang-format, shell syntax
 	@.ci/lint
 
 format: .venv/.lint | apt-lint ## put Python and C into shape
 	$(BIN)/ruff check -q --fix . ; $(BIN)/ruff format -q .
-	clang-format -i vstore/dataplane/*.[ch] tests/native/*.[ch] tests/fuzz/*.c
+	clang-format -i vstore/dataplane/*.[ch] tests/native/*.[ch] tests/fuzz/*.c tests/crash/*.c
 
 fuzz: build .venv/.test .venv/.fuzz | apt-test ## each fuzzer for FUZZ_SECONDS (60) from FUZZ_SEED (1)
 	@.ci/fuzz $(FUZZ_SECONDS) $(FUZZ_SEED)

@@ -1,0 +1,152 @@
+"""What the files may hold if power fails: at each position every change before it is there, not there, or torn.
+
+    events  0    1    2    3  |  4    5    6                  durable: what a barrier of the same file stands behind
+            w    w    w    barrier    w    w    w  <- crash   pending: 4 5 6, each of which may have arrived or not
+
+    draw 0   all pending changes have arrived (the prefix)
+    draw 1   none has
+    draw n   a subset by a seed: half of them, all but one, one alone, those before or behind one, or some torn
+
+What has arrived is applied in order, because the page cache never lets an older byte replace a younger one.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.crash.recording import Event, Kind, Recording
+
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class State:
+    """One crash. `files` is None of a file that was not yet there."""
+
+    position: int
+    draw: int
+    files: Files
+
+    @property
+    def name(self) -> str:
+        return f"{self.position}.{self.draw}"
+
+
+class Replay:
+    """Walks through a recording; `advance` takes one event in."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._events = recording.events
+        self._durable = {name: bytearray(content) for name, content in recording.before.items()}
+        self._pending: dict[str, list[Event]] = {name: [] for name in recording.before}
+        self.position = 0
+
+    def advance(self) -> Event:
+        event = self._events[self.position]
+        self.position += 1
+        if event.kind == Kind.FILE and event.file not in self._durable:
+            self._durable[event.file], self._pending[event.file] = bytearray(), []
+        elif event.kind == Kind.BARRIER:
+            for change in self._pending[event.file]:
+                change.apply(self._durable[event.file])
+            self._pending[event.file] = []
+        elif event.changes:
+            self._pending[event.file].append(event)
+        return event
+
+    @property
+    def pending(self) -> int:
+        """Changes that no barrier has made durable."""
+        return sum(len(changes) for changes in self._pending.values())
+
+    def state(self, draw: int) -> State:
+        """The files after a crash now."""
+        seeded = random.Random(f"{self.position}.{draw}")
+        fates = _fates(self.pending, draw, seeded)
+        files = {}
+        for name, durable in self._durable.items():
+            content = bytearray(durable)
+            for change in self._pending[name]:
+                fate = next(fates)
+                if change.durable or fate == ALL:
+                    change.apply(content)
+                elif fate == TORN:
+                    _tear(change, content, seeded)
+            files[name] = bytes(content)
+        return State(self.position, draw, files)
+
+
+NONE, ALL, TORN = range(3)
+
+
+def _fates(count: int, draw: int, seeded: random.Random) -> Iterator[int]:
+    """What becomes of each of `count` pending changes."""
+    if draw < 2 or not count:
+        return iter([NONE if draw else ALL] * count)
+    one = seeded.randrange(count)
+    ways = (
+        lambda: [seeded.choice((NONE, ALL)) for _ in range(count)],
+        lambda: [NONE if n == one else ALL for n in range(count)],
+        lambda: [ALL if n == one else NONE for n in range(count)],
+        lambda: [ALL if n < one else NONE for n in range(count)],
+        lambda: [ALL if n >= one else NONE for n in range(count)],
+        lambda: [TORN if n == one else ALL for n in range(count)],
+        lambda: [seeded.choice((NONE, ALL, TORN)) for _ in range(count)],
+    )
+    return iter(seeded.choice(ways)())
+
+
+def _tear(change: Event, content: bytearray, seeded: random.Random) -> None:
+    """Some sectors, or pages, of it have arrived."""
+    unit = seeded.choice((512, 4096))
+    change.apply(content, unit, [seeded.random() < 0.5 for _ in range(61)])
+
+
+def states(recording: Recording, most: int, seed: object) -> Iterator[State]:
+    """At most `most` different crash states: first of all prefixes, then subsets at each position in turn, drawn anew
+    for as long as there is room."""
+    plan = _plan(recording, most, random.Random(f"{seed}"))
+    replay, seen = Replay(recording), set[int]()
+    for position in range(len(recording.events) + 1):
+        for draw in sorted(plan.get(position, ())):
+            state = replay.state(draw)
+            print_of_it = hash(tuple(sorted(state.files.items())))
+            if print_of_it not in seen:
+                seen.add(print_of_it)
+                yield state
+        if position < len(recording.events) and replay.advance().answers:
+            seen.clear()  # the same files may not be enough any more
+
+
+def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, list[int]]:
+    """Draws for each position at which more may be there, or more must be there, than at the one before."""
+    replay = Replay(recording)
+    rooms = {0: 0}
+    for event in recording.events:
+        replay.advance()
+        if event.changes or event.answers:
+            rooms[replay.position] = replay.pending
+    positions = sorted(rooms)
+    if len(positions) > most:
+        positions = sorted(seeded.sample(positions, most))
+    plan = {position: [0] for position in positions}
+    left = most - len(positions)
+    able = [position for position in positions if rooms[position]]
+    turn = 1
+    while left > 0 and able:
+        take = able if len(able) <= left else seeded.sample(able, left)
+        for position in take:
+            plan[position].append(turn)
+        left -= len(take)
+        turn += 1
+        able = [position for position in able if turn < 3 * rooms[position] + 2]
+    return plan
+
+
+def at(recording: Recording, name: str) -> State:
+    """The state of this name, as `State.name` told it."""
+    position, draw = map(int, name.split("."))
+    replay = Replay(recording)
+    while replay.position < position:
+        replay.advance()
+    return replay.state(draw)

@@ -1,0 +1,136 @@
+"""Which images are crashed: how qemu-img makes each, and what the guest may do to it besides writing.
+
+Every image ends in free clusters full of poison, so that a block which shows what the host had there is found out.
+"""
+
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.crash.history import PARENT, POISON, ZEROS, filled, pattern
+from tests.crash.recording import SECTOR
+
+TOP = "disk.qcow2"
+SECTORS = 512  # of a disk
+POISONED = 12  # clusters
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`options`: of qemu-img create. `parent`: format of a backing file, if there is one. `verbs`: structural edits."""
+
+    name: str
+    options: str = ""
+    parent: str = ""
+    parent_options: str = ""
+    compressed: bool = False  # the image itself is full of compressed clusters
+    snapshots: int = 0  # that it has before the workload
+    verbs: tuple[str, ...] = ("reopen",)
+    refuse: str = ""  # what the file system cannot do
+    sectors: int = SECTORS
+
+    @property
+    def cluster_size(self) -> int:
+        for word in self.options.split(","):
+            if word.startswith("cluster_size="):
+                return int(word.partition("=")[2])
+        return 65536
+
+
+_RESIZING = ("reopen", "resize")
+_SNAPSHOTS = ("reopen", "snapshot", "apply", "delete")
+
+VARIANTS = {
+    row.name: row
+    for row in (
+        Variant("plain", "cluster_size=4096"),
+        Variant("large clusters", "cluster_size=65536"),
+        Variant("no holes", "cluster_size=8192", refuse="punch"),
+        Variant("tiny clusters", "cluster_size=512,refcount_bits=64", verbs=_RESIZING),
+        Variant("version 2", "cluster_size=2048,compat=0.10", parent="raw"),
+        Variant("raw parent", "cluster_size=16384", parent="raw", verbs=_RESIZING),
+        Variant("qcow2 parent", "cluster_size=8192", "qcow2", "cluster_size=4096", refuse="punch", verbs=_RESIZING),
+        Variant("compressed parent", "cluster_size=16384", "qcow2", "cluster_size=4096,compression_type=zstd"),
+        Variant("extended L2", "cluster_size=16384,extended_l2=on", verbs=_RESIZING),
+        Variant("extended L2 on a parent", "cluster_size=16384,extended_l2=on", "qcow2", "cluster_size=4096"),
+        Variant("compressed", "cluster_size=8192,refcount_bits=8", compressed=True),
+        Variant("lazy refcounts", "cluster_size=4096,lazy_refcounts=on,refcount_bits=1"),
+        Variant("with snapshots", "cluster_size=4096,refcount_bits=4", snapshots=2),
+        Variant("snapshots come and go", "cluster_size=4096", snapshots=1, verbs=_SNAPSHOTS),
+        Variant("data file", "cluster_size=4096,data_file=disk.data"),
+        Variant("raw data file", "cluster_size=4096,data_file=disk.data,data_file_raw=on"),
+    )
+}
+
+
+def prepare(variant: Variant, files: Path, seed: int) -> dict[str, list[int]]:
+    """Makes the files of a variant in an empty folder; returns the generation that each sector shows, under the names
+    of the snapshots and, for the disk itself, under none."""
+    seeded = random.Random(f"{variant.name}:{seed}")
+    content = [ZEROS] * variant.sectors
+    if variant.parent or variant.compressed:
+        content = _parent_content(seeded, variant.sectors)
+    source = files / "source"
+    source.write_bytes(b"".join(pattern(sector, generation) for sector, generation in enumerate(content)))
+    if variant.parent == "raw":
+        source.rename(files / "parent")
+    elif variant.parent:
+        compress = ["-c"] if "compression" in variant.parent_options else []
+        _qemu(files, "convert", *compress, "-O", "qcow2", "-o", variant.parent_options, "source", "parent")
+    _make_top(variant, files)
+    shown = {"": content}
+    for number in range(variant.snapshots):
+        _fill(variant, files, content, -2 - number, seeded)
+        _qemu(files, "snapshot", "-c", f"before-{number}", TOP)
+        shown[f"before-{number}"] = list(content)
+    _poison(files / TOP, variant)
+    source.unlink(missing_ok=True)
+    return shown
+
+
+def _parent_content(seeded: random.Random, sectors: int) -> list[int]:
+    """Mostly data, with some rows of zeros, and shorter than the disk."""
+    content = [PARENT] * (sectors - sectors // 8 - 3) + [ZEROS] * (sectors // 8 + 3)
+    for _ in range(6):
+        first = seeded.randrange(sectors)
+        content[first : first + 24] = [ZEROS] * len(content[first : first + 24])
+    return content
+
+
+def _make_top(variant: Variant, files: Path) -> None:
+    if variant.compressed:
+        _qemu(files, "convert", "-c", "-O", "qcow2", "-o", variant.options, "source", TOP)
+        return
+    backing = ["-b", "parent", "-F", variant.parent] if variant.parent else []
+    _qemu(files, "create", "-f", "qcow2", "-o", variant.options, *backing, TOP, variant.sectors * SECTOR)
+
+
+def _fill(variant: Variant, files: Path, content: list[int], generation: int, seeded: random.Random) -> None:
+    """Writes some rows of sectors, so that a snapshot has something of its own to keep."""
+    for _ in range(8):
+        first, count = seeded.randrange(variant.sectors - 64), seeded.randrange(1, 64)
+        (files / "row").write_bytes(filled(first, count, generation))
+        _run(files, "qemu-io", "-f", "qcow2", "-c", f"write -s row {first * SECTOR} {count * SECTOR}", TOP)
+        content[first : first + count] = [generation] * count
+    (files / "row").unlink()
+
+
+def _poison(path: Path, variant: Variant) -> None:
+    """Free clusters behind those that the image uses: nobody counts them, so anybody may take them."""
+    size = variant.cluster_size
+    with path.open("r+b") as file:
+        end = -(-file.seek(0, 2) // size) * size
+        file.seek(end)
+        file.write(POISON * (POISONED * size // len(POISON)))
+
+
+def _qemu(files: Path, *arguments: object) -> None:
+    _run(files, "qemu-img", *arguments)
+
+
+def _run(files: Path, *command: object) -> None:
+    """In the folder, so that images name others without it and states can be laid out anywhere."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=files, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
