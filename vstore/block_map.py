@@ -130,15 +130,9 @@ class BlockMap:
             try:
                 self.commit_all()
                 yield
-                self._forget()
+                self._volume.forget()
             finally:
                 self._volume.resume()
-
-    def _forget(self) -> None:
-        for first in range(0, self._top.geometry.blocks, PAGE):
-            if self._volume.get_entry(first) >> 60 != BlockState.NOT_LOADED:
-                count = min(PAGE, self._top.geometry.blocks - first)
-                self._volume.set_run(first, count, entry(BlockState.NOT_LOADED))
 
     # ---- loading ----
 
