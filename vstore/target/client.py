@@ -29,6 +29,9 @@ from vstore.target.verbs import (
     Mapped,
     Resized,
     ResizeLun,
+    SnapshotLun,
+    SnapshotRow,
+    Snapshots,
     Status,
     StatusRequest,
 )
@@ -37,6 +40,7 @@ _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 DEFAULT_TIMEOUT = 30.0  # seconds
+LONG_TIMEOUT = 3600.0  # for what may go through a whole image
 
 
 class TargetClient:
@@ -79,6 +83,20 @@ class TargetClient:
         """`length` in bytes."""
         return self._call("resize_lun", ResizeLun(target=target, lun=lun, length=length), Resized)
 
+    def snapshots(self, lun: int, target: int = 0) -> tuple[SnapshotRow, ...]:
+        """Internal snapshots of a LUN's image."""
+        return self._call("snapshot_lun", SnapshotLun(target=target, lun=lun, action="list"), Snapshots).snapshots
+
+    def create_snapshot(self, lun: int, name: str, target: int = 0, *, timeout: float = LONG_TIMEOUT) -> Snapshots:
+        """The answer's `pause_us` tells how long writes had to wait. `timeout` in seconds; the image's size decides."""
+        request = SnapshotLun(target=target, lun=lun, action="create", name=name)
+        return self._call("snapshot_lun", request, Snapshots, timeout=timeout)
+
+    def delete_snapshot(self, lun: int, name: str, target: int = 0, *, timeout: float = LONG_TIMEOUT) -> Snapshots:
+        """`name`: or ID. `timeout` as for `create_snapshot`."""
+        request = SnapshotLun(target=target, lun=lun, action="delete", name=name)
+        return self._call("snapshot_lun", request, Snapshots, timeout=timeout)
+
     def status(self) -> Status:
         """All LUNs, whatever number of answers that takes."""
         status = self._call("status", StatusRequest(), Status)
@@ -104,7 +122,15 @@ class TargetClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, verb: str, request: object, answer: type[_Answer], descriptors: Sequence[int] = ()) -> _Answer:
+    def _call(
+        self,
+        verb: str,
+        request: object,
+        answer: type[_Answer],
+        descriptors: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> _Answer:
+        timeout = self._timeout if timeout is None else timeout
         assert VERBS[verb].answer is answer
         number = next(self._numbers)
         data = encode({"id": number, "verb": verb, **plain(request)})
@@ -115,10 +141,10 @@ class TargetClient:
             self._waiting[number] = future
         try:
             with self._sending:
-                send(self._socket, data, descriptors, self._timeout)
-            message = future.result(self._timeout)
+                send(self._socket, data, descriptors, timeout)
+            message = future.result(timeout)
         except (TimeoutError, BlockingIOError):
-            detail = f"no answer to {verb} within {self._timeout:g} s from the target process at {self.path}"
+            detail = f"no answer to {verb} within {timeout:g} s from the target process at {self.path}"
             raise TargetError(ErrorCode.TIMED_OUT, detail) from None
         except OSError as error:
             raise _disconnected(self.path) from error

@@ -10,6 +10,7 @@ what would be right; past it, the values are trusted. `plain` is the way back.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -69,6 +70,12 @@ def text(most: int, pattern: str = r"[^\x00-\x1f\x7f]*", expected: str = "withou
 def flag(path: str, value: Any) -> Any:
     if not isinstance(value, bool):
         raise _refusal(path, value, "true or false")
+    return value
+
+
+def seconds(path: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _refusal(path, value, "a number of seconds")
     return value
 
 

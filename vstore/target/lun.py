@@ -7,19 +7,20 @@ Whatever fails on the way up, everything below it is closed again before the err
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from typing import Self
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
 from uuid import UUID
 
 from formats.errors import HostRefusal, ImageError, ImageInUse
-from formats.image import Image
+from formats.image import Image, Kept
 from vstore.disk import Disk
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.target.chain import name_of
 from vstore.target.errors import ErrorCode, TargetError
-from vstore.target.verbs import MapLun
+from vstore.target.verbs import MapLun, SnapshotLun, SnapshotRow, Snapshots
 
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
 
@@ -31,6 +32,8 @@ class MappedLun:
         self.settings = settings
         self.disk = disk
         self.unit = unit
+        self._changing = threading.Lock()
+        self._doing = ""
 
     @property
     def address(self) -> tuple[int, int]:
@@ -61,13 +64,45 @@ class MappedLun:
         """Raises TargetError. `settled` returns when every command that came before has ended: those may still use
         what is cut off, and a write there would make the file long again."""
         _check_length(length, self.settings)
-        with self.unit.limited(length):
+        with self._alone("its new length"), self.unit.limited(length):
             if length < self.disk.length:
                 await settled()
             try:
                 await asyncio.to_thread(self.disk.resize, length)
             except (ImageError, OSError) as error:
                 raise refusal(error) from error
+
+    async def snapshots(self, request: SnapshotLun) -> Snapshots:
+        """Takes or forgets a snapshot, and lists them. Raises TargetError. The guest's commands go on meanwhile; only
+        writes wait for the moment that `pause_us` tells."""
+        pause = None
+        try:
+            if request.action != "list":
+                _check_snapshot_name(request.name)
+                pause = await asyncio.to_thread(self._change_snapshots, request)
+            found = await asyncio.to_thread(self.disk.snapshots)
+        except (ImageError, OSError) as error:
+            raise refusal(error) from error
+        return Snapshots(snapshots=tuple(map(_snapshot_row, found)), pause_us=pause)
+
+    def _change_snapshots(self, request: SnapshotLun) -> int | None:
+        with self._alone(f"the snapshot {request.name!r}"):
+            if request.action == "create":
+                return self.disk.snapshot(request.name)[1]
+            self.disk.delete_snapshot(request.name)
+        return None
+
+    @contextmanager
+    def _alone(self, doing: str) -> Iterator[None]:
+        """One change of the image's structure at a time. Raises TargetError (busy) while there is another."""
+        if not self._changing.acquire(blocking=False):
+            detail = f"{name_of(self.settings.image)} is busy with {self._doing}; try again when that is done"
+            raise TargetError(ErrorCode.BUSY, detail)
+        self._doing = doing
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     async def close(self) -> None:
         """Makes everything durable, and closes even if that fails. Raises TargetError."""
@@ -77,6 +112,21 @@ class MappedLun:
             lost = "the last flush failed, so writes since the one before may be lost"
             detail = f"{name_of(self.settings.image)}: {lost}: {error.strerror}"
             raise TargetError(ErrorCode.HOST_ERROR, detail) from error
+
+
+def _check_snapshot_name(name: str) -> None:
+    if not name:
+        raise TargetError(ErrorCode.INVALID_REQUEST, "name is missing: which snapshot is meant?")
+
+
+def _snapshot_row(snapshot: Kept) -> SnapshotRow:
+    told: dict[str, Any] = snapshot.as_json()
+    return SnapshotRow(
+        id=snapshot.id,
+        name=snapshot.name,
+        created=told["date-sec"] + told["date-nsec"] / 1e9,
+        vm_state_bytes=told["vm-state-size"],
+    )
 
 
 def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:

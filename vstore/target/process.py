@@ -106,6 +106,12 @@ class TargetProcess:
         self._emit(verbs.LunCapacityChanged(target=request.target, lun=request.lun, length=mapped.disk.length))
         return verbs.Resized(length=mapped.disk.length)
 
+    async def snapshot_lun(self, request: verbs.SnapshotLun, descriptors: Descriptors) -> verbs.Snapshots:
+        """Other verbs go on meanwhile: it may take long for a large image. Unmapping or stopping ends it early."""
+        del descriptors
+        self._refuse_if_stopping()
+        return await self._lun(request.target, request.lun).snapshots(request)
+
     async def status(self, request: verbs.StatusRequest, descriptors: Descriptors) -> verbs.Status:
         """The vrings come with the first page of LUNs only."""
         del descriptors

@@ -8,7 +8,7 @@ The process has one method per verb, the client too, and both get their types fr
 from dataclasses import dataclass
 
 from vstore.scsi.identity import SERIAL_LENGTH
-from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, text, whole
+from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, seconds, text, whole
 
 PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
 MOST_LUNS_PER_ANSWER = 8  # keeps an answer with 66 vrings, the longest chains and names below a message's limit
@@ -28,6 +28,7 @@ _target = whole(0, 255)  # virtio 1.2 5.6.6.1: one byte
 _lun = whole(0, 16383)  # virtio 1.2 5.6.6.1: 14 bits
 _length = whole(512, LARGEST_LENGTH)
 _bytes_count = whole(0, 2**64 - 1)
+_told = text(65535, r"[\s\S]*", "whatever an image holds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,35 @@ class Resized:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotLun:
+    """Internal snapshots of the image, while the guest goes on: `create` takes one, `delete` forgets the one of this ID
+    or name, `list` changes nothing."""
+
+    target: int = declared(_target, 0)
+    lun: int = declared(_lun)
+    action: str = declared(one_of("create", "delete", "list"))
+    name: str = declared(text(255), "")  # for all but `list`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """As `qemu-img info --output=json` tells it."""
+
+    id: str = declared(_told)
+    name: str = declared(_told)
+    created: float = declared(seconds)  # since 1970
+    vm_state_bytes: int = declared(_bytes_count, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshots:
+    """Those that there are afterwards, in the image's order, the one that was made last."""
+
+    snapshots: tuple[SnapshotRow, ...] = declared(rows(SnapshotRow, 65536))
+    pause_us: int | None = declared(optional(_bytes_count), None)  # of `create`: how long writes had to wait
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusRequest:
     first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
 
@@ -185,6 +215,7 @@ VERBS = {
         Verb("map_lun", MapLun, Mapped, (0, 2 * (1 + MOST_PARENTS))),
         Verb("unmap_lun", LunAddress, Empty),
         Verb("resize_lun", ResizeLun, Resized),
+        Verb("snapshot_lun", SnapshotLun, Snapshots),
         Verb("status", StatusRequest, Status),
         Verb("stop", Empty, Empty),
     )
