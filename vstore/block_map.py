@@ -121,19 +121,6 @@ class BlockMap:
         """Held by whoever changes or asks the image."""
         return self._lock
 
-    @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        """Meanwhile nobody writes, and the image knows of everything that was written; what it says of its blocks
-        afterwards may be something else. Raises OSError before anything is done."""
-        with self._lock:
-            self._volume.quiesce()
-            try:
-                self.commit_all()
-                yield
-                self._volume.forget()
-            finally:
-                self._volume.resume()
-
     # ---- loading ----
 
     def load(self, offset: int, length: int) -> None:

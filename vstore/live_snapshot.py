@@ -47,7 +47,7 @@ class LiveSnapshots:
         with contextlib.ExitStack() as undo:
             with self._map.lock:
                 begun = time.perf_counter_ns()
-                with self._map.still():
+                with self._map.editing():
                     freeze = self._image.freeze(name)
                     undo.enter_context(self._abandoning(freeze))
                 pause = (time.perf_counter_ns() - begun) // 1000
