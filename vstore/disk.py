@@ -190,7 +190,7 @@ class Disk:
     def name_parent(self, reference: Reference | None) -> None:
         """Makes all durable, then names another parent of the image, or none. This disk still reads the old one, so it
         is to be closed then. Blocks. Errors: ImageError, OSError."""
-        with self._use(change=True), self._map.still():
+        with self._use(change=True), self._map.editing():
             self.image.name_parent(reference)
 
     def close(self) -> None:
