@@ -89,13 +89,17 @@ class Pages:
             within = offset + done - start
             take = min(self.size - within, len(data) - done)
             self._page(start)[within : within + take] = data[done : done + take]
-            self._mark(start, stage)
+            self.mark(start, stage)
             done += take
 
     def put_word(self, offset: int, word: int, stage: Stage) -> None:
         start = offset & -self.size
         self._page(start)[offset - start : offset - start + WORD] = word.to_bytes(WORD, "big")
-        self._mark(start, stage)
+        self.mark(start, stage)
+
+    def view(self, offset: int) -> bytearray:
+        """The page at `offset` itself, to change at once and then `mark`."""
+        return self._page(offset)
 
     def clear(self, offset: int, length: int, stage: Stage = Stage.TARGET) -> None:
         """Begins a new table of zeros, to be written whole."""
@@ -103,12 +107,13 @@ class Pages:
             self._pages[at] = bytearray(self.size)
             self._dirty[at] = stage
 
-    def _mark(self, page: int, stage: Stage) -> None:
+    def mark(self, page: int, stage: Stage) -> None:
+        """The page has changed."""
         self._dirty[page] = min(stage, self._dirty.get(page, stage))  # what is new stays new until it is written
 
     def hasten(self, page: int, stage: Stage) -> None:
         """A page that waits will be written at this stage, if not before."""
-        self._mark(page, stage)
+        self.mark(page, stage)
 
     def forget(self, offset: int, length: int) -> None:
         """Drops what is known of clusters that are no longer metadata, changes included."""

@@ -10,7 +10,6 @@ that names it may not come before it. Applying a batch twice changes nothing, so
 """
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
@@ -19,16 +18,16 @@ from formats.image import SECTOR, BlockState, Change, HostExtent
 from formats.qcow2.allocator import Allocator
 from formats.qcow2.entries import Meaning
 from formats.qcow2.pages import Pages, Stage
+from formats.qcow2.placing import Placing
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import Regions
-from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD
+from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED
 from formats.qcow2.tables import Tables
 
 if TYPE_CHECKING:
     from formats.qcow2.switch import Switch
 
 _PLACE = (1 << 48) - 1  # of a map entry, in sectors
-_block = attrgetter("block")
 
 
 class Writer:
@@ -45,6 +44,7 @@ class Writer:
         self.has_backing = False
         self.switch: Switch | None = None  # while a snapshot verb is under way
         self._reserved: set[int] = set()
+        self._placing = Placing(tables, pages, self._reserved)
         self._cluster_size = tables.entries.cluster_size
 
     def reserve(self, count: int) -> list[HostExtent]:
@@ -76,47 +76,14 @@ class Writer:
         ahead = 0
         for place, change in enumerate(changes):
             if change.count > 1:
-                self._apply_single(changes[ahead:place])
+                self._placing.apply(changes[ahead:place], self._apply)
                 self._apply_row(change)
                 ahead = place + 1
-        self._apply_single(changes[ahead:])
+        self._placing.apply(changes[ahead:], self._apply)
 
     def _apply_row(self, change: Change) -> None:
         for block in range(change.block, change.block + change.count):
             self._apply(Change(block, change.entry))
-
-    def _apply_single(self, changes: Sequence[Change]) -> None:
-        index, table = -1, 0
-        for change in sorted(changes, key=_block):
-            if change.block // self.tables.per_table != index:
-                index = change.block // self.tables.per_table
-                table = self.tables.owned_table(index)
-            if not table or not self._fill_in(change, table):
-                self._apply(change)
-                index = -1
-
-    def _fill_in(self, change: Change, table: int) -> bool:
-        """The common case, made quick: a new cluster where there was none, or other sub-clusters of the same. False
-        where the change is anything else."""
-        tables, state = self.tables, change.entry >> 60
-        partial = state == BlockState.PARTIAL and tables.entries.extended
-        if tables.entries.external or not (partial or state == BlockState.DATA):
-            return False
-        if partial and (change.allocated & change.zero or (change.allocated | change.zero) > ALL_SUBCLUSTERS):
-            return False
-        offset = (change.entry & _PLACE) * SECTOR
-        place = table + change.block % tables.per_table * tables.entry_size
-        old = self.pages.word(place)
-        if old != offset | COPIED:
-            cluster = offset // self._cluster_size
-            if old & (OFFSET | COMPRESSED) or cluster not in self._reserved:
-                return False
-            self._reserved.discard(cluster)
-            self.pages.put_word(place, offset | COPIED, Stage.POINTER)
-        if tables.entries.extended:
-            bits = change.zero << SUBCLUSTERS | change.allocated if partial else ALL_SUBCLUSTERS
-            self.pages.put_word(place + WORD, bits, Stage.POINTER)
-        return True
 
     def _apply(self, change: Change) -> None:
         new = self._meaning(change)
