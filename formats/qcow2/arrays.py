@@ -98,3 +98,10 @@ def _spans(packed: Words, entries: Entries) -> tuple[Words, Words]:
     end = (start >> np.uint64(9)) + sectors << np.uint64(9)
     bits = np.uint64(entries.cluster_bits)
     return start >> bits, end - np.uint64(1) >> bits
+
+
+def runs(bits: bytes, count: int) -> list[tuple[int, int]]:
+    """First and end of each run of ones among the first `count` bits, the lowest bit of a byte being the first."""
+    each = np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little")
+    edges = np.flatnonzero(np.diff(each, prepend=0, append=0))
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]

@@ -257,7 +257,9 @@ class Qcow2(Image):
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
         version 2 keeps its length, because they do not say theirs."""
         self.require_still("resize it")
-        resize.resize(self, check_length(length))
+        check_length(length)
+        with self.bitmaps.resizing():
+            resize.resize(self, length)
 
     def name_parent(self, reference: Reference | None) -> None:
         writer = self.require_still("name another parent of it")

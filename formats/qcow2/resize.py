@@ -29,10 +29,6 @@ def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
     Errors: ReadOnlyImage, UnsupportedFeature, CorruptImage, OSError."""
     writer = image.require_writer("resize it")
     header = image.header
-    if len(image.bitmaps):
-        raise UnsupportedFeature(
-            f"{image.file.name} has bitmaps, which would have to be resized too; remove them first"
-        )
     if header.start.nb_snapshots and header.start.version == 2:
         raise UnsupportedFeature(f"{image.file.name} has snapshots of version 2, so its length is theirs; delete them")
     if image.data_file is not None and header.raw_data and image.data_file.length < length:

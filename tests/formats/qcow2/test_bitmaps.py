@@ -11,6 +11,7 @@ from formats.host_file import HostFile
 from formats.qcow2.image import Qcow2
 from formats.qcow2.structures import BitmapFlags
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
+from tests.formats.qcow2.recorder import Recording
 from tests.formats.qcow2.volume import AllocatingVolume
 from tests.formats.reference import qemu_io, run
 
@@ -105,7 +106,176 @@ def test_bitmaps_that_another_program_made_worthless_are_dropped(tmp_path: Path)
     assert "bitmaps" not in json.loads(run("qemu-img", "info", "--output=json", path).stdout)["format-specific"]["data"]
 
 
-def test_resizing_under_a_bitmap_is_refused(tmp_path: Path) -> None:
-    make(tmp_path / "disk", 65536)
-    with open_qcow2(tmp_path / "disk") as image, pytest.raises(UnsupportedFeature, match="has bitmaps"):
-        image.resize(1 << 30)
+# ---- the verbs ----
+
+
+def tracked(path: Path) -> Qcow2:
+    return Qcow2(HostFile.from_path(path), track_writes=True)
+
+
+def granules(image: Qcow2, name: str) -> set[int]:
+    bitmap = image.bitmaps.find(name)
+    bits = bitmap.read()
+    return {n for n in range(bitmap.bits) if bits[n // 8] >> n % 8 & 1}
+
+
+def names(path: Path) -> list[str]:
+    data = json.loads(run("qemu-img", "info", "--output=json", path).stdout)["format-specific"]["data"]
+    return [bitmap["name"] for bitmap in data.get("bitmaps", [])]
+
+
+def test_what_we_add_remove_and_switch_is_what_qemu_sees(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    qemu_create(path, LENGTH)
+    with tracked(path) as image:
+        image.bitmaps.add("one")
+        image.bitmaps.add("two", granularity=4096, enabled=False)
+        image.bitmaps.add("three", granularity=512)
+        image.touched(1 << 20, 1)
+        image.bitmaps.disable("one")
+        image.touched(2 << 20, 1)
+        image.bitmaps.enable("two")
+        image.touched(3 << 20, 1)
+    assert_clean(path)
+    assert told(path) == [
+        {"name": "one", "granularity": 65536, "flags": []},
+        {"name": "two", "granularity": 4096, "flags": ["auto"]},
+        {"name": "three", "granularity": 512, "flags": ["auto"]},
+    ]
+    with tracked(path) as image:
+        assert granules(image, "one") == {16}
+        assert granules(image, "two") == {3 << 20 >> 12}
+        assert granules(image, "three") == {1 << 20 >> 9, 2 << 20 >> 9, 3 << 20 >> 9}
+        image.bitmaps.clear("three")
+        image.bitmaps.remove("one")
+    assert names(path) == ["two", "three"]
+    assert_clean(path)
+    with tracked(path) as image:
+        assert granules(image, "three") == set()
+        image.bitmaps.remove("two")
+        image.bitmaps.remove("three")
+        assert len(image.bitmaps) == 0
+    assert names(path) == []
+    assert_clean(path)
+
+
+@pytest.mark.parametrize("cluster_size", [512, 65536])
+def test_qemu_and_we_merge_alike_whatever_the_granularities(tmp_path: Path, cluster_size: int) -> None:
+    path = tmp_path / "disk"
+    qemu_create(path, LENGTH, cluster_size=cluster_size)
+    with tracked(path) as image:
+        for name, granularity in (("fine", 512), ("middle", 4096), ("ours", 2048), ("theirs", 2048)):
+            image.bitmaps.add(name, granularity=granularity)
+        image.bitmaps.disable("ours")
+        image.bitmaps.disable("theirs")
+        draw = random.Random(cluster_size)
+        for _ in range(200):
+            image.touched(draw.randrange(LENGTH - 9000), draw.choice([1, 600, 9000]))
+            if draw.random() < 0.1:
+                image.bitmaps.disable("fine")
+        image.touched(LENGTH - 1, 1)
+        image.bitmaps.disable("middle")
+        image.bitmaps.merge("ours", [image.bitmaps.usable("fine"), image.bitmaps.usable("middle")])
+    for source in ("fine", "middle"):
+        merged = run("qemu-img", "bitmap", "--merge", source, path, "theirs")
+        assert merged.returncode == 0, merged.stderr
+    assert_clean(path)
+    with tracked(path) as image:
+        assert granules(image, "ours") == granules(image, "theirs") != set()
+
+
+def test_a_bitmap_goes_along_when_the_disk_is_resized(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    qemu_create(path, LENGTH, cluster_size=512)
+    with tracked(path) as image:
+        image.bitmaps.add("kept", granularity=512)
+        image.bitmaps.add("asleep", granularity=4096)
+        image.touched(0, 1)
+        image.touched(LENGTH - 1, 1)
+        image.bitmaps.disable("asleep")
+        image.resize(4 * LENGTH)
+        image.touched(3 * LENGTH, 1)
+        assert granules(image, "kept") == {0, (LENGTH - 1) >> 9, 3 * LENGTH >> 9}
+        image.resize(2 * LENGTH)
+    assert_clean(path)
+    with tracked(path) as image:
+        assert granules(image, "kept") == {0, (LENGTH - 1) >> 9}
+        assert granules(image, "asleep") == {0, (LENGTH - 1) >> 12}
+        image.resize(1 << 20)
+        image.resize(2 << 20)
+        assert granules(image, "kept") == granules(image, "asleep") == {0}
+    assert_clean(path)
+    assert run("qemu-img", "resize", path, "3M").returncode == 0
+    assert dirty_of(path, "kept") == {0}
+    assert_clean(path)
+
+
+def dirty_of(path: Path, name: str) -> set[int]:
+    with open_qcow2(path, read_only=True) as image:
+        return granules(image, name)
+
+
+def test_a_bitmap_that_nobody_kept_can_only_be_removed(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    make(path, 65536)
+    open_qcow2(path).close()
+    with tracked(path) as image:
+        for change in (image.bitmaps.enable, image.bitmaps.disable, image.bitmaps.clear, image.bitmaps.usable):
+            with pytest.raises(UnsupportedFeature, match="all it can be is removed"):
+                change("changes")
+        image.resize(2 * LENGTH)
+        image.bitmaps.remove("changes")
+    assert names(path) == []
+    assert_clean(path)
+
+
+def test_what_cannot_be_added_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    make(path, 65536)
+    with open_qcow2(path) as image, pytest.raises(UnsupportedFeature, match="nobody to tell what changes"):
+        image.bitmaps.add("unheard")
+    with tracked(path) as image:
+        for name, granularity, wrong in (
+            ("changes", None, "already"),
+            ("", None, "1 to 1023 bytes"),
+            ("x" * 1024, None, "1 to 1023 bytes"),
+            ("odd", 1000, "power of two"),
+            ("short", 256, "from 512"),
+        ):
+            with pytest.raises(InvalidArgument, match=wrong):
+                image.bitmaps.add(name, granularity=granularity)
+        with pytest.raises(InvalidArgument, match="no bitmap 'none'"):
+            image.bitmaps.remove("none")
+    assert names(path) == ["changes"]
+    assert_clean(path)
+    old = tmp_path / "old"
+    qemu_create(old, LENGTH, compat="0.10")
+    with tracked(old) as image, pytest.raises(UnsupportedFeature, match="version 2"):
+        image.bitmaps.add("modern")
+    assert_clean(old)
+
+
+def test_a_crash_in_any_verb_leaves_no_bitmap_that_lies(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    qemu_create(path, LENGTH, cluster_size=4096)
+    with tracked(path) as image:
+        image.bitmaps.add("true", enabled=False)
+        image.bitmaps.add("more", enabled=True)
+        image.touched(0, LENGTH)
+        image.bitmaps.disable("more")
+    recording = Recording()
+    with Qcow2(recording.watch(path), track_writes=True) as image:
+        image.bitmaps.merge("true", [image.bitmaps.usable("more")])
+        image.bitmaps.add("new")
+        image.bitmaps.clear("more")
+        image.resize(2 * LENGTH)
+        image.bitmaps.remove("true")
+    for step, files in recording.states(random.Random(1), 60):
+        path.write_bytes(files[path.name])
+        checked = run("qemu-img", "check", "-f", "qcow2", path)
+        assert checked.returncode in (0, 3), (step, checked.stdout + checked.stderr)
+        with open_qcow2(path, read_only=True) as image:
+            for entry in image.bitmaps.entries:
+                if not entry.flags & BitmapFlags.IN_USE:
+                    found = len(granules(image, entry.name))
+                    assert found in (0, -(-LENGTH // 4096)), (step, entry.name)
