@@ -15,7 +15,7 @@ from formats.image import BlockState, Change, Image
 from formats.raw import Raw
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
 from tests.formats.reference import run
-from vstore import block_io, block_map
+from vstore import block_io, commits
 from vstore.dataplane import Volume
 from vstore.disk import Disk
 
@@ -229,12 +229,13 @@ def test_the_window_is_refilled_each_time_that_half_of_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "disk.qcow2"
-    monkeypatch.setattr(block_map, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(commits, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(commits, "SOON", 0)
     qemu_create(path, 64 * MIB)
     disk = Disk(open_qcow2(path))
     for block in range(64):
         disk.write_blocking(block << 16, b"x")
-        assert wait_for(lambda: disk.volume.window >= block_map.FEWEST_RESERVED // 2)
+        assert wait_for(lambda: disk.volume.window >= commits.FEWEST_RESERVED // 2)
     disk.close()
     assert_clean(path)
 
@@ -243,8 +244,7 @@ def test_a_commit_that_fails_is_tried_again_after_a_pause_and_told_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, calls = tmp_path / "disk.qcow2", []
-    for module in (block_map, block_io):
-        monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(commits, "MOST_PENDING", 4)
     monkeypatch.setattr(block_io, "PAUSE", 0.01)
     qemu_create(path, 64 * MIB)
     image = open_qcow2(path)

@@ -18,7 +18,9 @@ import threading
 from collections.abc import Iterator
 
 from formats.errors import ImageError
-from vstore.block_map import BATCH, BlockMap
+from vstore import commits
+from vstore.block_map import BlockMap
+from vstore.commits import Commits
 from vstore.dataplane import Volume
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 Bytes = bytes | bytearray | memoryview
 
 PAUSE = 1.0
+OLDEST_PENDING = 5  # seconds without news after which what is pending is committed
 LOADED_AT_ONCE = 1 << 15  # blocks of a range to be zeroed
 
 
@@ -66,7 +69,7 @@ class BlockIo:
     def _help(self, error: OSError, offset: int, length: int, *, loaded: bool) -> None:
         """Does what a write needs before it is tried again; raises `error` where nothing can be done."""
         if error.errno == errno.ENOBUFS:
-            self._map.reserve_if_empty()
+            self._map.commits.reserve_if_empty()
         elif error.errno == errno.ENODATA and self._map.allocates:
             self._map.load(offset, length)
             if loaded:
@@ -97,12 +100,11 @@ class BlockIo:
                     return False
                 if error.errno != errno.ENOBUFS:
                     raise
-            self._map.reserve_if_empty()
+            self._map.commits.reserve_if_empty()
 
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""
-        if not self._map.commit_all():
-            self._volume.flush()
+        self._map.commits.flush()
 
     @staticmethod
     def _pieces(offset: int, length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -125,14 +127,14 @@ def _unless_unmapped() -> Iterator[None]:
 
 
 class Keeper:
-    """Refills the window and commits full batches, in a thread of its own, so that writes find room without waiting.
+    """Refills the window, and commits what is much or old, in a thread of its own, so that writes find room at once.
 
     What fails (the host's disk is full, say) is tried again every PAUSE seconds, and told of once.
     """
 
-    def __init__(self, volume: Volume, block_map: BlockMap) -> None:
+    def __init__(self, volume: Volume, commits: Commits) -> None:
         self._volume = volume
-        self._map = block_map
+        self._commits = commits
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._thread.start()
@@ -142,19 +144,22 @@ class Keeper:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while not self._stopping.is_set():
-            poll.poll()
-            os.eventfd_read(descriptor)
+            if poll.poll(OLDEST_PENDING * 1000):
+                os.eventfd_read(descriptor)
+                full = self._volume.pending >= commits.MOST_PENDING
+            else:
+                full = True
             told = False
-            while not self._stopping.is_set() and not self._look(told):
+            while not self._stopping.is_set() and not self._look(told, commit=full):
                 told = True
                 self._stopping.wait(PAUSE)
 
-    def _look(self, told: bool) -> bool:
+    def _look(self, told: bool, *, commit: bool) -> bool:
         """Whether all went well."""
         try:
-            self._map.refill()
-            if self._volume.pending >= BATCH:
-                self._map.commit()
+            self._commits.refill()
+            if commit:
+                self._commits.commit()
         except (OSError, ImageError) as error:
             if not told:
                 log.warning("room for new blocks, or a commit, must wait: %s", error)

@@ -1,33 +1,32 @@
 """BlockMap: the map of a disk, merged over its image chain, as far as Python must lend the data plane a hand.
 
     image (top) ---+   load: a page of the map, looked up through every parent at once          volume (C)
-    parent --------+-> reserve: room for new blocks, ahead of need          ------------------>  reads and writes
-    grandparent ---+   commit: what was allocated becomes durable, in the top image's tables
-                       compose: the bytes of a block that no single place holds (compressed, or patched together)
+    parent --------+-> compose: the bytes of a block that no single ------------------>  reads and writes
+    grandparent ---+            place holds (compressed, or patched together)              ^
+                       Commits: room for new blocks, and tables that name them ------------+
 
 Pages are loaded when something is met there for the first time, so opening a gibibyte costs the same as a pebibyte.
 Entries name layers by number: the top image's files first, then each parent's. What a parent holds is SHARED, whatever
 it is there, because a write has to go to the top.
 
-All calls may come from any thread; `_lock` makes one structural change at a time. Blocking.
+All calls may come from any thread; `_lock` makes one structural change at a time, and who needs `commits.turn` too
+takes that first. Blocking.
 """
 
 import collections
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from formats.errors import ImageError
-from formats.image import SECTOR, BlockState, Change, HostExtent, entry
+from formats.image import BlockState, entry
+from vstore import commits
 from vstore.chain import Chain
-from vstore.dataplane import Allocation, MapChange, Volume
+from vstore.commits import Commits
+from vstore.dataplane import Allocation, Volume
 
 PAGE = 512  # blocks loaded at once, as the data plane keeps them
-WINDOW_BYTES = 64 << 20  # reserved ahead of need
-FEWEST_RESERVED = 16  # blocks
-BATCH = 8192  # changes committed at once
-PLACE = (1 << 48) - 1  # of an entry, in sectors
 CACHED = 64  # composed blocks kept
 MOST_AHEAD = 16  # pages loaded ahead of who reads one after the other
 COPY_UNIT = 4096  # bytes copied up at once, where the format does not say
@@ -45,9 +44,7 @@ class BlockMap:
         self._has_masks = self._top.geometry.sub_block_size is not None
         self._lock = threading.RLock()
         self._composed: collections.OrderedDict[int, bytes] = collections.OrderedDict()
-        self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // self._block_size)
-        self._reserving = False
-        self._freed = False
+        self.commits = Commits(volume, self._top, self._lock)
         self._ahead, self._next_page = 0, -1  # pages
         for number, layer in enumerate(chain.layers):
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
@@ -70,7 +67,7 @@ class BlockMap:
                 keeps_masks=self._has_masks,
                 own_layers=len(self._top.layers),
                 identity=int(self._top.identity),
-                batch_limit=BATCH,
+                batch_limit=commits.MOST_PENDING,
                 keeps_space=False,
                 zero_entry=entry(zeroed) if self._top.zeroes and not self._top.identity else 0,
             )
@@ -80,8 +77,8 @@ class BlockMap:
 
     def resize(self, length: int) -> None:
         """The image and the volume become `length` bytes long. Nobody may use what is cut off any more."""
-        with self._lock:
-            self.commit_all()  # the image knows nothing of blocks that only the volume has
+        with self.commits.turn, self._lock:
+            self.commits.commit()  # the image knows nothing of blocks that only the volume has
             if length < self._top.geometry.length:
                 self._shrink(length)
             else:
@@ -120,6 +117,23 @@ class BlockMap:
     def lock(self) -> threading.RLock:
         """Held by whoever changes or asks the image."""
         return self._lock
+
+    @contextlib.contextmanager
+    def editing(self) -> Iterator[None]:
+        """For changes of the image's structure: from here on nothing is written, all that was is committed, and what
+        the map knew is forgotten afterwards. Reads go on; the caller must not write to the volume meanwhile. Raises
+        OSError before anything is done."""
+        with self.commits.turn, self._lock:
+            self._volume.quiesce()
+            try:
+                self.commits.commit()
+                try:
+                    yield
+                finally:
+                    self._composed.clear()
+                    self._volume.forget()
+            finally:
+                self._volume.resume()
 
     # ---- loading ----
 
@@ -168,22 +182,6 @@ class BlockMap:
             self._volume.set_run(first, count, entry(BlockState.NOT_LOADED))
             raise
 
-    @contextlib.contextmanager
-    def editing(self) -> Iterator[None]:
-        """For changes of the image's structure: from here on nothing is written, all that was is committed, and what
-        the map knew is forgotten afterwards. Reads go on; the caller must not write to the volume meanwhile."""
-        with self._lock:
-            self._volume.quiesce()
-            try:
-                self.commit_all()
-                try:
-                    yield
-                finally:
-                    self._composed.clear()
-                    self._volume.forget()
-            finally:
-                self._volume.resume()
-
     # ---- composing ----
 
     def compose(self, block: int) -> bytes:
@@ -228,7 +226,7 @@ class BlockMap:
     def _retried(self, call: Callable[[], object]) -> None:
         """Makes room for what `call` allocates."""
         while True:
-            self.reserve_if_empty()
+            self.commits.reserve_if_empty()
             try:
                 call()
                 return
@@ -236,78 +234,7 @@ class BlockMap:
                 if error.errno != errno.ENOBUFS:  # the loops took the last of the room in between
                     raise
 
-    # ---- allocating ----
-
-    def refill(self) -> None:
-        """Makes room ahead of need, once writing has begun: one to two times what is reserved at once."""
-        with self._lock:
-            if self._reserving and self._volume.window < self._window_blocks:
-                self.reserve()
-
-    def reserve_if_empty(self) -> None:
-        """For a write that found no room."""
-        with self._lock:
-            if not self._volume.window:
-                self.reserve()
-
-    def reserve(self) -> None:
-        """Adds to the window of room for new blocks."""
-        with self._lock:
-            self._reserving = True
-            self._drain()
-            for extent in self._top.reserve(self._window_blocks):
-                self._volume.give(0, extent.offset, extent.blocks, zeroed=self._top.empty(extent))
-
-    def _drain(self) -> None:
-        """What a commit has freed may still be read or written by I/O that began before; the image hands it out again,
-        or makes tables of it, only when that has ended."""
-        if self._freed:
-            self._volume.drain()
-            self._freed = False
-
-    def commit(self) -> bool:
-        """Makes what was allocated durable with all that was written; False when there was nothing to do."""
-        with self._lock:
-            if not self._volume.pending:
-                return False
-            changes = self._volume.commit_begin(BATCH)
-            done = False
-            try:
-                if changes:
-                    self._drain()
-                    self._top.commit([Change(c.block, c.entry, c.allocated, c.zero, c.blocks) for c in changes])
-                    self._freed = True
-                done = True
-            except ImageError as error:
-                raise OSError(errno.EIO, str(error)) from error
-            finally:
-                self._volume.commit_end(committed=done)
-                self._free(changes)
-            for change in changes:
-                self._composed.pop(change.block, None)
-            return bool(changes)
-
-    def _free(self, changes: Sequence[MapChange]) -> None:
-        """Places that nothing names after all."""
-        unused = [HostExtent((change.unused & PLACE) * SECTOR, 1) for change in changes if change.unused]
-        if unused:
-            self._top.free(unused)
-
-    def commit_all(self) -> bool:
-        """As `commit`, until nothing is left that was there when it began."""
-        with self._lock:
-            rounds = -(-self._volume.pending // BATCH)
-            done = False
-            for _ in range(rounds):
-                done |= self.commit()
-            return done
-
     @property
     def allocates(self) -> bool:
         """Whether writes may need new blocks."""
         return not (self._top.flat or self._top.read_only)
-
-    def close(self) -> None:
-        """Gives back what is left of the window. Call it after the last commit."""
-        for _layer, offset, blocks in self._volume.take_back():
-            self._top.free([HostExtent(offset, blocks)])

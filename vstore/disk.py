@@ -47,7 +47,7 @@ class Disk:
             self._map = BlockMap(self.volume, Chain([image, *parents]))
             undo.pop_all()
         self._io = BlockIo(self.volume, self._map, image.geometry.block_size)
-        self._keeper = Keeper(self.volume, self._map) if self._map.allocates else None
+        self._keeper = Keeper(self.volume, self._map.commits) if self._map.allocates else None
         self._snapshots = LiveSnapshots(image, self.volume, self._map)
         self._closed = False
         self._users = 0
@@ -210,7 +210,7 @@ class Disk:
             self._keeper.stop()
         try:
             self._flush()
-            self._map.close()
+            self._map.commits.close()
         finally:
             self.volume.close()
             self._close_images()

@@ -43,9 +43,9 @@ class LiveSnapshots:
         call are in it. Returns the snapshot, durable, and how many microseconds writes had to wait."""
         self._image.ready_to_freeze()
         with contextlib.suppress(OSError):  # what cannot be committed is told by the commit that counts
-            self._map.commit_all()
+            self._map.commits.commit()
         with contextlib.ExitStack() as undo:
-            with self._map.lock:
+            with self._map.commits.turn, self._map.lock:
                 begun = time.perf_counter_ns()
                 with self._map.editing():
                     freeze = self._image.freeze(name)

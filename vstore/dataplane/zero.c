@@ -103,7 +103,7 @@ static int64_t zero_blocks(struct vs_volume *volume, uint64_t first, uint64_t co
 			in_a_row = count - done;
 		if (state == STATE_FRESH)
 			error = zero_record(volume, fresh_of(entry), volume_all_units(volume), wait);
-		else if (state == VS_NOT_LOADED)
+		else if (state == VS_NOT_LOADED || state == VS_PARTIAL) /* it is being loaded */
 			error = -ENODATA;
 		else
 			error = zero_row(volume, first + done, in_a_row, state);
@@ -126,8 +126,10 @@ static int64_t zero_units(struct vs_volume *volume, uint64_t block, uint64_t wit
 	uint64_t units = (UINT64_MAX >> (64 - count)) << first, entry = map_look_up(volume, block, &in_a_row);
 	struct extent extent = entry_extent(entry, 0, 0);
 	uint64_t done = last ? length : (uint64_t)count << shift;
-	if (extent.state == VS_NOT_LOADED || reads_zero(&extent))
-		return extent.state == VS_NOT_LOADED ? -ENODATA : (int64_t)done;
+	if (extent.state == VS_NOT_LOADED || extent.state == VS_PARTIAL)
+		return -ENODATA;
+	if (reads_zero(&extent))
+		return (int64_t)done;
 	if (extent.state != STATE_FRESH && extent.state != VS_DATA && !allocates_over(volume, &extent))
 		return 0;
 	if (extent.state == VS_SHARED && !volume->window && extent.layer < volume->allocation.own_layers)

@@ -1,0 +1,176 @@
+"""Commits: room for new blocks ahead of need, and batches of map changes made durable, one after the other.
+
+    volume (C) -- half of the window is used --> reserve: more room, twice as much each time when it goes fast
+               -- many changes, or old ones ---> commit
+    FLUSH ------------------------------------->   |  begin   blocks are filled; writes go on
+    FLUSH --- joins the commit that comes next     |  image   tables, barriers
+    FLUSH --/                                      |  end     the map has the blocks for good
+
+`turn` is held for a whole commit, so one runs at a time; `lock` only while the image is at work, so room is found also
+while blocks are filled. Whoever needs both takes `turn` first. Writes never wait for either.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+from formats.errors import ImageError
+from formats.image import SECTOR, Change, HostExtent, Image
+from vstore.dataplane import MapChange, Volume
+
+MOST_PENDING = 1 << 16  # changes that wait for a commit
+MOST_BLOCKS = 1 << 18  # that the image changes at once; more only take memory
+WINDOW_BYTES = 64 << 20  # reserved ahead of need, at first
+MOST_WINDOW_BYTES = 1 << 30
+FEWEST_RESERVED = 16  # blocks
+SOON = 1.0  # seconds in which a window that is used up was too small
+PLACE = (1 << 48) - 1  # of an entry, in sectors
+
+
+class Commits:
+    """Raises OSError. `lock` guards the image."""
+
+    def __init__(self, volume: Volume, image: Image, lock: threading.RLock) -> None:
+        self._volume = volume
+        self._image = image
+        self._lock = lock
+        self.turn = threading.RLock()
+        size = image.geometry.block_size
+        self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // size)
+        self._most_window = max(self._window_blocks, MOST_WINDOW_BYTES // size)
+        self._refilled = float("-inf")
+        self._reserving = False
+        self._freed = False
+        self._joining = threading.Lock()
+        self._next: Future[None] | None = None
+
+    # ---- room ----
+
+    def refill(self) -> None:
+        """Makes room ahead of need, once writing has begun: one to two times what is reserved at once."""
+        with self._lock:
+            if not self._reserving or self._volume.window >= self._window_blocks:
+                return
+            now = time.monotonic()
+            if now - self._refilled < SOON:
+                self._window_blocks = min(2 * self._window_blocks, self._most_window)
+            self._refilled = now
+            self.reserve()
+
+    def reserve_if_empty(self) -> None:
+        """For a write that found no room."""
+        with self._lock:
+            if not self._volume.window:
+                self.reserve()
+
+    def reserve(self) -> None:
+        """Adds to the window of room for new blocks; where there is little left, as much as there is."""
+        with self._lock:
+            self._reserving = True
+            self._drain()
+            for extent in self._room(self._window_blocks):
+                self._volume.give(0, extent.offset, extent.blocks, zeroed=self._image.empty(extent))
+
+    def _room(self, blocks: int) -> Sequence[HostExtent]:
+        while True:
+            try:
+                return self._image.reserve(blocks)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or blocks == 1:
+                    raise
+            blocks //= 2
+
+    def _drain(self) -> None:
+        """What a commit has freed may still be read or written by I/O that began before; the image hands it out again,
+        or makes tables of it, only when that has ended."""
+        if self._freed:
+            self._volume.drain()
+            self._freed = False
+
+    def close(self) -> None:
+        """Gives back what is left of the window. Call it after the last commit."""
+        for _layer, offset, blocks in self._volume.take_back():
+            self._image.free([HostExtent(offset, blocks)])
+
+    # ---- commits ----
+
+    def commit(self) -> bool:
+        """Makes what was allocated and zeroed durable with all that was written; False when there was nothing."""
+        with self.turn:
+            pending = self._volume.pending
+            if not pending:
+                return False
+            changes = self._begin(pending)
+            done = False
+            try:
+                with self._lock:
+                    self._drain()
+                    for batch in _batches(changes):
+                        self._image.commit(batch)
+                        self._freed = True
+                done = True
+            except ImageError as error:
+                raise OSError(errno.EIO, str(error)) from error
+            finally:
+                self._volume.commit_end(committed=done)
+                self._free(changes)
+            return bool(changes)
+
+    def _begin(self, room: int) -> list[MapChange]:
+        while True:
+            try:
+                return self._volume.commit_begin(room)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # what a snapshot holds has to move
+                    raise
+            self.reserve_if_empty()
+
+    def _free(self, changes: Sequence[MapChange]) -> None:
+        """Places that nothing names after all."""
+        unused = [HostExtent((change.unused & PLACE) * SECTOR, 1) for change in changes if change.unused]
+        if unused:
+            with self._lock:
+                self._image.free(unused)
+                self._freed = True
+
+    def flush(self) -> None:
+        """Makes all durable that was written before the call. Calls that come while a commit runs share the next."""
+        with self._joining:
+            shared, first = self._next, self._next is None
+            if shared is None:
+                shared = self._next = Future()
+        if first:
+            with self.turn:
+                with self._joining:
+                    self._next = None  # who comes from here on may have written what this one does not see
+                self._flush(shared)
+        shared.result()
+
+    def _flush(self, shared: Future[None]) -> None:
+        try:
+            if not self.commit():
+                self._volume.flush()
+        except BaseException as error:
+            shared.set_exception(error)
+        else:
+            shared.set_result(None)
+
+
+def _batches(changes: Sequence[MapChange]) -> Iterator[list[Change]]:
+    """In order, for the image; rows of zeros may be far longer than it should change at once."""
+    batch: list[Change] = []
+    room = MOST_BLOCKS
+    for change in changes:
+        done = 0
+        while done < change.blocks:
+            count = min(room, change.blocks - done)
+            batch.append(Change(change.block + done, change.entry, change.allocated, change.zero, count))
+            done += count
+            room -= count
+            if not room:
+                yield batch
+                batch, room = [], MOST_BLOCKS
+    if batch:
+        yield batch
