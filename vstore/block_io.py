@@ -104,7 +104,10 @@ class BlockIo:
 
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""
-        self._map.commits.flush()
+        if self._map.allocates:
+            self._map.commits.flush()
+        else:
+            self._volume.flush()
 
     @staticmethod
     def _pieces(offset: int, length: int, size: int) -> Iterator[tuple[int, int]]:

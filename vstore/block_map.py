@@ -46,6 +46,7 @@ class BlockMap:
         self._composed: collections.OrderedDict[int, bytes] = collections.OrderedDict()
         self.commits = Commits(volume, self._top, self._lock)
         self._ahead, self._next_page = 0, -1  # pages
+        self._empty = False  # what was loaded last
         for number, layer in enumerate(chain.layers):
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
         if self._top.flat:
@@ -144,6 +145,21 @@ class BlockMap:
             for page in range(first // PAGE, last // PAGE + 1):
                 self._load_page(page * PAGE)
             self._read_ahead(first // PAGE, last // PAGE + 1)
+            if self._empty:
+                self._load_empty(last // PAGE + 1)
+
+    def _load_empty(self, page: int) -> None:
+        """Where there is nothing, there is much of it, and it takes up no room in the map."""
+        blocks = self._top.geometry.blocks
+        end = page
+        while end * PAGE < blocks and end < page + MOST_AHEAD and not self._loaded(end * PAGE):
+            end += 1
+        if end > page:
+            with contextlib.suppress(OSError, ImageError):  # who comes there is told
+                self._set(page * PAGE, min(end * PAGE, blocks) - page * PAGE)
+
+    def _loaded(self, block: int) -> bool:
+        return self._volume.get_entry(block) >> 60 != BlockState.NOT_LOADED
 
     def _read_ahead(self, page: int, following: int) -> None:
         """Who reads page after page finds more and more of them loaded."""
@@ -156,7 +172,8 @@ class BlockMap:
 
     def _load_page(self, first: int) -> None:
         # under the lock, and only once: what the data plane has allocated there since must not be overwritten
-        if self._volume.get_entry(first) >> 60 != BlockState.NOT_LOADED:
+        self._empty = False
+        if self._loaded(first):
             return
         count = min(PAGE, self._top.geometry.blocks - first)
         self._set(first, count)
@@ -164,6 +181,7 @@ class BlockMap:
     def _set(self, first: int, count: int) -> None:
         """All of these blocks, or none of them."""
         words = self._chain.entries(first, count)
+        self._empty = words[0] == words[-1] == entry(BlockState.HOLE) and words.count(words[0]) == count
         partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL]
         masks = [self._top.masks(first + n, 1)[0] for n in partial]
         beneath = self._chain.entries(first, count, top=1) if partial else words
