@@ -44,13 +44,14 @@ class LiveEndpoint:
         self.call(self.disks.pop((target, lun)).close)
 
     def resize(self, length: int, target: int = 0, lun: int = 0) -> None:
-        """Bytes."""
+        """Bytes. Commands that came before have ended when what they may still use is cut off."""
+        self.run(self._resize(length, target, lun))
 
-        def resize() -> None:
-            self.disks[target, lun].resize(length)
-            self.endpoint.capacity_changed(target, lun)
-
-        self.call(resize)
+    async def _resize(self, length: int, target: int, lun: int) -> None:
+        with self.endpoint.targets[target].luns[lun].limited(length):
+            await self.endpoint.settled(target, lun)
+            await asyncio.to_thread(self.disks[target, lun].resize, length)
+        self.endpoint.capacity_changed(target, lun)
 
     def await_no_session(self) -> None:
         """Returns when the endpoint has let the last connection go."""

@@ -90,7 +90,7 @@ def test_naca_is_refused_at_its_bit() -> None:
     assert Initiator().refused("00 00 00 00 00 04") == (5, 2)
 
 
-@pytest.mark.parametrize("cdb", [WRITE, ZERO, "42 00 00 00 00 00 00 00 00 00"])
+@pytest.mark.parametrize("cdb", [WRITE, ZERO, "93 08 0000000000000000 00000001 00 00"])
 def test_writing_to_a_read_only_unit_is_data_protect(cdb: bytes | str) -> None:
     assert Initiator(make_unit(read_only=True)).check(cdb, bytes(512)).code == WRITE_PROTECTED
 

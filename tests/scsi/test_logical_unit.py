@@ -46,9 +46,8 @@ def test_so_is_what_is_no_command_at_all(cdb: str) -> None:
 
 
 @pytest.mark.parametrize(("cdb", "pointer"), [("12 01 00 00 ff 00", (1, 0)), ("12 00 80 00 ff 00", (2, 7))])
-@pytest.mark.parametrize("where", [ABSENT, WELL_KNOWN])
-def test_there_is_no_vital_product_data_there(cdb: str, pointer: tuple[int, int], where: int) -> None:
-    sense = Initiator().check(cdb, lun=where)
+def test_there_is_no_vital_product_data_there(cdb: str, pointer: tuple[int, int]) -> None:
+    sense = Initiator().check(cdb, lun=ABSENT)
     assert (sense.byte, sense.bit) == pointer
 
 
@@ -60,6 +59,19 @@ def test_the_well_known_unit_has_its_own_device_type_and_unit_attentions() -> No
     assert initiator.good("12 00 00 00 ff 00", lun=WELL_KNOWN)[0] == 0x1E
     assert initiator.check("00", lun=WELL_KNOWN).code == POWER_ON
     initiator.good("00", lun=WELL_KNOWN)
+
+
+def test_the_well_known_unit_has_the_two_pages_that_every_unit_must_have() -> None:
+    initiator = Initiator()
+    assert initiator.good("12 01 00 00 ff 00", lun=WELL_KNOWN).hex(" ") == "1e 00 00 02 00 83"
+    # SPC-4 7.8.6.2.2: no designator of a logical unit (association 00b); this one is of the target port
+    assert initiator.good("12 01 83 00 ff 00", lun=WELL_KNOWN).hex(" ") == "1e 83 00 08 01 14 00 04 00 00 00 01"
+
+
+@pytest.mark.parametrize("cdb", ["12 01 80 00 ff 00", "12 01 b0 00 ff 00", "12 00 83 00 ff 00"])
+def test_it_has_no_other_page(cdb: str) -> None:
+    sense = Initiator().check(cdb, lun=WELL_KNOWN)
+    assert (sense.byte, sense.bit) == (2, 7)
 
 
 def test_the_well_known_unit_tells_of_changed_luns() -> None:

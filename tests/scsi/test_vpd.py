@@ -98,3 +98,14 @@ def test_sg_vpd_reads_logical_block_provisioning(tmp_path: Path) -> None:
 def test_a_unit_is_thin_where_its_medium_deallocates() -> None:
     thick = make_unit(medium=MemoryMedium(1 << 20, deallocates=False))
     assert page(Initiator(thick), 0xB2)[6] == 0
+
+
+def test_a_read_only_unit_tells_of_no_way_to_deallocate() -> None:
+    """UNMAP and WRITE SAME are refused there, so no bit and no limit may promise them."""
+    unit = Initiator(make_unit(thin=True, read_only=True))
+    assert not any(page(unit, 0xB2)[4:])
+    limits = page(unit, 0xB0)
+    assert not any(limits[20:28])  # MAXIMUM UNMAP LBA COUNT, MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT
+    assert not limits[32] >> 7  # UGAVALID
+    assert unit.good("9e 10 0000000000000000 00000020 00 00")[14] >> 7 == 0  # LBPME
+    assert unit.good("a3 0c 01 42 0000 00000100 00 00")[1] & 7 == 1  # UNMAP is no command of this unit

@@ -89,7 +89,7 @@ def alive(pid: int | None) -> bool:
     return state != "Z"
 
 
-def eventually(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+def eventually(holds: Callable[[], bool], timeout: float = 50.0) -> None:
     """Waits for something that another thread or process brings about."""
     deadline = time.monotonic() + timeout
     while not holds():

@@ -73,7 +73,7 @@ class DirectAccessDevice(DeviceServer):
         self.identity = identity
         self.logical_block_length = logical_block_length
         self.physical_block_exponent = physical_block_exponent
-        self.thin = medium.deallocates if thin is None else thin
+        self._thin = medium.deallocates if thin is None else thin
         self.rotation_rate = rotation_rate
         self.stopped = False
         self.modes = ModeParameters(
@@ -99,6 +99,12 @@ class DirectAccessDevice(DeviceServer):
     @property
     def read_only(self) -> bool:
         return self._read_only or self.medium.read_only
+
+    @property
+    def thin(self) -> bool:
+        """Whether blocks can be deallocated: not where nothing can be written, so that no page tells of commands that
+        are refused."""
+        return self._thin and not self.read_only
 
     @property
     def descriptor_sense(self) -> bool:

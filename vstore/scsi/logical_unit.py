@@ -15,6 +15,7 @@ from vstore.scsi.fast_path import FastPath
 from vstore.scsi.identity import Identity
 from vstore.scsi.sense import NO_SENSE, AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
+from vstore.scsi.vpd import WELL_KNOWN_VPD_PAGES
 
 __all__ = ["FastPath", "Identity", "LogicalUnit", "NoLogicalUnit", "ReportLunsWellKnown", "ResetCause"]
 
@@ -31,20 +32,14 @@ class LogicalUnit(DirectAccessDevice):
     }
 
 
-def _plain_inquiry(peripheral: int, cdb: Inquiry) -> bytes:
-    """Standard INQUIRY data alone: these units have no vital product data."""
-    if cdb.evpd:
-        raise cdb.invalid(Inquiry.evpd)
-    if cdb.page_code:
-        raise cdb.invalid(Inquiry.page_code)
-    return spc.standard_inquiry(peripheral, Identity("0"))
-
-
 # ---- the well known logical unit -----------------------------------------------------------------------
 
 
-async def _well_known_inquiry(_: DeviceServer, cdb: Inquiry, __: Task) -> bytes:
-    return _plain_inquiry(spc.WELL_KNOWN_LOGICAL_UNIT, cdb)
+_NOBODY = Identity("0")
+
+
+async def _well_known_inquiry(unit: DeviceServer, cdb: Inquiry, _: Task) -> bytes:
+    return spc.inquiry_data(unit, cdb, spc.WELL_KNOWN_LOGICAL_UNIT, _NOBODY, WELL_KNOWN_VPD_PAGES)
 
 
 async def _well_known_sense(unit: DeviceServer, cdb: RequestSense, task: Task) -> bytes:
@@ -66,8 +61,8 @@ class ReportLunsWellKnown(DeviceServer):
 _NOT_SUPPORTED = Sense.illegal(AdditionalSense.LOGICAL_UNIT_NOT_SUPPORTED)
 
 
-async def _absent_inquiry(_: DeviceServer, cdb: Inquiry, __: Task) -> bytes:
-    return _plain_inquiry(spc.NOT_CAPABLE, cdb)
+async def _absent_inquiry(unit: DeviceServer, cdb: Inquiry, _: Task) -> bytes:
+    return spc.inquiry_data(unit, cdb, spc.NOT_CAPABLE, _NOBODY, {})
 
 
 async def _absent_sense(_: DeviceServer, cdb: RequestSense, __: Task) -> bytes:

@@ -1,6 +1,6 @@
 """Handlers of the primary commands (SPC-4 clause 6): each takes unit, decoded CDB and task; returns data-in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import (
@@ -29,7 +29,7 @@ from vstore.scsi.pages import (
 )
 from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition
 from vstore.scsi.task import Task
-from vstore.scsi.vpd import VPD_PAGES
+from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
 DIRECT_ACCESS_BLOCK_DEVICE = 0x00
 WELL_KNOWN_LOGICAL_UNIT = 0x1E
@@ -65,16 +65,22 @@ async def report_readiness(unit: DirectAccessDevice, _: TestUnitReady, __: Task)
 
 
 async def inquiry(unit: DirectAccessDevice, cdb: Inquiry, _: Task) -> bytes:
+    return inquiry_data(unit, cdb, DIRECT_ACCESS_BLOCK_DEVICE, unit.identity, VPD_PAGES)
+
+
+def inquiry_data(
+    unit: DeviceServer, cdb: Inquiry, peripheral: int, identity: Identity, pages: Mapping[int, VpdPage]
+) -> bytes:
+    """SPC-4 6.6.1: standard INQUIRY data, or with EVPD one of these pages."""
     if not cdb.evpd:
         if cdb.page_code:
-            raise cdb.invalid(Inquiry.page_code)  # SPC-4 6.6.1: without EVPD it must be zero
-        return standard_inquiry(DIRECT_ACCESS_BLOCK_DEVICE, unit.identity)
-    page = VPD_PAGES.get(cdb.page_code)
+            raise cdb.invalid(Inquiry.page_code)  # without EVPD it must be zero
+        return standard_inquiry(peripheral, identity)
+    page = pages.get(cdb.page_code)
     if page is None:
-        raise cdb.invalid(Inquiry.page_code)
+        raise cdb.invalid(Inquiry.page_code if pages else Inquiry.evpd)
     body = page.body(unit)
-    header = VpdHeader.of(peripheral=DIRECT_ACCESS_BLOCK_DEVICE, page_code=cdb.page_code, page_length=len(body))
-    return header.encode() + body
+    return VpdHeader.of(peripheral=peripheral, page_code=cdb.page_code, page_length=len(body)).encode() + body
 
 
 async def request_sense(unit: DirectAccessDevice, cdb: RequestSense, task: Task) -> bytes:

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from vstore.scsi.device_server import DeviceServer
 from vstore.scsi.direct_access import MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
 from vstore.scsi.field import Layout
 from vstore.scsi.pages import BlockDeviceCharacteristics, BlockLimits, DesignationDescriptor, LogicalBlockProvisioning
 
-Body = Callable[[DirectAccessDevice], bytes]
+Body = Callable[[Any], bytes]
 
 _BINARY, _ASCII = 1, 2
-_T10_VENDOR_ID, _NAA = 1, 3
+_T10_VENDOR_ID, _NAA, _RELATIVE_PORT = 1, 3, 4
+_TARGET_PORT = 1  # association
 _THIN_PROVISIONED = 2
 _NO_LIMIT = 0xFFFF_FFFF
 
@@ -84,4 +87,27 @@ VPD_PAGES = {
     0xB0: VpdPage("Block Limits", block_limits, BlockLimits),
     0xB1: VpdPage("Block Device Characteristics", block_device_characteristics, BlockDeviceCharacteristics),
     0xB2: VpdPage("Logical Block Provisioning", logical_block_provisioning, LogicalBlockProvisioning),
+}
+
+
+# ---- the well known logical unit -----------------------------------------------------------------------
+
+
+def well_known_supported_pages(_: DeviceServer) -> bytes:
+    """The codes of these pages, ascending."""
+    return bytes(sorted(WELL_KNOWN_VPD_PAGES))
+
+
+def well_known_identification(_: DeviceServer) -> bytes:
+    """One designator, of the target port it is reached by: its relative identifier. A well known logical unit has none
+    of its own (SPC-4 7.8.6.2.2)."""
+    header = DesignationDescriptor.of(
+        code_set=_BINARY, association=_TARGET_PORT, designator_type=_RELATIVE_PORT, designator_length=4
+    )
+    return header.encode() + (1).to_bytes(4)
+
+
+WELL_KNOWN_VPD_PAGES = {
+    0x00: VpdPage("Supported VPD Pages", well_known_supported_pages),
+    0x83: VpdPage("Device Identification", well_known_identification),
 }

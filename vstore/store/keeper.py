@@ -2,7 +2,7 @@
 
     adopt ----+                      process ends
               |--> configure --> mend LUNs --> up ------------------> wait (0.1 s, 0.2 s ... 30 s) --> adopt or spawn
-    spawn ----+                                 \\__ a LUN is lacking: mend again every 30 s
+    spawn ----+                                 \\__ a LUN is lacking: mend again, as often
 
 A process that answers on its control socket is adopted, whoever started it; otherwise one is spawned. It belongs to no
 session and no pipe of the daemon, so the daemon may die under it. The keeper's thread works under the target's lock,
@@ -152,9 +152,11 @@ class TargetKeeper:
 
     def _watch(self) -> None:
         """Until the process is gone or the keeper has to leave."""
+        pause = FIRST_DELAY  # most of what keeps a LUN from being mapped passes soon: a lock, a process that is dying
         while True:
             with self._changed:
-                self._changed.wait_for(self._called, MEND_INTERVAL)
+                self._changed.wait_for(self._called, MEND_INTERVAL if self._problem is None else pause)
+                pause = min(2 * pause, MEND_INTERVAL) if self._problem else FIRST_DELAY
                 mend, self._mend_wanted = self._mend_wanted or self._problem is not None, False
                 if self._leaving:
                     return

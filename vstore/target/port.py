@@ -20,7 +20,7 @@ _Tell = Callable[[Event], None]
 class TargetPort:
     """Made by `open`. Its LUNs are the process's to open and close."""
 
-    def __init__(self, endpoint: "_Endpoint", server: Server, remove_socket: Callable[[], None]) -> None:
+    def __init__(self, endpoint: ScsiEndpoint, server: Server, remove_socket: Callable[[], None]) -> None:
         self._endpoint = endpoint
         self._server = server
         self.remove_socket = remove_socket  # what was made in the file system; twice does no harm
@@ -93,20 +93,9 @@ def _listening(request: Configure, descriptors: Descriptors) -> tuple[socket.soc
     return listener.socket, listener.close
 
 
-class _Endpoint(ScsiEndpoint):
-    """One that can also be asked to wait for a unit's commands while the unit stays."""
-
-    async def settled(self, target: int, lun: int) -> None:
-        """Returns when every command for the unit that came before has ended. Raises LookupError."""
-        mapped = self._luns[target, lun]
-        with self._luns.held([mapped]):
-            await self._requests.ended(self._requests.of(target, lun))
-            await self._luns.drained([mapped])
-
-
-def _endpoint(request: Configure) -> _Endpoint:
+def _endpoint(request: Configure) -> ScsiEndpoint:
     try:
-        return _Endpoint(
+        return ScsiEndpoint(
             request_queues=request.request_queues,
             threads=request.threads,
             config_space=request.config_space,

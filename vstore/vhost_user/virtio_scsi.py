@@ -121,6 +121,13 @@ class ScsiEndpoint:
         await mapped.unit.settle()
         self._events.transport_reset(target, lun, TransportResetReason.REMOVED)
 
+    async def settled(self, target: int, lun: int) -> None:
+        """Returns when every command for the unit that came before has ended; the unit stays. Raises LookupError."""
+        mapped = self._luns[target, lun]
+        with self._luns.held([mapped]):
+            await self._requests.ended(self._requests.of(target, lun))
+            await self._luns.drained([mapped])
+
     def capacity_changed(self, target: int, lun: int) -> None:
         """Call it when the unit's medium has another length. Raises LookupError, ValueError when it is too short."""
         self._luns[target, lun].unit.capacity_changed()
