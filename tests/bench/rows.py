@@ -95,31 +95,31 @@ DATA_PLANE = (
 
 # Allocating loads are so many requests, fewer than there are clusters, and the same for both sides: what is measured is
 # the making of blocks, not the writing to those that are there already.
-_ALLOCATING = Load("randwrite", requests=60_000)
-_COPYING = Load("randwrite", requests=40_000)
+_CLUSTERS = Load("randwrite", requests=40_000)
+_SUBCLUSTERS = Load("randwrite", requests=300_000)
 _FLUSHING = Load("randwrite", requests=20_000, flush_every=32)
 _SEQUENTIAL = Load("write", block=128 * 1024, depth=8, requests=16_000)
-_ROOMY = 64 * GIB
+_LENGTH = 4 * GIB  # 65,536 clusters, or a million sub-clusters
 
 
 def copy_on_write(place: Place) -> tuple[Row, ...]:
     """The rows of images that allocate, in one place."""
     flat = Subject("raw", place, make=subjects.raw)
     full = Subject("fully allocated qcow2", place, "qcow2", subjects.full)
-    new = Subject("fresh qcow2", place, "qcow2", subjects.fresh(SMALL), _ROOMY, fresh=True)
-    extended = Subject("fresh qcow2, extended L2", place, "qcow2", subjects.fresh(EXTENDED), _ROOMY, fresh=True)
-    over = Subject("overlay", place, "qcow2", subjects.overlay(SMALL), 4 * GIB, fresh=True)
-    extended_over = Subject("overlay, extended L2", place, "qcow2", subjects.overlay(EXTENDED), 4 * GIB, fresh=True)
+    new = Subject("fresh qcow2", place, "qcow2", subjects.fresh(SMALL), _LENGTH, fresh=True)
+    extended = Subject("fresh qcow2, extended L2", place, "qcow2", subjects.fresh(EXTENDED), _LENGTH, fresh=True)
+    over = Subject("overlay", place, "qcow2", subjects.overlay(SMALL), _LENGTH, fresh=True)
+    extended_over = Subject("overlay, extended L2", place, "qcow2", subjects.overlay(EXTENDED), _LENGTH, fresh=True)
     packed = Subject("compressed qcow2", place, "qcow2", subjects.compressed)
     shallow = Subject("chain of depth 1", place, "qcow2", subjects.chain(1), 512 * MIB)
     deep = Subject("chain of depth 100", place, "qcow2", subjects.chain(100), 512 * MIB)
     return (
         Row(full, full, Load(), 1.6),
         Row(full, flat, Load(), 0.95, side=Side.VSTORE),
-        Row(new, new, _ALLOCATING, 5),
-        Row(over, over, _COPYING, 5),
-        Row(extended, extended, _ALLOCATING, 1.4),
-        Row(extended_over, extended_over, _COPYING, 1.4),
+        Row(new, new, _CLUSTERS, 5),
+        Row(over, over, _CLUSTERS, 5),
+        Row(extended, extended, _SUBCLUSTERS, 1.4),
+        Row(extended_over, extended_over, _SUBCLUSTERS, 1.4),
         Row(new, new, _FLUSHING, 2),
         Row(over, over, _FLUSHING, 2),
         Row(new, new, _SEQUENTIAL, 1.3),
