@@ -138,8 +138,8 @@ def _open_beneath(directory: int, path: str) -> int:
     return descriptor
 
 
-def check_name(name: str, told: str) -> None:
-    """Raises CorruptImage or UnsupportedFeature unless a reference's name can be that of a file.
+def check_name(name: str, told: str) -> str:
+    """`name` if a reference can have it. CorruptImage, UnsupportedFeature where it cannot be that of a file.
 
     QEMU takes what stands before a colon, and no slash before that, for a protocol; so a name that means a file
     there means the same file here."""
@@ -150,6 +150,7 @@ def check_name(name: str, told: str) -> None:
             f"{told}, names the protocol {name.partition(':')[0]!r}; only files are followed (a file whose name has a "
             f"colon is written with “./” before it)"
         )
+    return name
 
 
 def parent_format(reference: Reference, namer: str) -> str:
@@ -157,6 +158,6 @@ def parent_format(reference: Reference, namer: str) -> str:
     if reference.format is None:
         raise UnsupportedFeature(
             f"{namer} does not say which format its backing file {reference.name!r} has, and a format is never "
-            f"guessed; record it with: vstore file rebase -u -b {reference.name} -F FORMAT {namer}"
+            f"guessed; record it with: vstore file rebase -f FORMAT -u -b {reference.name} -F PARENT-FORMAT {namer}"
         )
     return reference.format

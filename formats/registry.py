@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from formats import options as declared
 from formats import raw
@@ -45,12 +46,31 @@ def _create_qcow2(file: HostFile, length: int, preallocation: str, options: Opti
     create(file, length, preallocation, options_named(options), opener=opener)
 
 
+class Report(Protocol):
+    """What a check found: counts, and sentences. `as_json`: the object of `qemu-img check --output=json`."""
+
+    corruptions: int
+    leaks: int
+    corruptions_fixed: int
+    leaks_fixed: int
+    findings: list[str]
+
+    def as_json(self, filename: str) -> dict[str, object]: ...
+
+
+def _check_qcow2(file: HostFile, repair: str) -> Report:
+    from formats.qcow2.check import check
+
+    return check(file, repair=repair)
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One row. A format has either `open` (it lies in a file) or `make` (it has only a length, in bytes).
 
     `open(file, opener)`: the opener is asked for a data file, if the image has one.
     `create(file, length, preallocation, options, opener)` gets the options as what they mean.
+    `check(file, repair)` examines an image that nobody uses; repair is none, leaks or all.
     """
 
     name: str
@@ -58,6 +78,7 @@ class Format:
     open: Callable[[HostFile, Opener | None], Image] | None = None
     create: Callable[[HostFile, int, str, Options, Opener], None] | None = None
     options: Sequence[Option] = ()
+    check: Callable[[HostFile, str], Report] | None = None
     make: Callable[[int], Image] | None = None
 
 
@@ -71,6 +92,7 @@ FORMATS: dict[str, Format] = {
             open=_open_qcow2,
             create=_create_qcow2,
             options=QCOW2_OPTIONS,
+            check=_check_qcow2,
         ),
         Format("memory", "in memory, gone when closed", make=Memory),
         Format("null", "moves no bytes; to measure with", make=Null),
@@ -124,11 +146,13 @@ def open_chain(
     beneath: Iterable[Path] = (),
     opener: ChainOpener | None = None,
     snapshot: str | None = None,
+    writable_parents: int = 0,
 ) -> list[Image]:
     """The image at `path`, then its parents, nearest first: what `vstore.disk.Disk` takes. With `snapshot`, an ID or
     name, the disk as that internal snapshot has it, to read only.
 
-    A parent is opened read-only, locked as a reader, in the format that its child says. What images name is followed
+    A parent is opened in the format that its child says, read-only and locked as a reader, but for the nearest
+    `writable_parents` (a commit writes into them). What images name is followed
     only in the directory of `path` and in those `beneath` names, and below them, or, with `opener`, as that says.
     Errors: ImageError.
     """
@@ -149,7 +173,8 @@ def open_chain(
                     f"{os.fspath(path)} has more than {MOST_IMAGES - 1} parents; commit or rebase some of them first"
                 )
             format = _parent_format(image.backing, where)
-            file, where = references.open(image.backing, where, "backing file", read_only=True, direct=direct)
+            only_read = len(images) > writable_parents
+            file, where = references.open(image.backing, where, "backing file", read_only=only_read, direct=direct)
             undo.callback(file.close)
         images[:1] = [images[0].become_snapshot(snapshot)] if snapshot is not None else images[:1]
         undo.pop_all()
@@ -180,6 +205,20 @@ def _parent_format(reference: Reference, namer: str) -> str:
 
 def _in_files() -> list[str]:
     return [name for name, row in FORMATS.items() if row.open]
+
+
+def check_image(format: str, file: HostFile, *, repair: str = "none") -> Report:
+    """Examines, and repairs if asked (none, leaks, all), an image that nobody uses; the file stays the caller's.
+
+    Errors: ImageError; UnsupportedFeature where the format has nothing to check.
+    """
+    row = _row(format)
+    if row.check is None:
+        raise UnsupportedFeature(f"{format} images have no structure that could be checked")
+    try:
+        return row.check(file, repair)
+    except OSError as error:
+        raise image_error(error, f"cannot check {file.name}") from error
 
 
 def create_image(

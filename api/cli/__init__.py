@@ -1,4 +1,5 @@
-"""The `vstore` command: each verb is one REST call (but `serve` and `export`, which run things), each error one line.
+"""The `vstore` command: each verb is one REST call (but `serve` and `export`, which run things, and `file`,
+which works without the daemon), each error one line.
 
 Commands are imported when they are called, so `vstore image list` starts as fast as Python does.
 """
@@ -16,6 +17,7 @@ COMMANDS = {  # name: its module, where it is an attribute of that name; and one
     "serve": ("api.cli.serve", "Run the daemon."),
     "export": ("api.cli.export", "Serve images in the foreground, without the daemon."),
     "image": ("api.cli.image", "Create, clone, list, resize and delete disk images."),
+    "file": ("api.cli.file", "Work on image files offline, as qemu-img does."),
     "target": ("api.cli.target", "Create, list and delete targets."),
     "lun": ("api.cli.lun", "Map and unmap images."),
     "attach": ("api.cli.attach", "Print the exact command line of each VMM."),

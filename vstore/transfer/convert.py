@@ -16,7 +16,9 @@ from formats.errors import InvalidArgument, UnsupportedFeature, image_error
 from formats.host_file import HostFile, Path
 from formats.image import Image, Reference
 from formats.registry import create_image, open_image
+from vstore.disk import Disk
 from vstore.transfer.blocks import Span, nonzero, unlike
+from vstore.transfer.copying import copy
 from vstore.transfer.draft import Draft
 from vstore.transfer.line import Turn, work_in_line
 from vstore.transfer.progress import Cancelled, Meter, Progress, never, silent
@@ -132,7 +134,8 @@ class _Moving:
 
     def move_all(self) -> None:
         """The whole disk, and then it is complete."""
-        work_in_line(windows(self._pairs(), self._step), self._move, self._how.threads or threads())
+        found = windows(self._pairs(), self._step)
+        work_in_line(found, self._move, self._how.threads or threads(), ordered=self._sink.ordered)
         self._sink.finish()
 
     def _pairs(self) -> Iterator[Pair]:
@@ -192,3 +195,24 @@ class _Moving:
             edges = [0, *(edge for span in held for edge in span), end - first]
             zeros += [(first + a, first + b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
         return data, zeros
+
+
+def convert_into(
+    source: Sequence[Image], target: Sequence[Image], *, progress: Progress = silent, cancelled: Cancelled = never
+) -> None:
+    """Writes the disk of `source`, which stays the caller's, over that of the chain `target`, which is closed here;
+    what the target has behind its end stays. Nothing is undone when it fails. Errors: ImageError, TransferCancelled."""
+    length = source[0].geometry.length
+    meter = Meter(length, progress, cancelled)
+    reader = Reader(source)
+    with contextlib.ExitStack() as closing:
+        disk = Disk(*target)
+        closing.callback(disk.close)
+        if disk.length < length:
+            raise InvalidArgument(f"the target has {disk.length} bytes, the source {length}; resize the target first")
+        try:
+            copy(alone(reader.extents(0, length), lambda _: True), reader, None, disk, meter)
+            disk.flush_blocking()
+        except OSError as error:
+            raise image_error(error, "cannot convert into the target") from error
+    meter.finish()

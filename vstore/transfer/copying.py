@@ -26,7 +26,7 @@ def copy(pairs: Iterable[Pair], source: Reader, against: Reader | None, disk: Di
     """Writes what the first extent of each pair holds, which `source` reads, where it differs from what the second one
     holds, which `against` reads; without a second one, all of it. Durable after the disk's next flush."""
     copying = _Copying(source, against, disk, meter)
-    work_in_line(copying.windows(pairs), copying.move, threads())
+    work_in_line(copying.windows(pairs), copying.move, threads(), ordered=False)
 
 
 class _Copying:

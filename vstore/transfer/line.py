@@ -5,7 +5,8 @@
     thread b  [read 2     ]....[turn 2][write 2]           turns come in the order of the items: so the target's
     thread c  [read 3 ]................[turn 3][write 3]   layout, and the first error, do not depend on chance
 
-Reading, compressing and writing release the GIL, so they overlap; the turns are short.
+Reading, compressing and writing release the GIL, so they overlap; the turns are short. Where order does not matter
+there are no turns, and nobody waits.
 """
 
 import threading
@@ -21,13 +22,23 @@ class _Stopped(Exception):  # noqa: N818
 
 
 class Turn(Protocol):
-    """`with turn:` waits until all items before have had theirs. An item may do without."""
+    """`with turn:` waits until all items before have had theirs."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None: ...
+
+
+class _Apart:
+    """Every turn at once."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
 
 
 class _Turn:
@@ -50,9 +61,12 @@ class _Turn:
                 pass
 
 
+_APART = _Apart()
+
+
 class _Line(Generic[T]):
-    def __init__(self, items: Iterator[T], work: Callable[[T, Turn], None]) -> None:
-        self._items, self._work = items, work
+    def __init__(self, items: Iterator[T], work: Callable[[T, Turn], None], *, ordered: bool) -> None:
+        self._items, self._work, self._ordered = items, work, ordered
         self._taking = threading.Lock()
         self._taken = 0
         self._turn = 0
@@ -66,9 +80,12 @@ class _Line(Generic[T]):
         try:
             while (taken := self._take()) is not None:
                 number, item = taken
-                turn = _Turn(self, number)
-                self._work(item, turn)
-                turn.pass_on()
+                if self._ordered:
+                    turn = _Turn(self, number)
+                    self._work(item, turn)
+                    turn.pass_on()
+                else:
+                    self._work(item, _APART)
         except _Stopped:
             pass
         except BaseException as error:
@@ -103,10 +120,10 @@ class _Line(Generic[T]):
             self._changed.notify_all()
 
 
-def work_in_line(items: Iterator[T], work: Callable[[T, Turn], None], threads: int) -> None:
+def work_in_line(items: Iterator[T], work: Callable[[T, Turn], None], threads: int, *, ordered: bool = True) -> None:
     """Does `work(item, turn)` for all items in that many threads; raises what the first item to fail raised. When this
-    returns, whichever way, no thread of it runs any more."""
-    line = _Line(items, work)
+    returns, whichever way, no thread of it runs any more. Without `ordered`, turns come at any time."""
+    line = _Line(items, work, ordered=ordered)
     crew = [threading.Thread(target=line.serve, name=f"transfer-{n}", daemon=True) for n in range(threads)]
     started: list[threading.Thread] = []
     try:

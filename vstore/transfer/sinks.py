@@ -24,9 +24,11 @@ _PLACE = (1 << 48) - 1
 
 
 class Sink(abc.ABC):
-    """`unit`: bytes that are written or left out as a whole. Raises OSError, ImageError."""
+    """`unit`: bytes that are written or left out as a whole. `ordered`: turns have to come in the order of the disk.
+    Raises OSError, ImageError."""
 
     unit: int
+    ordered = True
 
     @abc.abstractmethod
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
@@ -47,6 +49,8 @@ def write(descriptor: int, offset: int, view: memoryview) -> None:
 
 class FlatSink(Sink):
     """A new image that is one row, from its first byte on."""
+
+    ordered = False
 
     def __init__(self, image: Image, unit: int) -> None:
         (run, *_) = image.load(0, 1)
