@@ -168,10 +168,7 @@ def open_chain(
             images.append(image)
             if image.backing is None:
                 break
-            if len(images) == MOST_IMAGES:
-                raise UnsupportedFeature(
-                    f"{os.fspath(path)} has more than {MOST_IMAGES - 1} parents; commit or rebase some of them first"
-                )
+            _check_depth(path, len(images))
             format = _parent_format(image.backing, where)
             only_read = len(images) > writable_parents
             file, where = references.open(image.backing, where, "backing file", read_only=only_read, direct=direct)
@@ -179,6 +176,13 @@ def open_chain(
         images[:1] = [images[0].become_snapshot(snapshot)] if snapshot is not None else images[:1]
         undo.pop_all()
         return images
+
+
+def _check_depth(path: Path, images: int) -> None:
+    if images == MOST_IMAGES:
+        raise UnsupportedFeature(
+            f"{os.fspath(path)} has more than {MOST_IMAGES - 1} parents; commit or rebase some of them first"
+        )
 
 
 def _check_snapshot(path: Path, snapshot: str | None, *, read_only: bool) -> None:
