@@ -182,7 +182,8 @@ class BlockMap:
         """All of these blocks, or none of them."""
         words = self._chain.entries(first, count)
         self._empty = words[0] == words[-1] == entry(BlockState.HOLE) and words.count(words[0]) == count
-        partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL]
+        divided = self._top.geometry.sub_block_size is not None
+        partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL] if divided else []
         masks = [self._top.masks(first + n, 1)[0] for n in partial]
         beneath = self._chain.entries(first, count, top=1) if partial else words
         self._volume.set_entries(first, words)

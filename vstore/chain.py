@@ -75,10 +75,14 @@ class Chain:
         """Notes what one image has of the wanted blocks; returns the others."""
         low = wanted[0]
         words = self._loaded(self._chain[depth], first + low, wanted[-1] + 1 - low)
-        if words.count(_HOLE) == len(words):
+        holes = words.count(_HOLE)
+        if holes == len(words):
             return wanted
+        if not depth:  # the top image's own entries stay as they are
+            found[low : low + len(words)] = words
+            return [low + n for n, word in enumerate(words) if word == _HOLE] if holes else ()
         layer = self._first_layer[depth] << 48
-        placed = layer + (BlockState.SHARED - BlockState.DATA << 60 if depth else 0)
+        placed = layer + (BlockState.SHARED - BlockState.DATA << 60)
         left: list[int] = []
         for block in wanted:
             word = words[block - low]
@@ -90,8 +94,6 @@ class Chain:
                 case BlockState.SHARED:
                     found[block] = word + layer
                 case BlockState.ZERO:
-                    found[block] = word
-                case BlockState.PARTIAL if not depth:
                     found[block] = word
                 case _:  # to be composed, whatever the reason
                     found[block] = _COMPRESSED | (word & _LAYER) + layer

@@ -16,6 +16,8 @@ from formats.errors import CorruptImage
 L2_TABLE = "an L2 table"
 REFCOUNT_BLOCK = "a refcount block"
 
+_FEW = 4096  # tables that are looked through one after the other quicker than places are looked up among them
+
 
 class Regions:
     """All offsets and lengths are in bytes; every region begins at a cluster boundary."""
@@ -92,19 +94,18 @@ class Regions:
 
     def any_overlapping(self, offsets: list[int]) -> bool:
         """Whether any of these clusters is metadata; quick, because whole pages of the map are asked for."""
-        starts = [start for start, _, _ in self._spans]
-        for offset in offsets:
-            at = bisect_right(starts, offset)
-            if at and self._spans[at - 1][1] > offset:
+        low, high, wanted = min(offsets), max(offsets), set(offsets)
+        for start, end, _ in self._spans:
+            if start <= high and end > low and any(start <= offset < end for offset in offsets):
                 return True
         for clusters in self._clusters.values():
-            if not clusters:
-                continue
-            last = len(clusters)
-            for offset in offsets:
-                at = bisect_left(clusters, offset)
-                if at < last and clusters[at] == offset:
-                    return True
+            first, last = bisect_left(clusters, low), bisect_right(clusters, high)
+            if last - first <= _FEW:
+                hit = not wanted.isdisjoint(clusters[first:last])
+            else:
+                hit = any(clusters[bisect_left(clusters, offset, first, last - 1)] == offset for offset in offsets)
+            if hit:
+                return True
         return False
 
     def require_free(self, offset: int, length: int, what: str, *, but: str | None = None) -> None:

@@ -59,13 +59,14 @@ static int set_entries(struct vs_volume *volume, uint64_t first, uint64_t count,
 	for (uint64_t i = 0; i < count; i++)
 		if (!sane_run(volume, 1, entries[i]))
 			return -EINVAL;
+	/* before, so that none of these goes again while their caller makes records in them */
+	map_trim(volume, STEPS * (unsigned)(count / PAGE_ENTRIES + 1));
 	int error = map_open_whole(volume);
 	for (uint64_t done = 0, take; done < count && !error; done += take) {
 		take = PAGE_ENTRIES - (first + done) % PAGE_ENTRIES;
 		if (take > count - done)
 			take = count - done;
 		error = map_set_entries(volume, first + done, take, entries + done);
-		map_trim(volume, STEPS);
 	}
 	if (!error)
 		map_close_whole(volume);
