@@ -17,6 +17,7 @@ import collections
 import contextlib
 import errno
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 
 from formats.errors import ImageError
@@ -181,9 +182,10 @@ class BlockMap:
     def _set(self, first: int, count: int) -> None:
         """All of these blocks, or none of them."""
         words = self._chain.entries(first, count)
-        self._empty = words[0] == words[-1] == entry(BlockState.HOLE) and words.count(words[0]) == count
-        divided = self._top.geometry.sub_block_size is not None
-        partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL] if divided else []
+        self._empty = words == array("Q", [entry(BlockState.HOLE)]) * count
+        partial = []
+        if self._has_masks and max(words) >> 60 == BlockState.PARTIAL:
+            partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL]
         masks = [self._top.masks(first + n, 1)[0] for n in partial]
         beneath = self._chain.entries(first, count, top=1) if partial else words
         self._volume.set_entries(first, words)

@@ -75,14 +75,18 @@ class Chain:
         """Notes what one image has of the wanted blocks; returns the others."""
         low = wanted[0]
         words = self._loaded(self._chain[depth], first + low, wanted[-1] + 1 - low)
-        holes = words.count(_HOLE)
-        if holes == len(words):
+        if words == array("Q", [_HOLE]) * len(words):
             return wanted
         if not depth:  # the top image's own entries stay as they are
             found[low : low + len(words)] = words
-            return [low + n for n, word in enumerate(words) if word == _HOLE] if holes else ()
+            return [low + n for n, word in enumerate(words) if word == _HOLE] if _HOLE in words else ()
         layer = self._first_layer[depth] << 48
         placed = layer + (BlockState.SHARED - BlockState.DATA << 60)
+        if isinstance(wanted, range) and words[0] >> 60 == BlockState.DATA:
+            row = range(words[0], words[0] + len(words) * self._block_size // SECTOR, self._block_size // SECTOR)
+            if words == array("Q", row):
+                found[low : low + len(words)] = array("Q", range(row.start + placed, row.stop + placed, row.step))
+                return ()
         left: list[int] = []
         for block in wanted:
             word = words[block - low]
