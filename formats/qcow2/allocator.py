@@ -96,11 +96,14 @@ class Allocator:
     def settle(self) -> None:
         """The words are gone from the disk: counts fall, and what reaches 0 is free."""
         dropped, self._dropped = self._dropped, []
+        unused: list[tuple[int, int]] = []
         for first, count, punch in dropped:
             for start, length in _runs(self._refcounts.add(first, count, -1)):
                 self._add_free(start, length)
                 if punch and self._punches:
-                    self._file.punch(start * self._cluster_size, length * self._cluster_size)
+                    unused.append((start, length))
+        for start, length in _joined(unused):  # clusters may be shorter than what the host gives back
+            self._file.punch(start * self._cluster_size, length * self._cluster_size)
 
     def give_back(self, clusters: list[int]) -> None:
         """Clusters that were taken and never named by any word."""
@@ -143,3 +146,13 @@ def _runs(clusters: list[int]) -> list[tuple[int, int]]:
         else:
             runs.append((cluster, 1))
     return runs
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for first, count in sorted(runs):
+        if joined and sum(joined[-1]) == first:
+            joined[-1] = (joined[-1][0], joined[-1][1] + count)
+        else:
+            joined.append((first, count))
+    return joined

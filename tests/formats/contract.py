@@ -2,22 +2,25 @@
 
 ImageContract           what any disk does: bytes come back, wherever the cuts lie
   FileImageContract     and survives a reopening, and qemu's tools read the same, and write what we then read
+OverlayContract         and over a parent of any format and length it shows what qemu's tools see
 """
 
 import errno
+import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from formats.image import Image
-from formats.registry import create_image, open_image
+from formats.registry import create_image, open_chain, open_image
 from tests.formats.reference import Reference, assert_equal_for_qemu, qemu_io
 from vstore.disk import Disk
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def pattern(length: int, seed: int) -> bytes:
@@ -33,6 +36,8 @@ class ImageContract:
     unit: ClassVar[int] = 512
     """What lengths are multiples of."""
     deallocates: ClassVar[bool] = True
+    kept: ClassVar[int] = 8192
+    """Bytes of a discarded mebibyte whose space may stay: what shares the host's pages with something else."""
 
     def create(self, directory: Path, length: int) -> Path | None:
         """Makes the image where the format has a file, and says where."""
@@ -118,7 +123,7 @@ class ImageContract:
         full = _allocated(disk)
         disk.write_zeroes_blocking(1 << 20, 1 << 20, deallocate=True)
         disk.flush_blocking()
-        assert not self.deallocates or full - _allocated(disk) >= (1 << 20) - 8192
+        assert not self.deallocates or full - _allocated(disk) >= (1 << 20) - self.kept
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
     def test_random_changes_leave_what_the_model_says(self, disk: Disk, reference: Reference, seed: int) -> None:
@@ -129,7 +134,7 @@ class ImageContract:
     def test_growing_keeps_the_old_bytes_and_adds_zeros(self, disk: Disk) -> None:
         data = pattern(4096, 7)
         disk.write_blocking(self.length - 4096, data)
-        longer = self.length + disk.image.geometry.block_size + 5 * self.unit
+        longer = self.length + max(8192, disk.image.geometry.block_size) + 5 * self.unit
         disk.resize(longer)
         assert disk.length == longer
         assert disk.read_blocking(self.length - 4096, 8192) == data + bytes(4096)
@@ -138,7 +143,7 @@ class ImageContract:
         assert refused(disk.read_blocking, longer, 1) == errno.EINVAL
 
     def test_shrinking_cuts_off_and_growing_again_does_not_bring_it_back(self, disk: Disk) -> None:
-        shorter = disk.image.geometry.block_size // 2 + self.unit
+        shorter = max(512, disk.image.geometry.block_size // 2) + self.unit
         data = pattern(1 << 16, 8)
         disk.write_blocking(shorter - 512, data)
         disk.resize(shorter)
@@ -176,7 +181,7 @@ class FileImageContract(ImageContract):
         disk = Disk(self.open(path, self.length))
         touched = change_randomly(disk, reference, seed, self.boundaries(disk))
         disk.close()
-        disk = Disk(open_image(self.format, path, read_only=True))
+        disk = Disk(*open_chain(self.format, path, read_only=True))
         for offset, length in touched:
             assert disk.read_blocking(offset, length) == reference.read(offset, length)
         disk.close()
@@ -212,7 +217,7 @@ class FileImageContract(ImageContract):
         disk = Disk(self.open(path, self.length))
         change_randomly(disk, reference, 8, self.boundaries(disk))
         disk.close()
-        disk = Disk(open_image(self.format, path, read_only=True))
+        disk = Disk(*open_chain(self.format, path, read_only=True))
         assert disk.read_only
         assert refused(disk.write_blocking, 0, b"x") == errno.EROFS
         assert refused(disk.write_zeroes_blocking, 0, 512, deallocate=True) == errno.EROFS
@@ -229,9 +234,9 @@ def refused(call: Callable[..., object], *arguments: object, **options: object) 
 
 
 def _allocated(disk: Disk) -> int:
-    allocated = disk.image.info()["actual-size"]
-    assert isinstance(allocated, int)
-    return allocated
+    """Bytes of space of all files of the image."""
+    descriptors = [layer.descriptor for layer in disk.image.layers]
+    return sum(os.fstat(descriptor).st_blocks * 512 for descriptor in descriptors if descriptor >= 0)
 
 
 def change_randomly(disk: Disk, reference: Reference, seed: int, at: list[int]) -> list[tuple[int, int]]:
@@ -253,3 +258,85 @@ def change_randomly(disk: Disk, reference: Reference, seed: int, at: list[int]) 
         if draw.random() < 0.05:
             disk.flush_blocking()
     return touched
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What an overlay may lie on: a format with its options, and a length."""
+
+    format: str
+    length: int
+    options: tuple[tuple[str, object], ...] = ()
+
+    def make(self, path: Path, draw: random.Random) -> bytes:
+        """The image, half of it random bytes; what it holds."""
+        create_image(self.format, path, self.length, options=dict(self.options))
+        model = bytearray(self.length)
+        disk = Disk(open_image(self.format, path))
+        for _ in range(12):
+            offset = draw.randrange(self.length)
+            data = draw.randbytes(min(draw.choice([1, 512, 5000, 70_000]), self.length - offset))
+            disk.write_blocking(offset, data)
+            model[offset : offset + len(data)] = data
+        disk.close()
+        return bytes(model)
+
+
+OVERLAY_LENGTH = MIB + 3 * 512
+PARENTS = [
+    Parent("raw", OVERLAY_LENGTH),
+    Parent("raw", 300 * 1024 + 512),  # ends inside a block of any size but 512
+    Parent("raw", 2 * MIB),  # longer than what lies on it
+    Parent("qcow2", OVERLAY_LENGTH, (("cluster_size", 512),)),
+    Parent("qcow2", 700 * 1024 + 1536, (("cluster_size", "2M"),)),
+    Parent("qcow2", 512, ()),
+    Parent("qcow2", 2 * MIB, (("extended_l2", True),)),
+]
+
+
+class OverlayContract:
+    """For formats that can lie on a parent: over any format, of any length. `variants`: options of the overlay."""
+
+    format: ClassVar[str]
+    variants: ClassVar[list[dict[str, object]]] = [{}]
+
+    def test_an_overlay_reads_and_writes_as_its_model_and_leaves_its_parents_alone(self, tmp_path: Path) -> None:
+        for number, variant in enumerate(self.variants):
+            for place, parent in enumerate(PARENTS):
+                if (number + place) % 3:  # a third of all pairs has every variant and every parent
+                    continue
+                folder = tmp_path / f"{number}-{place}"
+                folder.mkdir()
+                self._try(folder, variant, parent, random.Random(number * 100 + place))
+
+    def _try(self, folder: Path, variant: dict[str, object], parent: Parent, draw: random.Random) -> None:
+        shown = parent.make(folder / "base", draw)[:OVERLAY_LENGTH].ljust(OVERLAY_LENGTH, b"\0")
+        before = (folder / "base").read_bytes()
+        options = {**variant, "backing_file": "base", "backing_fmt": parent.format}
+        create_image(self.format, folder / "top", OVERLAY_LENGTH, options=options)
+        reference = Reference(folder / "model", OVERLAY_LENGTH)
+        reference.write(0, shown)
+        disk = Disk(*open_chain(self.format, folder / "top"))
+        try:
+            self._change(disk, reference, draw, [65536, parent.length, OVERLAY_LENGTH // 2])
+            assert disk.read_blocking(0, OVERLAY_LENGTH) == reference.read(0, OVERLAY_LENGTH)
+        finally:
+            disk.close()
+        assert (folder / "base").read_bytes() == before
+        assert_equal_for_qemu(self.format, folder / "top", reference)
+        qemu_io(self.format, folder / "top", "write -P 9 333k 5k")
+        reference.write(333 << 10, b"\x09" * 5120)
+        disk = Disk(*open_chain(self.format, folder / "top", read_only=True))
+        assert disk.read_blocking(0, OVERLAY_LENGTH) == reference.read(0, OVERLAY_LENGTH)
+        disk.close()
+
+    def _change(self, disk: Disk, reference: Reference, draw: random.Random, at: list[int]) -> None:
+        """Out of order, across every boundary, the last byte among it."""
+        disk.write_blocking(OVERLAY_LENGTH - 1, b"z")
+        reference.write(OVERLAY_LENGTH - 1, b"z")
+        block = disk.image.geometry.block_size
+        starts = [at_block - 333 for at_block in range(block, OVERLAY_LENGTH, max(block, 65536))]
+        for start in draw.sample(starts, len(starts)):
+            disk.write_blocking(start, pattern(777, start))
+            reference.write(start, pattern(777, start))
+        change_randomly(disk, reference, draw.randrange(1 << 30), [place for place in at if place < OVERLAY_LENGTH])

@@ -110,8 +110,7 @@ def test_a_lun_whose_image_is_locked_is_told_and_mapped_once_it_is_free(store: S
     eventually(lambda: "LUN 0 is not mapped" in (store.show_target("t").process.problem or ""))
     assert store.show_target("t").process.state == "listening"  # the other LUNs are served meanwhile
     (world.runtime / "targets" / "t" / "faults.json").unlink()
-    store.supervisor._keeper("t").mend_soon()
-    eventually(lambda: _up(store))
+    eventually(lambda: _up(store))  # by itself: the keeper looks again soon
     assert served(world, "t") == BOTH
 
 
