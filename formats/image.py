@@ -281,6 +281,15 @@ class Image(abc.ABC):
         `freeze`; this one is still the caller's to close then."""
         raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {which!r} was asked for")
 
+    def listens(self) -> int | None:
+        """Bytes in the smallest piece of the disk of which it matters whether it has changed; None: it does not matter.
+        Who asks will tell every change (`touched`) before the image is closed or resized; until somebody does, it
+        takes the blocks of each `commit` for changed."""
+        return None
+
+    def untold(self) -> None:  # noqa: B027
+        """Some changes could not be told."""
+
     def touched(self, offset: int, length: int) -> None:  # noqa: B027  (a format without bitmaps has none to keep)
         """These bytes of the disk have changed since the image was opened: for formats that keep bitmaps of it."""
 

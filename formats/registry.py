@@ -37,7 +37,7 @@ def _create_raw(file: HostFile, length: int, preallocation: str, options: Option
 def _open_qcow2(file: HostFile, opener: Opener | None) -> Image:
     from formats.qcow2.image import Qcow2  # not before it is needed: the command line reads this table at every start
 
-    return Qcow2(file, opener=opener)
+    return Qcow2(file, opener=opener, track_writes=True)
 
 
 def _create_qcow2(file: HostFile, length: int, preallocation: str, options: Options, opener: Opener) -> None:

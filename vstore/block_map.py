@@ -16,6 +16,7 @@ takes that first. Blocking.
 import collections
 import contextlib
 import errno
+import logging
 import threading
 from array import array
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from vstore import commits
 from vstore.chain import Chain
 from vstore.commits import Commits
 from vstore.dataplane import Allocation, Volume
+
+log = logging.getLogger(__name__)
 
 PAGE = 512  # blocks loaded at once, as the data plane keeps them
 CACHED = 64  # composed blocks kept
@@ -54,6 +57,8 @@ class BlockMap:
             self._load_all()
         elif self._has_masks or not self._top.read_only:
             self._allow_allocation()
+        with self._telling():
+            pass
 
     def _load_all(self) -> None:
         """A flat image's map is one run, or none for a disk without a block."""
@@ -79,7 +84,7 @@ class BlockMap:
 
     def resize(self, length: int) -> None:
         """The image and the volume become `length` bytes long. Nobody may use what is cut off any more."""
-        with self.commits.turn, self._lock:
+        with self.commits.turn, self._lock, self._telling():
             self.commits.commit()  # the image knows nothing of blocks that only the volume has
             if length < self._top.geometry.length:
                 self._shrink(length)
@@ -112,6 +117,39 @@ class BlockMap:
         end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
         if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
             self._set(blocks, end - blocks)
+
+    # ---- what has changed ----
+
+    def _track(self) -> None:
+        """From now on the volume notes what writes touch, if the image wants to be told. Quiesced."""
+        granularity = self._top.listens()
+        if granularity is not None:
+            self._volume.track(granularity)
+
+    def tell(self) -> None:
+        """Tells the image what was noted. Nobody may write meanwhile."""
+        try:
+            for offset, length in self._volume.tracked():
+                self._top.touched(offset, length)
+        except OSError as error:
+            log.warning("the bitmaps of an image are lost: %s", error)
+            self._top.untold()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """The image has been told all, and nobody writes; what is touched afterwards is noted by its new length."""
+        if self._top.listens() is None:
+            yield
+            return
+        self._volume.quiesce()
+        try:
+            self.tell()
+            try:
+                yield
+            finally:
+                self._track()
+        finally:
+            self._volume.resume()
 
     # ---- edits of the image's structure ----
 

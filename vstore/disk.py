@@ -209,6 +209,7 @@ class Disk:
         if self._keeper:
             self._keeper.stop()
         try:
+            self._map.tell()
             self._flush()
             self._map.commits.close()
         finally:

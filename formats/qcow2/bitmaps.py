@@ -110,6 +110,15 @@ class Bitmaps:
         for bitmap in self._tracked:
             bitmap.set(offset, length)
 
+    @property
+    def granularity(self) -> int | None:
+        """That of the finest bitmap that is kept; None where none is."""
+        return min((bitmap.entry.granularity for bitmap in self._tracked), default=None)
+
+    def give_up(self) -> None:
+        """Those that are kept are not true any more: their marks stay."""
+        self._tracked.clear()
+
     def store(self, writer: "Writer") -> None:
         """Writes what was tracked, and then takes the marks away."""
         for bitmap in self._tracked:

@@ -30,6 +30,7 @@ from formats.qcow2.pages import Pages
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
 from formats.qcow2.snapshot_table import Snapshot
+from formats.qcow2.snapshot_view import SnapshotView, masks_of
 from formats.qcow2.snapshots import Snapshots
 from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
 from formats.qcow2.tables import Tables
@@ -79,6 +80,7 @@ class Qcow2(Image):
         self.writer: Writer | None = None
         self.change: Freeze | Deletion | None = None  # a snapshot that is being taken or deleted
         self._packer: Packer | None = None
+        self._told = False  # somebody else tells what changes
         self._decompressed: dict[tuple[int, int], bytes] = {}
         try:
             self._map_metadata()
@@ -176,26 +178,28 @@ class Qcow2(Image):
 
     def masks(self, first: int, count: int) -> list[Masks]:
         with self._condemning():
-            return _masks(self.tables, first, count)
+            return masks_of(self.tables, first, count)
 
     def materialise(self, block: int) -> bytes:
         """The whole cluster, also where the disk ends inside it. CorruptImage where it does not decompress."""
-        return self._materialise(self.tables, block)
+        return self.materialise_of(self.tables, block)
 
-    def _materialise(self, tables: Tables, block: int) -> bytes:
+    def materialise_of(self, tables: Tables, block: int) -> bytes:
+        """The same, of a block of other tables of the image."""
         if not self.read_only:
-            return self._fetch(tables, block)()
+            return self.fetch_of(tables, block)()
         key = tables.l1_offset, block
-        data = self._decompressed.pop(key, None) or self._fetch(tables, block)()
+        data = self._decompressed.pop(key, None) or self.fetch_of(tables, block)()
         self._decompressed[key] = data
         if len(self._decompressed) > _KEPT:
             del self._decompressed[next(iter(self._decompressed))]
         return data
 
     def fetch(self, block: int) -> Callable[[], bytes]:
-        return self._fetch(self.tables, block)
+        return self.fetch_of(self.tables, block)
 
-    def _fetch(self, tables: Tables, block: int) -> Callable[[], bytes]:
+    def fetch_of(self, tables: Tables, block: int) -> Callable[[], bytes]:
+        """The same, of a block of other tables of the image."""
         data = tables.read_compressed(block)
         if data is None:
             raise UnsupportedFeature(f"cluster {block} of {self.file.name} is not compressed")
@@ -215,12 +219,12 @@ class Qcow2(Image):
     def begin_delete(self, which: str) -> "Deletion":
         return self.snapshots.begin_delete(which)
 
-    def open_snapshot(self, which: str) -> "SnapshotView":
+    def open_snapshot(self, which: str) -> SnapshotView:
         """The disk as an internal snapshot has it, by ID or name, to read. It needs this image to stay open, and the
         snapshot to stay. InvalidArgument where there is none."""
         return SnapshotView(self, which)
 
-    def become_snapshot(self, which: str) -> "SnapshotView":
+    def become_snapshot(self, which: str) -> SnapshotView:
         """The same, but it takes over this image, and closes it."""
         return SnapshotView(self, which, owning=True)
 
@@ -249,9 +253,17 @@ class Qcow2(Image):
     def commit(self, changes: Sequence[Change]) -> None:
         writer = self.require_writer("change its map")
         with self._condemning():
+            self._mark(changes)
             writer.apply(changes)
             self._packer = None  # it may hold on to a cluster that is free from here on
             writer.flush()
+
+    def _mark(self, changes: Sequence[Change]) -> None:
+        size = self.geometry.block_size
+        if not self._told and self.bitmaps.granularity is not None:
+            for change in changes:
+                offset = change.block * size
+                self.touched(offset, max(0, min(change.count * size, self.geometry.length - offset)))
 
     def resize(self, length: int) -> None:
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
@@ -285,6 +297,7 @@ class Qcow2(Image):
         writer = self.require_writer("compress into it")
         if self._packer is None:
             self._packer = Packer(writer)
+        self._mark([Change(block, 0)])
         with self._condemning():
             self._packer.put(block, data)
 
@@ -313,6 +326,13 @@ class Qcow2(Image):
                     write_fixed(self.file, self.header)
             raise
 
+    def listens(self) -> int | None:
+        self._told = True
+        return self.bitmaps.granularity
+
+    def untold(self) -> None:
+        self.bitmaps.give_up()
+
     def touched(self, offset: int, length: int) -> None:
         self.bitmaps.touched(offset, length)
 
@@ -332,50 +352,6 @@ class Qcow2(Image):
             self.file.close()
             if self.data_file is not None:
                 self.data_file.close()
-
-
-class SnapshotView(Image):
-    """A snapshot as a read-only image over the files of the one that holds it, which it closes only when it owns it."""
-
-    format = "qcow2"
-
-    def __init__(self, image: Qcow2, which: str, *, owning: bool = False) -> None:
-        self._image, self._owning = image, owning
-        self.snapshot = image.snapshots.find(which)
-        super().__init__(image.snapshots.geometry(self.snapshot), read_only=True)
-        self.backing = image.backing
-        self._tables = image.snapshots.tables(self.snapshot)
-
-    @property
-    def layers(self) -> Sequence[Layer]:
-        return self._image.layers
-
-    def load(self, first: int, count: int) -> list[Run]:
-        return self._tables.load(first, count)
-
-    def masks(self, first: int, count: int) -> list[Masks]:
-        return _masks(self._tables, first, count)
-
-    def materialise(self, block: int) -> bytes:
-        return self.fetch(block)()
-
-    def fetch(self, block: int) -> Callable[[], bytes]:
-        return self._image._fetch(self._tables, block)
-
-    def load_entries(self, first: int, count: int) -> "array[int]":
-        return self._tables.load_entries(first, count)
-
-    def info(self) -> dict[str, object]:
-        return {**self._image.info(), "virtual-size": self.geometry.length}
-
-    def close(self) -> None:
-        if self._owning:
-            self._image.close()
-
-
-def _masks(tables: Tables, first: int, count: int) -> list[Masks]:
-    meanings = [tables.meaning(block) for block in range(first, first + count)]
-    return [Masks(meaning.allocated, meaning.zero, meaning.shared) for meaning in meanings]
 
 
 def _recovered(file: HostFile) -> Header:

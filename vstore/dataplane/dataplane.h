@@ -73,6 +73,10 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 /* The same over bytes that were composed: what is COMPRESSED is left as it is. */
 int vs_volume_read_over(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length);
 int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length);
+/* From now on it is noted what writes touch, 2^shift bytes a bit; what was noted is forgotten. -EBUSY: not quiesced. */
+int vs_volume_track(vs_volume *volume, uint32_t shift);
+/* 1: the first range from *offset on that was touched; 0: none; -ENOMEM: some of it could not be noted. Quiesced only. */
+int vs_volume_tracked(vs_volume *volume, uint64_t *offset, uint64_t *length);
 /* Zeroes a range; with deallocate set, gives its space back where the file can (it reads as zeros either way). */
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
 int vs_volume_flush(vs_volume *volume);

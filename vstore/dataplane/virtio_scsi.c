@@ -196,6 +196,8 @@ static void start_media(struct vs_request *request, const struct media *ranges, 
 		request_to_python(request); /* whose threads may wait */
 		return;
 	}
+	for (uint32_t i = 0; !read && i < count; i++)
+		volume_note(volume, ranges[i].offset, ranges[i].length);
 	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length) &&
 	    !zeroes_by_map(volume, ranges)) {
 		struct io *io = request_io(request, ranges, &extent);

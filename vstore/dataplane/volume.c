@@ -83,6 +83,7 @@ void vs_volume_release(vs_volume *volume)
 	if (!volume || atomic_fetch_sub(&volume->references, 1) != 1)
 		return;
 	map_free(volume);
+	track_free(atomic_load(&volume->track));
 	for (unsigned i = 0; i <= LAYER_MASK; i++)
 		layer_free(volume->layers[i]);
 	retired_free(volume->retired);

@@ -96,7 +96,20 @@ struct vs_volume {
 	pthread_mutex_t draining; /* taken before `lock` */
 	_Atomic uint32_t quiesced;
 	_Atomic uint64_t epoch, under_way[2]; /* see epoch.c */
+	struct track *_Atomic track;          /* NULL: nobody asks what writes touch */
 };
+
+void track_free(struct track *track);
+void track_range(struct track *track, uint64_t offset, uint64_t length);
+
+/* For every write, zeroing and discarding, once it has leave to begin. */
+static inline void volume_note(struct vs_volume *volume, uint64_t offset, uint64_t length)
+{
+	struct track *track = atomic_load_explicit(&volume->track, memory_order_acquire);
+
+	if (track)
+		track_range(track, offset, length);
+}
 
 static inline bool reads_zero(const struct extent *extent)
 {

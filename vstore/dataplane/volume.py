@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import struct
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,6 +126,19 @@ class Volume:
     def resume(self) -> None:
         """Ends what `quiesce` began."""
         checked(lib.vs_volume_resume(self.pointer), "volume_resume()")
+
+    # ---- what writes touch ----
+
+    def track(self, granularity: int) -> None:
+        """From now on it is noted which pieces of this many bytes writes touch. OSError (EBUSY) unless quiesced."""
+        checked(lib.vs_volume_track(self.pointer, granularity.bit_length() - 1), f"volume_track({granularity})")
+
+    def tracked(self) -> Iterator[tuple[int, int]]:
+        """Offset and length of what was touched since `track`. OSError (ENOMEM) where that could not be noted."""
+        offset, length = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        while checked(lib.vs_volume_tracked(self.pointer, offset, length), "volume_tracked()"):
+            yield int(offset[0]), int(length[0])
+            offset[0] += length[0]
 
     # ---- copy-on-write ----
 
