@@ -207,14 +207,16 @@ class HostFile:
         self.close()
 
 
-def open_beneath(directory: int, name: str, *, read_only: bool = False, direct: bool = False) -> HostFile:
+def open_beneath(
+    directory: int, name: str, *, read_only: bool = False, direct: bool = False, lock: bool = True
+) -> HostFile:
     """Opens an image of a pool by its plain name: no path, no symbolic link, so nothing outside `directory`.
 
     openat2 with RESOLVE_BENEATH is out of Python's reach; a name without “/” and O_NOFOLLOW give the same here.
     Errors: InvalidArgument (not a plain name), and those of `HostFile.from_path`.
     """
     check_plain_name(name)
-    return HostFile._open(name, os.O_NOFOLLOW, read_only=read_only, direct=direct, lock=True, directory=directory)
+    return HostFile._open(name, os.O_NOFOLLOW, read_only=read_only, direct=direct, lock=lock, directory=directory)
 
 
 def check_plain_name(name: str) -> str:

@@ -68,16 +68,30 @@ def convert(
     the chain of the target's backing file. Errors: ImageError; TransferCancelled. Then nothing is left behind."""
     how = how or Convert()
     _check(target, how, backing)
-    length = source[0].geometry.length
-    meter = Meter(length, progress, cancelled)
+    placed = target.preallocation != "off"
     try:
         with Draft(target.path, target.directory, force=how.force, resume=how.resume) as draft:
-            with _drafted(draft, target, length) as image:
-                moving = _Moving(Reader(source), Reader(backing), _sink(image, target, how), how, meter)
-                moving.move_all()
+            with _drafted(draft, target, source[0].geometry.length) as image:
+                fill(source, image, how, backing=backing, placed=placed, progress=progress, cancelled=cancelled)
             draft.publish()
     except OSError as error:
         raise image_error(error, f"cannot convert to {os.fspath(target.path)}") from error
+
+
+def fill(
+    source: Sequence[Image],
+    image: Image,
+    how: Convert,
+    *,
+    backing: Sequence[Image] = (),
+    placed: bool = False,
+    progress: Progress = silent,
+    cancelled: Cancelled = never,
+) -> None:
+    """Writes the content of `source` into a new image of its length, `placed` when it was preallocated; it is complete
+    and durable when it was closed. Errors: ImageError, OSError, TransferCancelled."""
+    meter = Meter(source[0].geometry.length, progress, cancelled)
+    _Moving(Reader(source), Reader(backing), _sink(image, how, placed=placed), how, meter).move_all()
     meter.finish()
 
 
@@ -118,12 +132,12 @@ def _drafted(draft: Draft, target: Target, length: int) -> Iterator[Image]:
         yield image
 
 
-def _sink(image: Image, target: Target, how: Convert) -> Sink:
+def _sink(image: Image, how: Convert, *, placed: bool) -> Sink:
     if how.compress:
         return CompressingSink(image, how.level)
     if image.flat:
         return FlatSink(image, how.sparse or SPARSE)
-    return MapSink(image, placed=target.preallocation != "off")
+    return MapSink(image, placed=placed)
 
 
 class _Moving:

@@ -1,0 +1,1 @@
+"""Tests of vstore.worker, with real worker processes."""
