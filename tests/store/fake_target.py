@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from formats.host_file import HostFile
+from formats.qcow2.image import Qcow2
 from vstore.target.declaration import parse, plain
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.packet import Packet, encode, receive, send
@@ -27,6 +29,8 @@ from vstore.target.verbs import (
     Mapped,
     Resized,
     ResizeLun,
+    SnapshotLun,
+    Snapshots,
     Status,
     StatusRequest,
 )
@@ -51,7 +55,7 @@ class FakeTarget:
     def map_lun(self, request: MapLun, fd: int | None) -> Mapped:
         if (request.target, request.lun) in self.luns:
             raise TargetError(ErrorCode.LUN_EXISTS, "there is one")
-        length = request.image.length or 0 if fd is None else os.fstat(fd).st_size
+        length = request.image.length or 0 if fd is None else _length(request.image.format, fd)
         status = LunStatus(settings=request, length=length, read_only=request.read_only, thin=True, in_flight=0)
         self.luns[request.target, request.lun] = (status, fd)
         return Mapped(length=length, read_only=request.read_only, thin=True)
@@ -66,10 +70,20 @@ class FakeTarget:
 
     def resize_lun(self, request: ResizeLun, _fd: int | None) -> Resized:
         status, fd = self.luns[request.target, request.lun]
-        if fd is not None:
+        if fd is not None and status.settings.image.format == "raw":
             os.ftruncate(fd, request.length)
         self.luns[request.target, request.lun] = (replace(status, length=request.length), fd)
         return Resized(length=request.length)
+
+    def snapshot_lun(self, request: SnapshotLun, _fd: int | None) -> Snapshots:
+        _, fd = self.luns[request.target, request.lun]
+        assert fd is not None
+        with Qcow2(HostFile.from_descriptor(os.dup(fd), lock=False)) as image:
+            if request.action == "create":
+                image.snapshots.take(request.name)
+            if request.action == "delete":
+                image.snapshots.delete(request.name)
+        return Snapshots(snapshots=(), pause_us=750 if request.action == "create" else None)
 
     def status(self, _request: StatusRequest, _fd: int | None) -> Status:
         return Status(
@@ -86,6 +100,10 @@ class FakeTarget:
     def stop(self, _request: Empty, _fd: int | None) -> Empty:
         self.stopped = True
         return Empty()
+
+
+def _length(format: str, fd: int) -> int:
+    return os.fstat(fd).st_size if format == "raw" else int.from_bytes(os.pread(fd, 8, 24), "big")
 
 
 def answer(target: FakeTarget, packet: Packet, faults: Path) -> dict[str, Any]:

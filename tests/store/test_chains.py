@@ -143,7 +143,7 @@ def test_a_message_names_ten_of_many_children(base: Store) -> None:
 def test_an_image_that_a_guest_writes_to_does_not_become_a_parent(base: Store) -> None:
     base.create_target("t")
     base.map_lun("t", "0", image="base")
-    with pytest.raises(InUse, match="mapped writable as LUN t/0"):
+    with pytest.raises(InUse, match="mapped writable as LUN t/0 and cannot be a parent"):
         base.clone_image("default", "base", clone="top")
     base.unmap_lun("t", "0")
     base.map_lun("t", "0", image="base", read_only=True)

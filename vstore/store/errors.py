@@ -53,6 +53,12 @@ class InUse(Conflict):
     code = "in_use"
 
 
+class Unsupported(Conflict):
+    """The image's format cannot do that."""
+
+    code = "unsupported"
+
+
 class Stale(StoreError):
     """The caller's revision is not the current one."""
 
@@ -85,6 +91,12 @@ class Busy(StoreError):
     """Too many verbs wait for the same object; trying again helps."""
 
     code = "busy"
+
+
+class WorkFailed(StoreError):
+    """The process that did the work ended without a result."""
+
+    code = "work_failed"
 
 
 class CatalogUnavailable(StoreError):

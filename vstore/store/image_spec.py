@@ -10,9 +10,9 @@ from typing import Any
 
 from formats import options as declared
 from formats.errors import InvalidArgument as Misfit
-from formats.image import Image
+from formats.host_file import HostFile
 from formats.options import Option
-from formats.registry import FORMATS
+from formats.registry import FORMATS, open_image
 from vstore.store.errors import InvalidArgument
 
 _PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full")}
@@ -75,6 +75,11 @@ class ImageSpec:
         }
 
 
+def file_name(name: str, format: str) -> str | None:
+    """Formats hold no dot, so two images cannot come to the same file name. None: it has no file."""
+    return f"{name}.{format}" if FORMATS[format].open else None
+
+
 def offered(format: str) -> dict[str, Option]:
     """The options of a format by their REST names."""
     return {_RENAMED.get(row.name, row.name): row for row in FORMATS[format].options if row.name not in _FILES}
@@ -84,12 +89,13 @@ def takes_parent(format: str) -> bool:
     return any(row.name == "backing_file" for row in FORMATS[format].options)
 
 
-def effective(image: Image) -> dict[str, Any]:
-    """The options that an image has come to have, whoever chose them."""
-    told = image.info()
+def effective(format: str, file: HostFile) -> dict[str, Any]:
+    """The options that a new image has come to have, whoever chose them. Raises ImageError."""
+    with open_image(format, file) as image:
+        told = image.info()
     specific: Any = told.get("format-specific") or {}
     values = {**told, **specific.get("data", {})}
-    found = {name: values.get(_own(name).replace("_", "-")) for name in offered(image.format)}
+    found = {name: values.get(_own(name).replace("_", "-")) for name in offered(format)}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
-from formats.registry import FORMATS, open_image
+from formats.registry import open_image
 from vstore.store import schema
 from vstore.store.catalog import birth
-from vstore.store.chains import check_childless, check_depth, children, depths
+from vstore.store.chains import check_childless, check_depth, children, depths, parents
 from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
-from vstore.store.image_spec import ImageSpec, effective, offered
+from vstore.store.image_spec import ImageSpec, effective, file_name, offered
+from vstore.store.mappings import check_still, mappings, place
 from vstore.store.parts import (
     Parts,
     change,
@@ -29,6 +30,7 @@ from vstore.store.parts import (
 from vstore.store.pool import Draft, Pool
 from vstore.store.records import Image, Page
 from vstore.store.refusals import refusals_told
+from vstore.store.work import image_files
 
 
 class ImageVerbs(Parts):
@@ -176,12 +178,8 @@ class ImageVerbs(Parts):
             except NotFound as error:
                 raise NotFound(error.detail, field="parent") from None
             check_depth(row, depths(connection, [row.id])[row.id])
-            writers = connection.execute(_MAPPINGS.where(schema.luns.c.image_id == row.id, ~schema.luns.c.read_only))
-            for lun in writers:
-                raise InUse(
-                    f"image {name} is mapped writable as LUN {_place(lun)}, and what a guest changes cannot be a "
-                    "parent; unmap it, or convert a snapshot of it and take that as the parent"
-                )
+            instead = "unmap it, or convert a snapshot of it and take that"
+            check_still(connection, row, "a parent", instead)
         if row.file is None:
             raise InvalidArgument("parent", f"{row.format} images have no file", "choose an image that has one")
         self.claims.check(f"{pool.name}/{name}", alone=False)
@@ -192,7 +190,7 @@ class ImageVerbs(Parts):
     ) -> None:
         """The caller holds both images."""
         row = {"labels": {}, "virtual_size_bytes": parent and parent.virtual_size_bytes, **birth(), **wanted}
-        row |= {"pool_id": pool.id, "name": name, "file": _file(name, spec.format), "options": {}}
+        row |= {"pool_id": pool.id, "name": name, "file": file_name(name, spec.format), "options": {}}
         row["parent_id"] = None if parent is None else parent.id
         del row["parent"]
         options = spec.for_format()
@@ -200,7 +198,8 @@ class ImageVerbs(Parts):
             options |= {"backing_file": parent.file, "backing_fmt": parent.format}
         with _made(pool, row, options), self.catalog.write() as connection:
             if offered(spec.format):
-                row["options"] = _effective(pool, row)
+                with refusals_told(f"cannot read {row['file']}"):
+                    row["options"] = effective(spec.format, pool.open(row["file"], read_only=True))
             connection.execute(insert(schema.images).values(**row))
 
     def _resize(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> None:
@@ -211,22 +210,25 @@ class ImageVerbs(Parts):
             )
         with self.catalog.read() as connection:
             check_childless(connection, row, "resized")
-            mappings = connection.execute(_MAPPINGS.where(schema.luns.c.image_id == row.id)).all()
+            chain = [row, *parents(connection, row.id)]
+            luns = mappings(connection, row.id)
         self.claims.check(f"{pool.name}/{row.name}", alone=True)
-        if mappings:
-            self._resize_mapped(row, size, mappings)
-        elif row.file is not None:
+        if luns:
+            self._resize_mapped(row, size, luns[0])
+        elif row.format == "raw":  # no tables to read: the host does all of it
             with (
                 refusals_told(f"cannot resize {row.file}"),
                 open_image(row.format, pool.open(row.file, read_only=False)) as image,
             ):
                 image.resize(size)
+        elif row.file is not None:
+            with image_files(pool, chain, writable=1) as files:
+                self.workers.do("resize", row.file, {"image": files}, length=size)
 
-    def _resize_mapped(self, row: Row[Any], size: int, mappings: Sequence[Row[Any]]) -> None:
+    def _resize_mapped(self, row: Row[Any], size: int, mapping: Row[Any]) -> None:
         """The target process resizes what it serves, and tells the guest."""
-        mapping = mappings[0]
         address = LunAddress(mapping.scsi_target, mapping.lun)
-        where = _place(mapping)
+        where = place(mapping)
         if size < row.virtual_size_bytes or mapping.read_only:
             doing = "shrunk while it is mapped" if size < row.virtual_size_bytes else "resized while mapped read-only"
             raise InUse(f"image {row.name} cannot be {doing} as LUN {where}; unmap it first")
@@ -246,13 +248,6 @@ class _Kin(NamedTuple):
     parent: Row[Any] | None
     depth: int
     children: list[str]
-
-
-_MAPPINGS = select(schema.luns, schema.targets.c.name.label("target")).join(schema.targets)
-
-
-def _place(lun: Row[Any]) -> str:
-    return f"{lun.target}/{LunAddress(lun.scsi_target, lun.lun)}"
 
 
 def _both(pool: str, name: str, parent: str | None) -> list[str]:
@@ -282,24 +277,11 @@ def _check_same(connection: Connection, row: Row[Any], wanted: Mapping[str, Any]
         )
 
 
-def _file(name: str, format: str) -> str | None:
-    """Formats hold no dot, so two images cannot come to the same file name."""
-    return f"{name}.{format}" if FORMATS[format].open else None
-
-
 def _made(pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractContextManager[None]:
     if row["file"] is None:
         return nullcontext()
     draft = Draft(row["id"], row["file"], row["format"])
     return pool.creating(draft, row["virtual_size_bytes"], row["preallocation"], options)
-
-
-def _effective(pool: Pool, row: Mapping[str, Any]) -> dict[str, Any]:
-    with (
-        refusals_told(f"cannot read {row['file']}"),
-        open_image(row["format"], pool.open(row["file"], read_only=True)) as image,
-    ):
-        return effective(image)
 
 
 def _removed(pool: Pool, row: Row[Any]) -> AbstractContextManager[None]:

@@ -237,5 +237,5 @@ def _configure(running: RunningTarget, plan: TargetPlan) -> None:
 
 def map_lun(running: RunningTarget, plan: LunPlan) -> Mapped:
     """Raises TargetError, StoreError."""
-    with plan.descriptor() as descriptor:
-        return running.client.map_lun(plan.request, descriptor)
+    with plan.descriptors() as descriptors:
+        return running.client.map_lun(plan.request, *descriptors)

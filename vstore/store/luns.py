@@ -4,7 +4,7 @@ A crash between the two leaves the process with a LUN that nobody was promised; 
 runs the same way round, and there the next start maps it again, because nobody was told that it is gone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_
 
 from vstore.store import schema
 from vstore.store.catalog import birth
-from vstore.store.chains import check_childless
+from vstore.store.chains import check_childless, parents
 from vstore.store.errors import InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_serial
 from vstore.store.parts import (
@@ -69,9 +69,10 @@ class LunVerbs(Parts):
                     same_or_taken(present, wanted, f"LUN {address} of target {target}")
                     return _record(present), False
                 _check_mappable(connection, source, wanted)
+                above = parents(connection, source.id)
             self.claims.check(f"{pool}/{image}", alone=not read_only)
-            place = {"target_id": host.id, "scsi_target": address.scsi_target, "lun": address.lun}
-            self._map(target, where, source, {"labels": {}, **birth(), **wanted, **place})
+            row = {"labels": {}, **birth(), **wanted, **_place(host, address)}
+            self._map(target, _planned(where, source, row, above), row)
             return self.show_lun(target, lun), True
 
     def list_luns(self, target: str, *, limit: int | None = None, cursor: str | None = None) -> Page[Lun]:
@@ -113,14 +114,22 @@ class LunVerbs(Parts):
             with self.catalog.write() as connection:
                 return bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
 
-    def _map(self, target: str, pool: Pool, source: Row[Any], row: dict[str, Any]) -> None:
-        plan = LunPlan.of(pool, source.name, SimpleNamespace(**{**source._mapping, **row}))
+    def _map(self, target: str, plan: LunPlan, row: dict[str, Any]) -> None:
         with ExitStack() as undo:
             self.supervisor.map_lun(target, plan)
             undo.callback(self.supervisor.unmap_lun, target, plan.address)
             with self.catalog.write() as connection:
                 connection.execute(insert(schema.luns).values(**row))
             undo.pop_all()
+
+
+def _place(host: Row[Any], address: LunAddress) -> dict[str, Any]:
+    return {"target_id": host.id, "scsi_target": address.scsi_target, "lun": address.lun}
+
+
+def _planned(pool: Pool, source: Row[Any], row: Mapping[str, Any], above: Sequence[Row[Any]]) -> LunPlan:
+    """The plan of a LUN that is not in the catalog yet."""
+    return LunPlan.of(pool, source.name, SimpleNamespace(**{**source._mapping, **row}), above)
 
 
 def _check_block_length(length: int) -> int:

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, select, update
 
@@ -16,6 +16,10 @@ from vstore.store.identifiers import LunAddress, check_labels
 from vstore.store.locks import NamedLocks
 from vstore.store.pool import Pool
 from vstore.store.supervisor import Supervisor
+from vstore.store.work import Workers
+
+if TYPE_CHECKING:
+    from vstore.store.jobs import Jobs
 
 LONGEST_PAGE = 500
 DEFAULT_PAGE = 100
@@ -32,6 +36,8 @@ class Parts:
     supervisor: Supervisor
     locks: NamedLocks
     claims: Claims
+    workers: Workers
+    jobs: "Jobs"
 
     def pool(self, name: str) -> Pool:
         """Raises NotFound."""
@@ -98,6 +104,11 @@ def change(connection: Connection, table: Table, row: Row[Any], **values: object
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     if changed:
         connection.execute(update(table).where(table.c.id == row.id).values(**changed, revision=row.revision + 1))
+
+
+def renew(connection: Connection, table: Table, row: Row[Any], **values: object) -> None:
+    """Writes the values and counts the revision up, because what the row stands for has changed."""
+    connection.execute(update(table).where(table.c.id == row.id).values(**values, revision=row.revision + 1))
 
 
 def page_limit(limit: int | None) -> int:

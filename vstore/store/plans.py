@@ -1,7 +1,7 @@
 """What the catalog says a target process should be: its settings and its LUNs, ready to be sent to it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,11 @@ from sqlalchemy import Row, select
 from vstore.store import schema
 from vstore.store.access import SocketAccess
 from vstore.store.catalog import Catalog
+from vstore.store.chains import chains
 from vstore.store.errors import InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress
 from vstore.store.pool import Pool
-from vstore.target.verbs import Configure, ImageSource, MapLun
+from vstore.target.verbs import Configure, ImageSource, MapLun, ParentSource
 from vstore.vhost_user.listener import Listener
 
 _image = schema.images.c
@@ -32,22 +33,24 @@ LUN_ROWS = (
 
 @dataclass(frozen=True)
 class LunPlan:
-    """One LUN as it should be mapped; `request` is what the process is told, `file` comes as a descriptor."""
+    """One LUN as it should be mapped; `request` is what the process is told, `files` come as descriptors: the image's,
+    then its parents', nearest first; none for formats without a file."""
 
     address: LunAddress
     image_id: str
     pool: Pool
-    file: str | None
+    files: tuple[str, ...]
     request: MapLun
 
     @classmethod
-    def of(cls, pool: Pool, image: str, row: Any) -> "LunPlan":
+    def of(cls, pool: Pool, image: str, row: Any, parents: Sequence[Row[Any]] = ()) -> "LunPlan":
         """`row` has the columns of LUN_ROWS."""
         source = ImageSource(
             format=row.format,
             length=None if row.file else row.virtual_size_bytes,
             direct=row.direct,
             name=f"{pool.name}/{image}",
+            parents=tuple(ParentSource(format=each.format, name=f"{pool.name}/{each.name}") for each in parents),
         )
         request = MapLun(
             target=row.scsi_target,
@@ -57,21 +60,24 @@ class LunPlan:
             logical_block_length=row.logical_block_length_bytes,
             serial=row.serial,
         )
-        return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, row.file, request)
+        files = tuple(each.file for each in (row, *parents) if each.file is not None)
+        return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, files, request)
 
     def serves_the_same(self, settings: MapLun) -> bool:
         """Whether a mapping that is there is this one; its length may have changed since."""
         return _without_length(settings) == _without_length(self.request)
 
     @contextmanager
-    def descriptor(self) -> Iterator[int | None]:
-        """The image's file, open and locked; None for formats without a file. Raises StoreError."""
-        if self.file is None:
-            yield None
-            return
+    def descriptors(self) -> Iterator[list[int]]:
+        """The files, open and locked, parents as readers lock them. Raises StoreError."""
         settings = self.request
-        with self.pool.open(self.file, read_only=settings.read_only, direct=settings.image.direct) as file:
-            yield file.descriptor
+        found = []
+        with ExitStack() as closing:
+            for depth, name in enumerate(self.files):
+                read_only = bool(depth) or settings.read_only
+                file = self.pool.open(name, read_only=read_only, direct=settings.image.direct)
+                found.append(closing.enter_context(file).descriptor)
+            yield found
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def load_plan(catalog: Catalog, pools: Mapping[str, Pool], name: str, socket: st
         if row is None:
             raise NotFound(f"there is no target {name}")
         rows = connection.execute(LUN_ROWS.where(schema.luns.c.target_id == row.id)).all()
-    plans = [LunPlan.of(pools[lun.pool], lun.image, lun) for lun in rows]
+        above = chains(connection, {lun.image_id for lun in rows})
+    plans = [LunPlan.of(pools[lun.pool], lun.image, lun, above[lun.image_id]) for lun in rows]
     access = SocketAccess(row.socket_mode, row.socket_owner, row.socket_group)
     return TargetPlan(_configure(row, socket), access, {plan.address: plan for plan in plans})
 

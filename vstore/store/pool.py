@@ -55,10 +55,13 @@ class Pool:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def open(self, file: str, *, read_only: bool, direct: bool = False) -> HostFile:
-        """The image file, open and locked as QEMU locks it, the caller's to close. Raises StoreError."""
+    def open(self, file: str, *, read_only: bool, direct: bool = False, lock: bool = True) -> HostFile:
+        """The image file, open and locked as QEMU locks it, the caller's to close. Raises StoreError.
+
+        Without `lock` it is one that somebody else may write to, only to be looked at.
+        """
         with refusals_told(f"cannot open {file}"):
-            return open_beneath(self._descriptor, file, read_only=read_only, direct=direct)
+            return open_beneath(self._descriptor, file, read_only=read_only, direct=direct, lock=lock)
 
     def allocated_bytes(self, file: str) -> int | None:
         """What the file takes of the host's disk; None: there is no such file."""
@@ -94,6 +97,11 @@ class Pool:
             yield
         finally:
             self._clear_away(draft.entry)
+
+    def open_draft(self, draft: Draft) -> HostFile:
+        """The draft, to be written. Raises StoreError."""
+        with refusals_told(f"cannot open {draft.file}", {draft.entry: draft.file}):
+            return open_beneath(self._descriptor, draft.entry)
 
     @contextmanager
     def publishing(self, draft: Draft) -> Iterator[None]:

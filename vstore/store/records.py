@@ -31,6 +31,40 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A state of an image that is kept inside it. `revision` is the microsecond in which it was taken."""
+
+    id: str  # the format's own, unique in its image
+    name: str
+    image: str
+    virtual_size_bytes: int
+    vm_state_size_bytes: int
+    created_at: str
+    revision: int
+    pause_us: int | None = None  # how long the guest's writes stood still, where it was taken under a guest
+
+
+@dataclass(frozen=True)
+class Job:
+    """Long work on an image. `result` is the verb's own, `error` has `code` and `detail` as a problem has them."""
+
+    id: str
+    verb: str
+    pool: str
+    image: str
+    arguments: dict[str, Any]
+    state: str  # queued, running, succeeded, failed, cancelled
+    done_bytes: int
+    total_bytes: int  # 0: not known yet
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    revision: int
+
+
+@dataclass(frozen=True)
 class Process:
     """The target process behind a target, as the supervisor sees it now."""
 

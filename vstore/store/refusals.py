@@ -15,6 +15,7 @@ from vstore.store.errors import (
     PoolFull,
     PoolUnavailable,
     StoreError,
+    Unsupported,
 )
 
 Refusal = Callable[[str], StoreError]
@@ -43,7 +44,7 @@ _BY_IMAGE_ERROR: dict[type[ImageError], Refusal] = {
     formats_errors.ImageExists: AlreadyExists,
     formats_errors.ImageNotFound: Conflict,
     formats_errors.ImageInUse: Locked,
-    formats_errors.UnsupportedFeature: Conflict,
+    formats_errors.UnsupportedFeature: Unsupported,
     formats_errors.InvalidImage: Conflict,
     formats_errors.CorruptImage: Conflict,
 }

@@ -1,0 +1,151 @@
+"""Verbs on the snapshots that an image keeps inside it. The image alone says which there are; the catalog has none.
+
+Under a running guest the target process takes, lists and deletes them, because it is the one that writes to the image;
+otherwise a worker does. Applying one changes the disk, so no guest may have it.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Row
+
+from vstore.store import schema
+from vstore.store.chains import check_childless
+from vstore.store.errors import InUse, InvalidArgument, NotFound, Stale
+from vstore.store.identifiers import LunAddress, check_name
+from vstore.store.jobs import JobPlan, RunningJob
+from vstore.store.looks import Looking, snapshot_record
+from vstore.store.mappings import check_unmapped, mappings, place
+from vstore.store.parts import (
+    check_revision,
+    decode_cursor,
+    encode_cursor,
+    image_row,
+    page_limit,
+    renew,
+)
+from vstore.store.pool import Pool
+from vstore.store.records import Job, Page, Snapshot
+from vstore.store.work import image_files
+
+
+class SnapshotVerbs(Looking):
+    def create_snapshot(self, pool: str, image: str, snapshot: str) -> tuple[Snapshot, bool]:
+        """Keeps the disk as it is now, also under a running guest, and True; or False: there is one of that name.
+
+        Raises InvalidArgument, NotFound, InUse (mapped read-only, overlays, a job), Unsupported, PoolFull, Locked,
+        TargetUnavailable.
+        """
+        check_name("snapshot", snapshot)
+        where = self.pool(pool)
+        with self.holding(images=[f"{pool}/{image}"]):
+            row, lun = self._to_change(where, image, "given snapshots")
+            present = next((each for each in self.snapshots(where, row) if each.name == snapshot), None)
+            if present is not None:
+                return present, False
+            if lun is None:
+                told = self._work(where, row, "take_snapshot", name=snapshot)
+                return snapshot_record(image, told), True
+            with self.holding(target=lun.target):
+                pause_us = self.supervisor.take_snapshot(lun.target, _address(lun), snapshot)
+            return replace(self.snapshot(where, row, snapshot), pause_us=pause_us), True
+
+    def list_snapshots(
+        self, pool: str, image: str, *, limit: int | None = None, cursor: str | None = None
+    ) -> Page[Snapshot]:
+        """The snapshots in the order in which they were taken. Raises NotFound, InvalidArgument, Unsupported."""
+        limit, after = page_limit(limit), _position(decode_cursor(cursor))
+        where = self.pool(pool)
+        with self.catalog.read() as connection:
+            row = image_row(connection, where, image)
+        everything = self.snapshots(where, row)
+        items = everything[after : after + limit]
+        more = after + limit < len(everything)
+        return Page(items, encode_cursor(str(after + limit)) if more else None)
+
+    def show_snapshot(self, pool: str, image: str, snapshot: str) -> Snapshot:
+        """Raises NotFound, Unsupported."""
+        where = self.pool(pool)
+        with self.catalog.read() as connection:
+            row = image_row(connection, where, image)
+        return self.snapshot(where, row, snapshot)
+
+    def delete_snapshot(self, pool: str, image: str, snapshot: str, *, revision: int | None = None) -> bool:
+        """Forgets it and frees what it alone held, also under a running guest; False when there was none.
+
+        Raises NotFound (the image), Stale, InUse, Locked, TargetUnavailable.
+        """
+        where = self.pool(pool)
+        with self.holding(images=[f"{pool}/{image}"]):
+            row, lun = self._to_change(where, image, "rid of snapshots")
+            try:
+                present = self.snapshot(where, row, snapshot)
+            except NotFound:
+                return False
+            if revision not in (None, present.revision):
+                raise Stale(f"snapshot {snapshot} was taken again meanwhile; read it again and repeat the request")
+            if lun is None:
+                self._work(where, row, "delete_snapshot", name=snapshot)
+            else:
+                with self.holding(target=lun.target):
+                    self.supervisor.delete_snapshot(lun.target, _address(lun), present.id)
+            return True
+
+    def apply_snapshot(self, pool: str, image: str, snapshot: str, *, revision: int | None = None) -> Job:
+        """A job that makes the disk what it was then, its length included; what it is now is lost. `revision`: the
+        image's.
+
+        Raises NotFound, Stale, InUse (mapped, overlays on it, a job), Unsupported, Locked, Busy.
+        """
+        where = self.pool(pool)
+        with self.holding(images=[f"{pool}/{image}"]):
+            with self.catalog.read() as connection:
+                row = image_row(connection, where, image)
+                check_revision(row, revision, f"image {image}")
+                check_unmapped(connection, row, "changed to a snapshot of it")
+                check_childless(connection, row, "changed to a snapshot of it")
+            self.claims.check(f"{pool}/{image}", alone=True)
+            self.snapshot(where, row, snapshot)
+
+            def work(job: RunningJob) -> None:
+                with image_files(where, [row], writable=1) as files:
+                    told = job.run("apply_snapshot", row.file, {"image": files}, name=snapshot)
+                with self.catalog.write() as connection:
+                    now = image_row(connection, where, image)
+                    renew(connection, schema.images, now, virtual_size_bytes=told["length"])
+                    job.succeeded(connection, {"virtual_size_bytes": told["length"]})
+
+            name = f"{pool}/{image}"
+            plan = JobPlan("apply_snapshot", name, {"snapshot": snapshot}, work)
+            return self.jobs.show(self.jobs.start(plan, alone=[name]))
+
+    def _to_change(self, pool: Pool, image: str, doing: str) -> tuple[Row[Any], Row[Any] | None]:
+        """The image's row, and the LUN under which a guest writes to it. Raises NotFound, InUse."""
+        with self.catalog.read() as connection:
+            row = image_row(connection, pool, image)
+            luns = mappings(connection, row.id)
+            check_childless(connection, row, doing)
+        for lun in luns:
+            if lun.read_only:
+                raise InUse(
+                    f"image {image} is mapped read-only as LUN {place(lun)}, so nobody can write to it meanwhile; "
+                    "unmap it first"
+                )
+        self.claims.check(f"{pool.name}/{image}", alone=True)
+        return row, luns[0] if luns else None
+
+    def _work(self, pool: Pool, row: Row[Any], verb: str, **options: Any) -> dict[str, Any]:
+        """Of an image that nobody has open."""
+        with image_files(pool, [row], writable=1) as files:
+            return self.workers.do(verb, str(row.file), {"image": files}, **options)
+
+
+def _address(lun: Row[Any]) -> LunAddress:
+    return LunAddress(lun.scsi_target, lun.lun)
+
+
+def _position(text: str) -> int:
+    """Raises InvalidArgument."""
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidArgument("cursor", "this is no cursor", "pass the one that the last page gave")
+    return int(text or 0)

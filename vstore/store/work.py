@@ -1,0 +1,105 @@
+"""Work on images as verbs have it done: by a worker process that gets descriptors of the pool's files.
+
+A worker of a daemon that was killed may still be in the middle of an image when the next daemon starts. So each worker
+holds a lock as long as it lives, and a daemon begins only when it can have that lock for itself.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
+
+from vstore.store.errors import CatalogUnavailable, Conflict, WorkFailed
+from vstore.store.pool import Draft, Pool
+from vstore.store.refusals import refusals_told
+from vstore.worker import client
+from vstore.worker.wire import Cancelled, ImageFile, Work, WorkerFailed
+
+LONGEST = 100.0  # seconds that a request waits for its worker
+_WORKERS_END = 10.0  # seconds that the workers of the last daemon have to notice that it is gone
+
+Chains = Mapping[str, list[ImageFile]]
+
+
+class Workers:
+    def __init__(self, lock: Path) -> None:
+        """Waits for the workers of the daemon before. Raises CatalogUnavailable when they do not end."""
+        try:
+            self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CatalogUnavailable(f"{lock.name} cannot be used: {error.strerror}") from error
+        try:
+            _wait_for_lock(self._descriptor)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def do(self, verb: str, file: str, chains: Chains, **options: Any) -> dict[str, Any]:
+        """A short piece of work on `file`, that the caller waits for. Raises StoreError."""
+        deadline = time.monotonic() + LONGEST
+        try:
+            return self.run(Work(verb, dict(chains), options), file, cancelled=lambda: time.monotonic() > deadline)
+        except Cancelled:
+            raise WorkFailed(f"the work on {file} ({verb}) was not done within {LONGEST:g} s; it was ended") from None
+
+    def run(
+        self,
+        work: Work,
+        file: str,
+        *,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        cancelled: Callable[[], bool] = client.never,
+        grace: Callable[[], float] = lambda: client.GRACE,
+    ) -> dict[str, Any]:
+        """Raises StoreError, Cancelled."""
+        doing = f"cannot {work.verb.replace('_', ' ')} {file}" if work.verb != "info" else f"cannot read {file}"
+        try:
+            with refusals_told(doing, argument="options"):
+                return client.run(work, keep=[self._descriptor], progress=progress, cancelled=cancelled, grace=grace)
+        except WorkerFailed as error:
+            raise WorkFailed(f"{doing}: {error}") from error
+
+
+@contextlib.contextmanager
+def image_files(
+    pool: Pool, chain: Sequence[Row[Any]], *, writable: int = 0, live: bool = False
+) -> Iterator[list[ImageFile]]:
+    """Rows of a chain, the top one first, as a worker takes them: open, so many of them writable, and locked but for a
+    top image that is live. Raises StoreError."""
+    files = []
+    with contextlib.ExitStack() as closing:
+        for depth, row in enumerate(chain):
+            if row.file is None:
+                raise Conflict(f"image {row.name} has no file, so there is nothing to work on")
+            read_only, looked_at = depth >= writable, live and not depth
+            file = closing.enter_context(pool.open(row.file, read_only=read_only, lock=not looked_at))
+            files.append(ImageFile(row.format, row.file, file.descriptor, read_only=read_only, live=looked_at))
+        yield files
+
+
+@contextlib.contextmanager
+def draft_file(pool: Pool, draft: Draft) -> Iterator[ImageFile]:
+    """A draft as a worker takes it, writable. Raises StoreError."""
+    with pool.open_draft(draft) as file:
+        yield ImageFile(draft.format, draft.file, file.descriptor, read_only=False)
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    deadline = time.monotonic() + _WORKERS_END
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise CatalogUnavailable("a worker of the last daemon still uses an image; end it first") from None
+            time.sleep(0.05)
+        else:
+            return
