@@ -4,13 +4,13 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from api import errors
-from api.routes import images, luns, service, targets
+from api.routes import images, jobs, looks, luns, service, snapshots, targets, transfers
 from api.routes.access import refusals
 from api.security import TOKEN_PLACE, BearerOnly, BoundedBody, LoopbackNamesOnly
 from api.version import vstore_version
 from vstore.store import Store
 
-ROUTERS = (service.router, images.router, targets.router, luns.router)
+ROUTERS = tuple(each.router for each in (service, images, looks, snapshots, transfers, targets, luns, jobs))
 
 # Only tells OpenAPI; BearerOnly asks for the token, of paths without a route too.
 _BEARER = HTTPBearer(

@@ -18,7 +18,13 @@ class Tagged(Protocol):
     def revision(self) -> int: ...
 
 
+class Job(Tagged, Protocol):
+    @property
+    def id(self) -> str: ...
+
+
 Record = TypeVar("Record", bound=Tagged)
+Started = TypeVar("Started", bound=Job)
 
 
 class _Reading:
@@ -72,6 +78,15 @@ class _Changing(_Reading):
             raise Refused("gone", f"there is no {what}")
 
 
+class _Starting(_Changing):
+    """POST of long work: 202, and where its job is."""
+
+    def accepted(self, record: Started) -> Started:
+        self._response.status_code = 202
+        self._response.headers["Location"] = f"/v1/jobs/{record.id}"
+        return self.answer(record)
+
+
 def _revision(if_match: str | None) -> int | None:
     if if_match is None or if_match == "*":
         return None
@@ -84,3 +99,4 @@ def _revision(if_match: str | None) -> int | None:
 Reading = Annotated[_Reading, Depends()]
 Creating = Annotated[_Creating, Depends()]
 Changing = Annotated[_Changing, Depends()]
+Starting = Annotated[_Starting, Depends()]

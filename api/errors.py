@@ -41,6 +41,7 @@ PROBLEMS = {
         Problem("already_exists", 409, "The name is taken", "It exists and differs from the request."),
         Problem("conflict", 409, "The state of things forbids it", "The detail says what has to change first."),
         Problem("in_use", 409, "Something depends on it", "The detail names the dependents; end them first."),
+        Problem("unsupported", 409, "The format cannot do that", "The detail says what the format lacks."),
         Problem("stale", 412, "It has changed meanwhile", "Read it again, and repeat the change with the new ETag."),
         Problem("exists", 412, "It exists already", "If-None-Match: * asked to create and nothing else."),
         Problem("gone", 412, "There is nothing to delete", "If-Match: * asked to delete what exists and nothing else."),
@@ -51,6 +52,7 @@ PROBLEMS = {
         Problem(
             "busy", 503, "Too many requests wait for it", "Something holds it up; the detail says what to wait for."
         ),
+        Problem("work_failed", 500, "The work ended without a result", "The image is as a crash leaves it: whole."),
         Problem("catalog_unavailable", 503, "The state directory cannot be used", "The detail says who has it."),
         Problem("unauthorized", 401, "The token is missing or wrong", "Over TCP every request shows the token."),
         Problem("host_refused", 421, "The Host or Origin is not ours", "The API answers to loopback names only."),

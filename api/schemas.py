@@ -78,6 +78,49 @@ class ImageChange(Body):
     labels: dict[str, str | None] = _absent("null takes a label away")
 
 
+class Check(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"repair": "leaks"}]})
+
+    repair: str = Field("none", description="none (only look), leaks, or all (corruptions too)")
+
+
+class Rebase(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"parent": "debian-13"}, {"parent": None}]})
+
+    parent: str | None = Field(description="image that it shall stand on; null: none, so that it stands alone")
+    unsafe: bool = Field(False, description="change the parent and look at nothing: it holds what the old one did")
+
+
+class Commit(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{}]})
+
+
+class Conversion(_NewImage):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"into": "web-export", "format": "qcow2", "compress": True}]}
+    )
+
+    into: str = Field(description="name of the new image")
+    format: str = Field("qcow2", description="image format of the new image")
+    compress: bool = Field(False, description="compress its clusters (qcow2)")
+    snapshot: str | None = Field(None, description="take the content of this snapshot, also while a guest goes on")
+
+
+class Comparison(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"other": "web-export"}]})
+
+    other: str = Field(description="image to compare with")
+    strict: bool = Field(False, description="lengths and allocation have to be equal too")
+
+
+class Bench(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"requests": 10000, "request_bytes": 65536}]})
+
+    requests: int = Field(75000, description="how many, 1 to 16777216")
+    depth: int = Field(64, description="how many at once, 1 to 256")
+    request_bytes: int = Field(4096, description="bytes of each, 1 to 16777216")
+
+
 class TargetSpec(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_queues": 4, "socket_group": "kvm"}]})
 

@@ -16,7 +16,8 @@ from api.cli.client import ApiProblem, Client, ClientError, NotAllowed, Unreacha
 COMMANDS = {  # name: its module, where it is an attribute of that name; and one line of help
     "serve": ("api.cli.serve", "Run the daemon."),
     "export": ("api.cli.export", "Serve images in the foreground, without the daemon."),
-    "image": ("api.cli.image", "Create, clone, list, resize and delete disk images."),
+    "image": ("api.cli.image", "Create, clone, convert, check, resize and delete disk images."),
+    "job": ("api.cli.job", "List, show, cancel and wait for jobs."),
     "file": ("api.cli.file", "Work on image files offline, as qemu-img does."),
     "target": ("api.cli.target", "Create, list and delete targets."),
     "lun": ("api.cli.lun", "Map and unmap images."),

@@ -1,10 +1,11 @@
-"""`vstore image`: disk images of a pool."""
+"""`vstore image`: disk images of a pool; looking into them and most long work on them is in image_work.py."""
 
 from typing import Any
 
 import click
 
 from api.cli.client import Client
+from api.cli.image_work import COMMANDS
 from api.cli.output import Column, emit_list, emit_object, size, text
 from api.cli.parameters import (
     FormatOption,
@@ -19,6 +20,8 @@ from api.cli.parameters import (
     pool_option,
     url_path,
 )
+from api.cli.snapshot import snapshot
+from api.cli.waiting import detach_option, result_of
 from vstore.sizes import parse_size_change
 
 _COLUMNS: tuple[Column, ...] = (
@@ -38,7 +41,11 @@ def _path(pool: str, *name: str) -> str:
 
 @click.group("image")
 def image() -> None:
-    """Create, clone, list, resize and delete disk images."""
+    """Create, clone, convert, check, resize and delete disk images."""
+
+
+for each in (*COMMANDS, snapshot):
+    image.add_command(each)
 
 
 def _birth_options(function: Function) -> Function:
@@ -100,6 +107,24 @@ def _birth(spec: dict[str, Any]) -> dict[str, object]:
         options=dict(spec["options"]),
         labels=dict(spec["labels"]),
     )
+
+
+@image.command("convert")
+@click.argument("name")
+@click.argument("into")
+@click.option("--format", "format_", help="Format of the new image (qcow2).")
+@click.option("--compress", is_flag=True, help="Compress its clusters (qcow2).")
+@click.option("--snapshot", help="Take the content of this snapshot, also while a guest goes on.")
+@_birth_options
+@detach_option
+@pool_option
+@json_option
+@pass_client
+def convert(client: Client, /, *, name: str, into: str, pool: str, detach: bool, as_json: bool, **spec: Any) -> None:
+    """Make a new image INTO with the content of NAME, in any format and without a parent."""
+    body = _birth({**spec, "size": None}) | given(into=into, format=spec["format_"], snapshot=spec["snapshot"])
+    job = client.call("POST", _path(pool, name, "convert"), body | {"compress": spec["compress"]})
+    emit_object(job if detach else result_of(client, job), as_json=as_json)
 
 
 @image.command("list")

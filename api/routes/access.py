@@ -35,11 +35,11 @@ class _Paging:
         self.limit = limit
         self.cursor = cursor
 
-    def listing(self, page: Page[Item]) -> Listing[Item]:
-        """The page as a body, with a `Link: rel="next"` (RFC 8288) where there is more."""
+    def listing(self, page: Page[Item], **kept: str) -> Listing[Item]:
+        """The page as a body, with a `Link: rel="next"` (RFC 8288) where there is more; `kept`: other parameters."""
         if page.cursor is None:
             return Listing(items=page.items, next=None)
-        query = {"cursor": page.cursor} | ({} if self.limit is None else {"limit": str(self.limit)})
+        query = {**kept, "cursor": page.cursor} | ({} if self.limit is None else {"limit": str(self.limit)})
         following = f"{self._path}?{urlencode(query)}"
         self._response.headers["Link"] = f'<{following}>; rel="next"'
         return Listing(items=page.items, next=following)

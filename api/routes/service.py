@@ -8,7 +8,17 @@ from formats.registry import FORMATS
 
 router = APIRouter(tags=["service"])
 
-CAPABILITIES = ["images", "targets", "luns", "attach_lines", "conditional_requests", "keyset_pages"]
+CAPABILITIES = [
+    "images",
+    "chains",
+    "snapshots",
+    "jobs",
+    "targets",
+    "luns",
+    "attach_lines",
+    "conditional_requests",
+    "keyset_pages",
+]
 
 
 @router.get("/", operation_id="ServiceShow")

@@ -1,6 +1,7 @@
 """One Store method is one REST operation is one command: the three sets are the same."""
 
 import re
+from collections.abc import Iterator
 
 import click
 from fastapi.testclient import TestClient
@@ -8,11 +9,14 @@ from fastapi.testclient import TestClient
 from api.cli import vstore
 from vstore.store import store
 
-RUNNING_THINGS = {"serve", "export"}  # they do not talk to the daemon
-SHORTHANDS = {"image resize": "update_image"}  # one half of an update, under the name that people look for
+WITHOUT_DAEMON = {"serve", "export", "file"}  # they do not talk to it
+SHORTHANDS = {  # under the names that people look for
+    "image resize": "update_image",  # one half of an update
+    "job wait": "show_job",  # again and again, until it has ended
+}
 NOT_A_VERB = {"ServiceShow"}
 ATTACH = "attach_line"  # of one target there are several lines; REST and command call it by what one does with them
-PLURALS = ("images", "targets", "luns", "lines")
+PLURALS = ("images", "snapshots", "jobs", "targets", "luns", "lines")
 
 
 def _singular(verb: str) -> str:
@@ -40,20 +44,26 @@ def _of_operation(operation_id: str) -> str:
 
 
 def commands() -> set[str]:
-    context = click.Context(vstore)
-    names = set()
-    for name in vstore.list_commands(context):
-        command = vstore.get_command(context, name)
-        children = command.commands if isinstance(command, click.Group) else {}
-        names |= {f"{name} {child}" for child in children} or {name}
-    return {_of_command(each) for each in names - RUNNING_THINGS}
+    return {_of_command(each) for each in _paths(vstore, "") if each.split()[0] not in WITHOUT_DAEMON}
+
+
+def _paths(group: click.Group, at: str) -> Iterator[str]:
+    """The whole words of each command in the group and those below it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from _paths(command, f"{at}{name} ")
+        else:
+            yield at + name
 
 
 def _of_command(path: str) -> str:
     if path in SHORTHANDS:
         return SHORTHANDS[path]
-    noun, _, verb = path.partition(" ")
-    return f"{verb}_{noun}" if verb else f"{noun}_line"
+    *nouns, verb = path.split()
+    return f"{verb}_{nouns[-1]}" if nouns else f"{verb}_line"
 
 
 def test_every_store_verb_is_a_rest_operation_and_the_other_way_round(client: TestClient) -> None:
