@@ -146,6 +146,10 @@ def test_what_cannot_be_converted_into_is_refused_at_once(chain: Store) -> None:
         chain.convert_image("default", "top", into="new", format="memory")
     with pytest.raises(InvalidArgument, match="is not a name"):
         chain.convert_image("default", "top", into="../new")
+    with pytest.raises(InvalidArgument, match="what is compressed cannot be preallocated"):
+        chain.convert_image("default", "top", into="new", compress=True, preallocation="metadata")
+    with pytest.raises(InvalidArgument, match="raw images hold nothing compressed"):
+        chain.convert_image("default", "top", into="new", compress=True, format="raw")
     with pytest.raises(InvalidArgument, match="no such option"):
         chain.convert_image("default", "top", into="new", options={"cluster_size": 65536})
 
@@ -217,7 +221,7 @@ def test_an_image_that_keeps_snapshots_keeps_its_parent_too(chain: Store) -> Non
         lambda: chain.rebase_image("default", "top", parent=None),
         lambda: chain.commit_image("default", "top"),
     ):
-        job = verb("default", "top")
+        job = verb()
         assert ended(chain, job.id) == "failed"
         error = chain.show_job(job.id).error or {}
         assert error["code"] == "unsupported"

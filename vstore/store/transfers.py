@@ -135,8 +135,7 @@ class TransferVerbs(Looking):
         """
         where, spec = self.pool(pool), ImageSpec.checked(format, preallocation, options)
         arguments = {"into": check_name("into", into), "format": format, "compress": compress, "snapshot": snapshot}
-        if file_name(into, format) is None:
-            raise InvalidArgument("format", f"{format} images keep no bytes", "choose a format that lies in a file")
+        _check_target(spec, compress=compress)
         made = {**birth(), "labels": check_labels(labels or {}), "name": into, "pool_id": where.id, "options": {}}
         made |= {"format": format, "file": file_name(into, format), "preallocation": preallocation}
 
@@ -281,6 +280,15 @@ def _new_parents(connection: Connection, row: Row[Any], bases: Chain) -> Chain:
     check_depth(base, len(above))
     check_still(connection, base, "a parent")
     return [base, *above]
+
+
+def _check_target(spec: ImageSpec, *, compress: bool) -> None:
+    if file_name("", spec.format) is None:
+        raise InvalidArgument("format", f"{spec.format} images keep no bytes", "choose a format that lies in a file")
+    if compress and spec.format != "qcow2":
+        raise InvalidArgument("compress", f"{spec.format} images hold nothing compressed", "choose qcow2")
+    if compress and spec.preallocation != "off":
+        raise InvalidArgument("compress", "what is compressed cannot be preallocated", "leave one of them out")
 
 
 def _check_range(field: str, value: int, most: int) -> None:

@@ -87,9 +87,11 @@ def image_files(
 
 @contextlib.contextmanager
 def draft_file(pool: Pool, draft: Draft) -> Iterator[ImageFile]:
-    """A draft as a worker takes it, writable. Raises StoreError."""
+    """A draft as a worker takes it, writable; what was written to it is durable at the end. Raises StoreError."""
     with pool.open_draft(draft) as file:
         yield ImageFile(draft.format, draft.file, file.descriptor, read_only=False)
+        with refusals_told(f"cannot write {draft.file}"):
+            os.fsync(file.descriptor)
 
 
 def _wait_for_lock(descriptor: int) -> None:
