@@ -143,7 +143,7 @@ class HostFile:
         flags |= LayerFlags.DIRECT if self.direct else flags
         flags |= LayerFlags.INSTANT if self.instant else flags
         flags |= LayerFlags.BLOCK_DEVICE if self.is_block_device else flags
-        return Layer(self.descriptor, flags, self.direct_alignment)
+        return Layer(self.descriptor, flags, self.direct_alignment, self)
 
     def pread(self, offset: int, length: int) -> bytes:
         """The bytes of the range, fewer only at the end of the file."""

@@ -13,7 +13,7 @@ So a format is metadata only: it never sees a read or a write of the guest.
 import abc
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from types import TracebackType
 from typing import ClassVar, Protocol, Self
@@ -79,16 +79,25 @@ class LayerFlags(IntFlag):
     BLOCK_DEVICE = 32
 
 
+class Losing(Protocol):
+    """Keeps the errno of a flush that lost writes, for good; 0 while none did."""
+
+    lost: int
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One file under the map. The descriptor stays the image's, which closes it; -1 where there is no file.
 
     `alignment`: bytes that offsets, lengths and memory addresses of I/O on it must be multiples of (1: any).
+    `file`: what the image itself flushes it with; Linux tells of a lost write only one of those who share a descriptor,
+    so each tells the other.
     """
 
     descriptor: int
     flags: LayerFlags = LayerFlags.NONE
     alignment: int = 1
+    file: Losing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

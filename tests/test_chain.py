@@ -1,10 +1,12 @@
 """Chains of images of unlike lengths, cluster sizes and ways to be opened read as qemu-img reads them."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
-from formats.registry import open_chain
+from formats.backing import MOST_IMAGES
+from formats.registry import create_image, open_chain
 from tests.formats.qcow2.oracle import qemu_create
 from tests.formats.reference import qemu_io, run
 from vstore.chain import Chain
@@ -94,3 +96,44 @@ def test_behind_the_end_of_a_shrunk_parent_are_zeros_whatever_lies_below(
         image.close()
     assert composed == expected[777 : 777 + 250 * KIB]
     assert disk_bytes(top) == expected
+
+
+def test_a_disk_over_a_thousand_parents_reads_what_each_of_them_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))  # two descriptors for each image
+    monkeypatch.chdir(tmp_path)
+    try:
+        create_image("qcow2", "0000.qcow2", 16 * KIB, options={"cluster_size": 512})
+        over = {"backing_file": "0000.qcow2", "backing_fmt": "qcow2"}
+        create_image("qcow2", "0001.qcow2", 16 * KIB, options={"cluster_size": 512, **over})
+        overlay = Path("0001.qcow2").read_bytes()
+        for depth in range(MOST_IMAGES):
+            name = f"{depth:04}.qcow2"
+            if depth > 1:
+                Path(name).write_bytes(overlay.replace(b"0000.qcow2", f"{depth - 1:04}.qcow2".encode()))
+            if depth in (0, 1, 500, MOST_IMAGES - 2):
+                disk = Disk(*open_chain("qcow2", name))
+                disk.write_blocking(depth % 31 * 512, bytes([depth % 251]) * 600)
+                disk.close()
+        expected = bytearray(16 * KIB)
+        for depth in (0, 1, 500, MOST_IMAGES - 2):
+            expected[depth % 31 * 512 : depth % 31 * 512 + 600] = bytes([depth % 251]) * 600
+        assert disk_bytes(Path(f"{MOST_IMAGES - 1:04}.qcow2")) == expected
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_descriptors_for_a_chain_are_told_with_what_to_do(tmp_path: Path) -> None:
+    base = tmp_path / "base.qcow2"
+    qemu_create(base, 64 * KIB, cluster_size=4096)
+    top = overlay(tmp_path / "top.qcow2", 64 * KIB, 4096, base)
+    images = open_chain("qcow2", top)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (images[0].layers[0].descriptor + 1, hard))
+    try:
+        with pytest.raises(OSError, match=r"Too many open files.*ulimit -n"):
+            Disk(*images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -10,6 +10,7 @@
 while blocks are filled. Whoever needs both takes `turn` first. Writes never wait for either.
 """
 
+import contextlib
 import errno
 import threading
 import time
@@ -105,9 +106,9 @@ class Commits:
             changes = self._begin(pending)
             done = False
             try:
-                with self._lock:
-                    self._drain()
+                with self._lock, self._losses_shared():
                     for batch in _batches(changes):
+                        self._drain()
                         self._image.commit(batch)
                         self._freed = True
                 done = True
@@ -135,6 +136,20 @@ class Commits:
                 self._image.free(unused)
                 self._freed = True
 
+    @contextlib.contextmanager
+    def _losses_shared(self) -> Iterator[None]:
+        """The image and the volume flush the same open files, and a lost write is told to one of them only."""
+        self._share_losses()
+        try:
+            yield
+        finally:
+            self._share_losses()
+
+    def _share_losses(self) -> None:
+        for number, layer in enumerate(self._image.layers):
+            if layer.file is not None:
+                layer.file.lost = self._volume.lost(number, layer.file.lost)
+
     def flush(self) -> None:
         """Makes all durable that was written before the call. Calls that come while a commit runs share the next."""
         with self._joining:
@@ -151,7 +166,8 @@ class Commits:
     def _flush(self, shared: Future[None]) -> None:
         try:
             if not self.commit():
-                self._volume.flush()
+                with self._losses_shared():
+                    self._volume.flush()
         except BaseException as error:
             shared.set_exception(error)
         else:

@@ -110,7 +110,9 @@ def test_a_parent_without_a_format_is_refused_with_the_cure(base: Path) -> None:
     at = data.index(bytes.fromhex("e2792aca"))
     data[at : at + 4] = b"none"  # an extension that nobody knows is passed over
     top.write_bytes(data)
-    with pytest.raises(UnsupportedFeature, match=r"top.qcow2 does not say .*rebase -f FORMAT -u -b base.raw -F PARENT-FORMAT"):
+    with pytest.raises(
+        UnsupportedFeature, match=r"top.qcow2 does not say .*rebase -f FORMAT -u -b base.raw -F PARENT-FORMAT"
+    ):
         open_chain("qcow2", top)
 
 

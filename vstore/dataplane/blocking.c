@@ -274,6 +274,17 @@ int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deal
 	return error;
 }
 
+int vs_volume_lost(vs_volume *volume, uint32_t layer, int error)
+{
+	int none = 0;
+
+	if (layer > LAYER_MASK || !volume->layers[layer] || error < 0)
+		return -EINVAL;
+	if (error)
+		atomic_compare_exchange_strong(&volume->layers[layer]->lost, &none, -error);
+	return -atomic_load(&volume->layers[layer]->lost);
+}
+
 int vs_volume_flush(vs_volume *volume)
 {
 	for (unsigned i = 0; i < sizeof(volume->layers) / sizeof(volume->layers[0]); i++) {

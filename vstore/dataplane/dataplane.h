@@ -80,6 +80,9 @@ int vs_volume_tracked(vs_volume *volume, uint64_t *offset, uint64_t *length);
 /* Zeroes a range; with deallocate set, gives its space back where the file can (it reads as zeros either way). */
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
 int vs_volume_flush(vs_volume *volume);
+/* The errno of a flush after which a layer's writes are not to be trusted, by whoever learnt of it: the kernel tells only
+ * one of those who share an open file. 0: none. error, not 0: it is noted, and every flush fails from now on. */
+int vs_volume_lost(vs_volume *volume, uint32_t layer, int error);
 
 /* Returns when all I/O that was under way at the call, of loops and of blocking calls, has ended: no one looks any more at
  * places that the map had named before. Frees the tables that were replaced until now. Not from within a call of its own. */

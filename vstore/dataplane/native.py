@@ -1,5 +1,6 @@
 """The compiled module, and the one translation of its errors: -errno becomes OSError."""
 
+import errno
 import os
 from typing import Any
 
@@ -12,7 +13,8 @@ lib: Any = _native.lib
 def checked(result: int, call: str) -> int:
     """The result, or OSError that names the call, e.g. "vring_set_size(2, 3): Invalid argument"."""
     if result < 0:
-        raise OSError(-result, f"{call}: {os.strerror(-result)}")
+        hint = "; raise the limit of open files (ulimit -n)" if -result == errno.EMFILE else ""
+        raise OSError(-result, f"{call}: {os.strerror(-result)}{hint}")
     return result
 
 

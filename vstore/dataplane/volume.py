@@ -115,6 +115,10 @@ class Volume:
     def flush(self) -> None:
         checked(lib.vs_volume_flush(self.pointer), "volume_flush()")
 
+    def lost(self, layer: int, error: int = 0) -> int:
+        """The errno of a flush that lost writes to this layer, 0 if none did; `error` notes one, for good."""
+        return checked(lib.vs_volume_lost(self.pointer, layer, error), f"volume_lost({layer}, {error})")
+
     def drain(self) -> None:
         """Returns when all I/O that was under way has ended, so that places which the map named before are free."""
         checked(lib.vs_volume_drain(self.pointer), "volume_drain()")
