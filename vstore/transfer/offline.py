@@ -16,6 +16,7 @@ from formats.backing import check_name
 from formats.errors import ImageError, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import Image, Reference
+from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.image import Qcow2
 from formats.registry import check_image, create_image, open_chain, open_image, probe
 from vstore.disk import Disk
@@ -224,6 +225,38 @@ def change_snapshots(path: str, format: str, verb: str, name: str) -> None:
             "delete": snapshots.delete,
         }
         verbs[verb](name)
+
+
+@_told
+def bitmaps(path: str, format: str) -> list[dict[str, Any]]:
+    """Of one image, as `qemu-img info --output=json` lists them."""
+    data: dict[str, Any] = info(path, format).get("format-specific", {}).get("data", {})
+    return list(data.get("bitmaps", []))
+
+
+@_told
+def change_bitmap(place: Place, verb: str, name: str, **how: Any) -> None:
+    """`verb`: add (how: `granularity`, `enabled`), remove, enable, disable or clear."""
+    with contextlib.ExitStack() as closing:
+        getattr(_bitmaps(closing, place, read_only=False), verb)(name, **how)
+
+
+@_told
+def merge_bitmaps(place: Place, name: str, sources: Sequence[str], where: Place | None = None) -> None:
+    """What is dirty in any of the sources, bitmaps of the same image or of the one `where` says, is dirty in it too."""
+    with contextlib.ExitStack() as closing:
+        theirs = None if where is None else _bitmaps(closing, where, read_only=True)
+        ours = _bitmaps(closing, place, read_only=False)
+        ours.merge(name, [(ours if theirs is None else theirs).usable(source) for source in sources])
+
+
+def _bitmaps(closing: contextlib.ExitStack, place: Place, *, read_only: bool) -> Bitmaps:
+    images = place.chain(read_only=read_only)
+    for image in images:
+        closing.callback(image.close)
+    if not isinstance(images[0], Qcow2):
+        raise UnsupportedFeature(f"{images[0].format} images have no bitmaps")
+    return images[0].bitmaps
 
 
 def _no_data_file(reference: Reference) -> HostFile:

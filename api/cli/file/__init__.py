@@ -19,6 +19,7 @@ COMMANDS = {  # name: the module that has it; and one line of help
     "compare": ("looking", "Compare the disks of two images."),
     "resize": ("changing", "Make a disk longer or shorter."),
     "snapshot": ("changing", "Create, list, apply and delete internal snapshots."),
+    "bitmap": ("bitmaps", "Add, list, change and remove dirty bitmaps."),
     "clone": ("changing", "Make an overlay over an image."),
     "rebase": ("changing", "Put an overlay over another backing file, or none."),
     "commit": ("changing", "Write what an overlay has into its backing file."),

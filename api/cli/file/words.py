@@ -83,6 +83,18 @@ def emit_snapshots(snapshots: Sequence[Mapping[str, Any]], output: str) -> None:
     emit_list(snapshots, columns, as_json=False)
 
 
+def emit_bitmaps(bitmaps: Sequence[Mapping[str, Any]], output: str) -> None:
+    if output == "json":
+        emit_json(list(bitmaps))
+        return
+    columns: tuple[Column, ...] = (
+        ("NAME", lambda row: str(row["name"])),
+        ("GRANULARITY", lambda row: format_size(row["granularity"])),
+        ("FLAGS", lambda row: ", ".join(row["flags"])),
+    )
+    emit_list(bitmaps, columns, as_json=False)
+
+
 def check_sentences(told: Mapping[str, Any], findings: Sequence[str]) -> list[str]:
     """What was found, what was repaired, and what is left."""
     fixed = {name: told.get(f"{name}-fixed", 0) for name in ("corruptions", "leaks")}
