@@ -46,6 +46,7 @@ class Commits:
         self._freed = False
         self._joining = threading.Lock()
         self._next: Future[None] | None = None
+        self.waiting = 0  # flushes that share the next commit
 
     # ---- room ----
 
@@ -156,6 +157,8 @@ class Commits:
             shared, first = self._next, self._next is None
             if shared is None:
                 shared = self._next = Future()
+                self.waiting = 0
+            self.waiting += 1
         if first:
             with self.turn:
                 with self._joining:

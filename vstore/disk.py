@@ -196,8 +196,8 @@ class Disk:
     def close(self) -> None:
         """Waits for what runs, flushes, and releases descriptors and locks; blocks. A second call does nothing.
 
-        A logical unit that still serves `volume` keeps the files open, and locked, until it is removed.
-        Errors: OSError of the flush, after everything was released.
+        A logical unit that still serves `volume` keeps the files open, and locked, until it is removed; where writes
+        allocate it can only read. Errors: OSError of the flush, after everything was released.
         """
         self._snapshots.stop()
         self._threads.shutdown(wait=True)  # what already waits for a thread is still done
@@ -209,6 +209,8 @@ class Disk:
         if self._keeper:
             self._keeper.stop()
         try:
+            if self._map.allocates:
+                self.volume.quiesce()  # no commit would ever tell of what a logical unit still wrote
             self._map.tell()
             self._flush()
             self._map.commits.close()

@@ -46,6 +46,9 @@ def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
     header.start.size = length
     write_fixed(image.file, header)
     image.geometry = type(image.geometry)(length, size, image.geometry.sub_block_size)
+    file = image.data_file
+    if file is not None and not file.is_block_device and file.length > length:
+        file.truncate(length)
 
 
 def _cut_off(image: "Qcow2", first: int, count: int) -> None:

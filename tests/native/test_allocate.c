@@ -29,7 +29,9 @@ static uint64_t entry_at(vs_volume *volume, uint64_t block)
 	return entry;
 }
 
-static const vs_allocation copies = { .sub_shift = 12, .own_layers = 1, .batch_limit = 64 };
+static const vs_allocation copies = {
+	.sub_shift = 12, .own_layers = 1, .batch_limit = 64, .zero_entry = (uint64_t)VS_HOLE << 60
+};
 
 /* The driver's LUN gets a volume without a block of its own, and room for new ones in the file that it had. */
 static void become_empty(struct driver *driver)
@@ -120,12 +122,57 @@ static void test_a_disk_in_a_second_file_is_flushed_there(void **state)
 	vs_volume_release(volume);
 }
 
+static void test_unmapped_blocks_are_told_as_holes_and_their_room_is_let_go(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, PAGE, 3), in = data_in(driver, PAGE);
+	vs_change changes[4];
+
+	(void)state;
+	become_empty(driver);
+	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
+	assert_good(command(driver, write_same_16(0, CLUSTER / BLOCK, true, true), NULL, 0, NULL, 0), RESPONSE);
+	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	for (uint32_t i = 0; i < PAGE; i++)
+		assert_int_equal(((const uint8_t *)driver_host(driver, in.guest))[i], 0);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(changes[0].entry, entry_of(VS_HOLE, 0, 0));
+	assert_int_equal(changes[0].unused, entry_of(VS_DATA, 0, 0));
+	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
+	assert_int_equal(entry_at(driver->volume, 0), entry_of(VS_HOLE, 0, 0));
+	driver_free(driver);
+}
+
+static void test_a_zeroing_that_was_committed_in_vain_is_told_again_before_later_writes(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, PAGE, 3);
+	vs_change changes[4];
+
+	(void)state;
+	become_empty(driver);
+	assert_int_equal(vs_volume_set_run(driver->volume, 0, 2, entry_of(VS_DATA, 0, CLUSTER)), 0);
+	assert_good(command(driver, write_same_16(0, 2 * CLUSTER / BLOCK, true, true), NULL, 0, NULL, 0), RESPONSE);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(changes[0].blocks, 2);
+	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
+	assert_int_equal(vs_volume_commit_end(driver->volume, 0), 0);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 2);
+	assert_int_equal(changes[0].entry, entry_of(VS_HOLE, 0, 0));
+	assert_int_equal(changes[1].entry, entry_of(VS_DATA, 0, 0));
+	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
+	assert_int_equal(vs_volume_pending(driver->volume), 0);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_hole_after_a_block_that_cannot_be_read_makes_no_good_answer),
 		cmocka_unit_test(test_a_write_to_a_hole_takes_a_new_block),
 		cmocka_unit_test(test_a_write_that_must_be_durable_never_takes_a_new_block_by_itself),
+		cmocka_unit_test(test_unmapped_blocks_are_told_as_holes_and_their_room_is_let_go),
+		cmocka_unit_test(test_a_zeroing_that_was_committed_in_vain_is_told_again_before_later_writes),
 		cmocka_unit_test(test_a_disk_in_a_second_file_is_flushed_there),
 	};
 
