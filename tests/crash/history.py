@@ -71,9 +71,10 @@ class Request:
 
 @dataclass
 class Kept:
-    """An internal snapshot: it must be there from `taken` until `deleting`, and may be between the pairs."""
+    """An internal snapshot: it must be there from `taken` until `deleting`, and may be between the pairs. `content`: of
+    each sector the generations that it may show, more than one where the guest was writing to it meanwhile."""
 
-    content: list[int]
+    content: list[list[int]]
     asked: int
     taken: int = NEVER
     deleting: int = NEVER
@@ -81,11 +82,24 @@ class Kept:
     def wrong(self, content: bytes) -> list[str]:
         """Sentences about sectors of the snapshot that are not as it was taken; the first few."""
         found = []
-        for sector, generation in enumerate(self.content):
+        for sector, generations in enumerate(self.content):
             data = content[sector * SECTOR : (sector + 1) * SECTOR]
-            if data != pattern(sector, generation):
-                found.append(f"sector {sector} shows {told(data)}, not {told(pattern(sector, generation))}")
+            found += _unlike(sector, data, generations)
         return found[:8]
+
+
+def _unlike(sector: int, data: bytes, generations: list[int]) -> list[str]:
+    """A sentence where a sector shows none of these."""
+    if any(data == pattern(sector, generation) for generation in reversed(generations)):
+        return []
+    may = " or ".join(told(pattern(sector, generation)) for generation in generations)
+    return [f"sector {sector} shows {told(data)}, but may show {may}"]
+
+
+def _up_to(steps: list[Step], under_way: set[int]) -> list[int]:
+    """The newest generation that was answered, and the younger ones that were not."""
+    first = max(n for n, step in enumerate(steps) if id(step) not in under_way)
+    return [step.generation for step in steps[first:]]
 
 
 @dataclass
@@ -98,7 +112,7 @@ class History:
     def __post_init__(self) -> None:
         content = self.initial[""]
         self.sectors = [[Step(-1, generation, -1)] for generation in content]
-        self.snapshots = {name: Kept(kept, -1, -1) for name, kept in self.initial.items() if name}
+        self.snapshots = {name: Kept([[one] for one in kept], -1, -1) for name, kept in self.initial.items() if name}
         self._length = len(content)
         self.lengths: list[tuple[int, int]] = []  # position from which a length may be, sectors
         self.lengths_done: list[tuple[int, int]] = [(-1, self._length)]
@@ -158,7 +172,9 @@ class History:
                 self._settle(request, position)
         self._requests = [request for request in self._requests if request.answered >= since]
 
-    _asked_close, _answered_close = _asked_flush, _answered_flush
+    # a move to another parent changes nothing that the guest sees
+
+    _asked_close, _answered_close = _asked_move, _answered_move = _asked_flush, _answered_flush
 
     # length
 
@@ -174,19 +190,21 @@ class History:
 
     # snapshots
 
-    def now(self) -> list[int]:
-        """The newest generation of each sector."""
-        return [steps[-1].generation for steps in self.sectors[: self._length]]
-
     def _asked_snapshot(self, position: int, mark: dict[str, Any]) -> None:
-        self.snapshots[mark["name"]] = Kept(self.now(), position)
+        """What is under way may be in it or not, and so may what is still to be asked for: see the answer."""
+        under_way = {id(step) for request in self._by_number.values() for step in request.steps}
+        content = [_up_to(steps, under_way) for steps in self.sectors[: self._length]]
+        self.snapshots[mark["name"]] = Kept(content, position)
 
     def _answered_snapshot(self, position: int, asked: dict[str, Any], since: int) -> None:
-        self.snapshots[asked["name"]].taken = position
+        kept = self.snapshots[asked["name"]]
+        kept.taken = position
+        for generations, steps in zip(kept.content, self.sectors, strict=False):
+            generations += [step.generation for step in steps if step.asked > since]
         self._answered_flush(position, asked, since)
 
     def _asked_apply(self, position: int, mark: dict[str, Any]) -> None:
-        content = self.snapshots[mark["name"]].content
+        content = [generations[-1] for generations in self.snapshots[mark["name"]].content]
         cut = [ZEROS] * max(0, self._length - len(content))
         self.lengths.append((position, len(content)))
         self._length = len(content)
@@ -222,10 +240,5 @@ class History:
         found = []
         for sector in range(len(content) // SECTOR):
             data = content[sector * SECTOR : (sector + 1) * SECTOR]
-            allowed = self.allowed(sector, position)
-            if not any(data == pattern(sector, generation) for generation in reversed(allowed)):
-                may = " or ".join(told(pattern(sector, generation)) for generation in allowed)
-                found.append(f"sector {sector} shows {told(data)}, but may show {may}")
-                if len(found) == 8:
-                    break
-        return found
+            found += _unlike(sector, data, self.allowed(sector, position))
+        return found[:8]

@@ -15,7 +15,7 @@ from formats.image import Image
 from formats.qcow2.check import check
 from formats.qcow2.header import Header
 from formats.qcow2.image import Qcow2
-from formats.qcow2.structures import Incompatible
+from formats.qcow2.structures import MAGIC, Incompatible
 from formats.registry import open_chain
 from tests.crash.history import History, filled
 from tests.crash.recording import SECTOR
@@ -111,11 +111,14 @@ class Judge:
             self._complaints.append(f"there are snapshots that nobody took: {there}")
 
     def _repair(self) -> None:
-        """Only leaks may need it."""
-        with HostFile.from_path(self._top) as file:
-            report = check(file, repair="all")
-        if report.corruptions or report.corruptions_fixed or report.leaks:
-            self._complaints.append(f"used, closed and repaired: {report}")
+        """Only leaks may need it; also those of a parent that was committed to."""
+        for path in self._folder.iterdir():
+            with HostFile.from_path(path) as file:
+                if file.pread(0, len(MAGIC)) != MAGIC:
+                    continue
+                report = check(file, repair="all")
+            if report.corruptions or report.corruptions_fixed or report.leaks:
+                self._complaints.append(f"{path.name} used, closed and repaired: {report}")
 
     def _check(self, when: str, *, qemu: bool, leaks: bool) -> None:
         with HostFile.from_path(self._top, read_only=True) as file:

@@ -5,7 +5,8 @@
 
     draw 0   all pending changes have arrived (the prefix)
     draw 1   none has
-    draw n   a subset by a seed: half of them, all but one, one alone, those before or behind one, or some torn
+    then     for each of them: all but this one; then for each: this one alone
+    then     by a seed: half of them, those before or behind one, one of them torn, or anything
 
 What has arrived is applied in order, because the page cache never lets an older byte replace a younger one.
 """
@@ -83,11 +84,13 @@ def _fates(count: int, draw: int, seeded: random.Random) -> Iterator[int]:
     """What becomes of each of `count` pending changes."""
     if draw < 2 or not count:
         return iter([NONE if draw else ALL] * count)
+    if draw < 2 + count:
+        return iter([NONE if n == draw - 2 else ALL for n in range(count)])
+    if draw < 2 + 2 * count:
+        return iter([ALL if n == draw - 2 - count else NONE for n in range(count)])
     one = seeded.randrange(count)
     ways = (
         lambda: [seeded.choice((NONE, ALL)) for _ in range(count)],
-        lambda: [NONE if n == one else ALL for n in range(count)],
-        lambda: [ALL if n == one else NONE for n in range(count)],
         lambda: [ALL if n < one else NONE for n in range(count)],
         lambda: [ALL if n >= one else NONE for n in range(count)],
         lambda: [TORN if n == one else ALL for n in range(count)],
@@ -103,8 +106,7 @@ def _tear(change: Event, content: bytearray, seeded: random.Random) -> None:
 
 
 def states(recording: Recording, most: int, seed: object) -> Iterator[State]:
-    """At most `most` different crash states: first of all prefixes, then subsets at each position in turn, drawn anew
-    for as long as there is room."""
+    """At most `most` crash states, all different, in the order of their positions."""
     plan = _plan(recording, most, random.Random(f"{seed}"))
     replay, seen = Replay(recording), set[int]()
     for position in range(len(recording.events) + 1):
@@ -119,27 +121,23 @@ def states(recording: Recording, most: int, seed: object) -> Iterator[State]:
 
 
 def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, list[int]]:
-    """Draws for each position at which more may be there, or more must be there, than at the one before."""
+    """Draws for each position: a third of them prefixes, if there are as many, the rest subsets where most is pending.
+
+    Right before a barrier everything since the one before is pending, so all that may be lost on the way there may also
+    be lost there."""
     replay = Replay(recording)
-    rooms = {0: 0}
+    prefixes, subsets = [(0, 0)], []
     for event in recording.events:
+        if event.kind == Kind.BARRIER:
+            draws = 2 + 3 * replay.pending
+            subsets += [(replay.position, draw) for draw in range(1, draws)]
         replay.advance()
         if event.changes or event.answers:
-            rooms[replay.position] = replay.pending
-    positions = sorted(rooms)
-    if len(positions) > most:
-        positions = sorted(seeded.sample(positions, most))
-    plan = {position: [0] for position in positions}
-    left = most - len(positions)
-    able = [position for position in positions if rooms[position]]
-    turn = 1
-    while left > 0 and able:
-        take = able if len(able) <= left else seeded.sample(able, left)
-        for position in take:
-            plan[position].append(turn)
-        left -= len(take)
-        turn += 1
-        able = [position for position in able if turn < 3 * rooms[position] + 2]
+            prefixes.append((replay.position, 0))
+    some = min(len(prefixes), max(most // 3, most - len(subsets)))
+    plan: dict[int, list[int]] = {}
+    for position, draw in seeded.sample(prefixes, some) + seeded.sample(subsets, min(len(subsets), most - some)):
+        plan.setdefault(position, []).append(draw)
     return plan
 
 

@@ -3,6 +3,7 @@
 Every image ends in free clusters full of poison, so that a block which shows what the host had there is found out.
 """
 
+import os
 import random
 import subprocess
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ class Variant:
     name: str
     options: str = ""
     parent: str = ""
-    parent_options: str = ""
+    parent_options: str = "cluster_size=65536"
     compressed: bool = False  # the image itself is full of compressed clusters
     snapshots: int = 0  # that it has before the workload
     verbs: tuple[str, ...] = ("reopen",)
+    live: bool = False  # snapshots are taken and deleted while the guest writes
+    longer: bool = False  # the parent goes on behind the end of the disk; else it ends before
     refuse: str = ""  # what the file system cannot do
     sectors: int = SECTORS
 
@@ -40,6 +43,8 @@ class Variant:
 
 _RESIZING = ("reopen", "resize")
 _SNAPSHOTS = ("reopen", "snapshot", "apply", "delete")
+_MOVING = ("reopen", "commit", "rebase")
+OTHER = -100  # generation of the parent to rebase to
 
 VARIANTS = {
     row.name: row
@@ -58,6 +63,11 @@ VARIANTS = {
         Variant("lazy refcounts", "cluster_size=4096,lazy_refcounts=on,refcount_bits=1"),
         Variant("with snapshots", "cluster_size=4096,refcount_bits=4", snapshots=2),
         Variant("snapshots come and go", "cluster_size=4096", snapshots=1, verbs=_SNAPSHOTS),
+        Variant("live snapshots", "cluster_size=4096", live=True),
+        Variant("live snapshots, extended L2", "cluster_size=16384,extended_l2=on", "qcow2", live=True),
+        Variant("longer parent", "cluster_size=8192", "qcow2", longer=True, verbs=_RESIZING),
+        Variant("to and from a raw parent", "cluster_size=8192", "raw", verbs=_MOVING),
+        Variant("to and from a qcow2 parent", "cluster_size=4096", "qcow2", "cluster_size=8192", verbs=_MOVING),
         Variant("data file", "cluster_size=4096,data_file=disk.data"),
         Variant("raw data file", "cluster_size=4096,data_file=disk.data,data_file_raw=on"),
     )
@@ -72,7 +82,12 @@ def prepare(variant: Variant, files: Path, seed: int) -> dict[str, list[int]]:
     if variant.parent or variant.compressed:
         content = _parent_content(seeded, variant.sectors)
     source = files / "source"
-    source.write_bytes(b"".join(pattern(sector, generation) for sector, generation in enumerate(content)))
+    below = content + [PARENT] * variant.sectors if variant.longer else content
+    source.write_bytes(b"".join(pattern(sector, generation) for sector, generation in enumerate(below)))
+    if variant.parent and not variant.longer:
+        os.truncate(source, (variant.sectors - variant.sectors // 8 - 2) * SECTOR)
+    if "rebase" in variant.verbs:
+        (files / "other").write_bytes(filled(0, variant.sectors - 9, OTHER))
     if variant.parent == "raw":
         source.rename(files / "parent")
     elif variant.parent:

@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from formats.host_file import HostFile
+from formats.image import Reference
 from formats.qcow2.image import Qcow2
 from formats.qcow2.snapshots import Snapshots
-from formats.registry import open_chain
+from formats.registry import open_chain, open_image
 from tests.crash import mutants
 from tests.crash.history import ZEROS, filled
 from tests.crash.recording import SECTOR, Marker
 from tests.crash.small import small_numbers
 from tests.crash.variants import TOP, VARIANTS, Variant
 from vstore.disk import Disk
+from vstore.transfer.commit import commit
+from vstore.transfer.rebase import rebase
 
 THREADS = 2
 PHASES = 5
@@ -71,7 +74,7 @@ class Guest:
     """One disk and who uses it."""
 
     def __init__(self, folder: Path, variant: Variant, seed: str) -> None:
-        self._folder, self._variant = folder, variant
+        self._files, self._variant = folder / "files", variant
         self._mark = Marker(folder / "log")
         self._draw = random.Random(f"{variant.name}:{seed}")
         self._numbers = itertools.count(1)
@@ -80,11 +83,13 @@ class Guest:
         self._disk = self._opened()
 
     def _opened(self) -> Disk:
-        return Disk(*open_chain("qcow2", self._folder / "files" / TOP))
+        return Disk(*open_chain("qcow2", self._files / TOP))
 
     def run(self) -> None:
         for phase in range(PHASES):
             threads = [threading.Thread(target=self._use, args=(self._draw.random(),)) for _ in range(THREADS)]
+            if self._variant.live:
+                threads.append(threading.Thread(target=self._keep_and_forget, args=(self._draw.random(),)))
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -126,6 +131,20 @@ class Guest:
         with self._claim(draw) as (first, count), self._asked("zero", first=first, count=count, generation=ZEROS):
             self._disk.write_zeroes_blocking(first * SECTOR, count * SECTOR, deallocate=deallocate)
 
+    def _keep_and_forget(self, seed: float) -> None:
+        """Takes a snapshot, or deletes one, while the others write."""
+        draw = random.Random(seed)
+        for _ in range(2):
+            names = [kept.name for kept in self._disk.snapshots()]
+            if draw.random() < 0.4 and names:
+                name = draw.choice(names)
+                with self._asked("delete", name=name):
+                    self._disk.delete_snapshot(name)
+            else:
+                name = f"live-{next(self._numbers)}"
+                with self._asked("snapshot", name=name):
+                    self._disk.snapshot(name)
+
     def _claim(self, draw: random.Random) -> contextlib.AbstractContextManager[Row]:
         return self._rows.claim(draw, self._disk.length // SECTOR, self._variant.cluster_size // SECTOR)
 
@@ -163,9 +182,32 @@ class Guest:
             name = self._snapshots.pop(self._draw.randrange(len(self._snapshots)))
             self._offline("delete", name, lambda snapshots: snapshots.delete(name))
 
+    def _commit(self) -> None:
+        """What the overlay has goes into its parent, and the guest sees nothing of it."""
+        self._close()
+        overlay = open_image("qcow2", self._files / TOP)
+        assert overlay.backing is not None
+        parents = open_chain(overlay.backing.format or "", self._files / overlay.backing.name)
+        with self._asked("move"):
+            commit([overlay, *parents])
+        self._disk = self._opened()
+
+    def _rebase(self) -> None:
+        """To the other parent, which holds something else, or back."""
+        self._close()
+        chain = open_chain("qcow2", self._files / TOP)
+        old = chain[0].backing
+        name, format = ("other", "raw") if old and old.name == "parent" else ("parent", self._variant.parent)
+        with self._asked("move"):
+            parents = open_chain(format, self._files / name, read_only=True)
+            rebase(chain, parents, Reference(name, format))
+        for image in parents:
+            image.close()
+        self._disk = self._opened()
+
     def _offline(self, verb: str, name: str, edit: Callable[[Snapshots], object]) -> None:
         self._close()
-        with Qcow2(HostFile.from_path(self._folder / "files" / TOP)) as image, self._asked(verb, name=name):
+        with Qcow2(HostFile.from_path(self._files / TOP)) as image, self._asked(verb, name=name):
             edit(image.snapshots)
         self._disk = self._opened()
 
