@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from vstore import block_io, block_map
+from vstore import commits
 
 
 @contextmanager
 def small_numbers(block_size: int) -> Iterator[None]:
     """A window of a few blocks, and batches of a few changes."""
-    with (
-        mock.patch.object(block_map, "WINDOW_BYTES", 4 * block_size),
-        mock.patch.object(block_map, "FEWEST_RESERVED", 4),
-        mock.patch.object(block_map, "BATCH", 24),
-        mock.patch.object(block_io, "BATCH", 24),
-    ):
+    numbers = {
+        "WINDOW_BYTES": 4 * block_size,
+        "MOST_WINDOW_BYTES": 8 * block_size,
+        "FEWEST_RESERVED": 4,
+        "MOST_PENDING": 24,
+        "MOST_BLOCKS": 40,
+    }
+    with mock.patch.multiple(commits, **numbers):
         yield

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from formats.host_file import HostFile
 from formats.image import Reference as FileReference
+from formats.qcow2.check import check
 from formats.qcow2.image import Qcow2
 from tests.formats.qcow2.oracle import open_qcow2, qemu_create
 from tests.formats.qcow2.recorder import SECTOR, Recording
@@ -127,3 +129,17 @@ def test_no_crash_corrupts_loses_or_exposes(tmp_path: Path, variant: str) -> Non
         image.close()
         for number, values in enumerate(history.allowed(step)):
             assert found[number * SECTOR : (number + 1) * SECTOR] in values, (step, number)
+
+
+def test_a_new_refcount_block_is_counted_before_the_table_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, LENGTH, cluster_size=512, refcount_bits=64)
+    recording = Recording()
+    with Qcow2(recording.watch(path)) as image:
+        for _ in range(20):
+            image.reserve(11)  # with 64 counts a block, blocks are laid at all places under others
+            image.commit([])
+    for step in range(len(recording.steps) + 1):
+        path.write_bytes(recording.state(step)[path.name])
+        with HostFile.from_path(path, read_only=True) as file:
+            assert not check(file).corruptions, step
