@@ -22,6 +22,7 @@ from api.paths import Paths
 from api.token import kept_digest
 from vstore.store import Store
 from vstore.store.directories import PASSABLE, make
+from vstore.target.main import raise_descriptor_limit
 from vstore.vhost_user.listener import Listener, Permissions
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class ServeError(Exception):
 def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
     """Blocks until a signal ends it; `listen` None: no TCP. Raises ServeError, StoreError, TokenError."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    raise_descriptor_limit()  # a chain of images is handed over whole
     with ExitStack() as cleanup:
         sockets = [cleanup.enter_context(_unix_socket(paths))]
         if listen is not None:

@@ -1,16 +1,18 @@
 """Long work on images: what comes of it, held against qemu-img, and what may not happen to the images meanwhile."""
 
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from tests.store.test_chains import qemu_info
 from tests.store.test_jobs import ended
 from tests.store.test_snapshots import qemu_io
 from tests.store.world import MIB, World
-from vstore.store import Store
+from vstore.store import Store, schema
 from vstore.store.errors import (
     AlreadyExists,
     Conflict,
@@ -341,3 +343,43 @@ def test_a_missing_parent_keeps_the_overlay_from_being_mapped(chain: Store, worl
     chain.create_target("t")
     with pytest.raises(Conflict, match=r"base\.raw"):
         chain.map_lun("t", "0", image="top")
+
+
+def test_of_two_jobs_that_change_the_same_image_one_wins(chain: Store) -> None:
+    chain.clone_image("default", "base", clone="other")
+    refused: list[StoreError] = []
+    jobs: list[Job] = []
+
+    def rebase() -> None:
+        try:
+            jobs.append(chain.rebase_image("default", "top", parent=None))
+        except StoreError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=rebase) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(jobs) >= 1
+    assert {type(error) for error in refused} <= {InUse}
+    assert {ended(chain, job.id) for job in jobs} == {"succeeded"}
+    assert chain.show_image("default", "top").parent is None
+
+
+@pytest.mark.parametrize(("parent", "becomes"), [("next", "next"), ("base", "base"), (None, "base")])
+def test_a_rebase_whose_end_the_catalog_did_not_hear_of_is_found_at_the_next_start(
+    chain: Store, world: World, parent: str | None, becomes: str
+) -> None:
+    """The image names next.raw; only if the interrupted job was told that parent, it is believed."""
+    chain.create_image("default", "next", virtual_size_bytes=MIB)
+    done(chain, chain.rebase_image("default", "top", parent="next"))
+    with chain.catalog.write() as connection:  # as it was before the job told its end
+        base = connection.scalar(select(schema.images.c.id).where(schema.images.c.name == "base"))
+        connection.execute(update(schema.images).where(schema.images.c.name == "top").values(parent_id=base))
+        arguments = {"parent": parent, "unsafe": False}
+        connection.execute(update(schema.jobs).values(state="running", arguments=arguments, ended_at=None))
+    world.close_store(chain, stop_targets=True)
+    again = world.open()
+    assert again.show_image("default", "top").parent == becomes
+    assert again.list_jobs().items[0].state == "failed"

@@ -70,7 +70,8 @@ class LunVerbs(Parts):
                     return _record(present), False
                 _check_mappable(connection, source, wanted)
                 above = parents(connection, source.id)
-            self.claims.check(f"{pool}/{image}", alone=not read_only)
+            for each in (source, *above):
+                self.claims.check(f"{pool}/{each.name}", alone=each is source and not read_only)
             row = {"labels": {}, **birth(), **wanted, **_place(host, address)}
             self._map(target, _planned(where, source, row, above), row)
             return self.show_lun(target, lun), True

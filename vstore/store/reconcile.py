@@ -8,13 +8,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from formats.registry import open_image
 from vstore.store import schema
 from vstore.store.catalog import Catalog, birth
 from vstore.store.errors import StoreError
-from vstore.store.parts import change
+from vstore.store.parts import change, image_row
 from vstore.store.plans import LunPlan
 from vstore.store.pool import Pool
 from vstore.store.refusals import refusals_told
@@ -38,11 +38,14 @@ def reconcile_pool(catalog: Catalog, pool: Pool) -> None:
     table = schema.images
     with catalog.read() as connection:
         rows = connection.execute(select(table).where(table.c.pool_id == pool.id)).all()
+        moving = _rebases_under_way(connection)
         mapped = set(connection.scalars(select(schema.luns.c.image_id)))
     pool.sweep({row.id for row in rows})
     for row in rows:
         if row.file is not None and row.id not in mapped:  # the keeper asks the process about those
             _reconcile_image(catalog, pool, row)
+            if f"{pool.name}/{row.name}" in moving:
+                _reconcile_parent(catalog, pool, row, moving[f"{pool.name}/{row.name}"])
 
 
 def known_targets(catalog: Catalog) -> list[str]:
@@ -70,6 +73,39 @@ def _reconcile_image(catalog: Catalog, pool: Pool, row: Row[Any]) -> None:
         _log.warning("image_not_readable", extra={"pool": pool.name, "image": row.name, "error": error.detail})
         return
     _take_length(catalog, row, length)
+
+
+def _rebases_under_way(connection: Connection) -> dict[str, str | None]:
+    """What the last daemon's unended jobs were about to do: the new parent's name (None: none) by POOL/IMAGE."""
+    job = schema.jobs.c
+    query = select(job.subject, job.arguments).where(job.verb == "rebase_image", job.state.in_(("queued", "running")))
+    return {row.subject: row.arguments["parent"] for row in connection.execute(query)}
+
+
+def _reconcile_parent(catalog: Catalog, pool: Pool, row: Row[Any], wanted: str | None) -> None:
+    """A rebase names the new parent in the image last of all, and the catalog hears of it after that. Only the parent
+    that the job was told is believed, whatever the image says."""
+    table = schema.images
+    with catalog.write() as connection:
+        query = select(table).where(table.c.pool_id == pool.id, table.c.name == wanted)
+        parent = connection.execute(query).one_or_none()
+        if wanted is not None and parent is None:
+            return
+        if _named_parent(pool, row) == (parent and parent.file):
+            _log.warning("image_parent_adopted", extra={"image": row.name, "parent": wanted})
+            change(connection, table, image_row(connection, pool, row.name), parent_id=parent and parent.id)
+
+
+def _named_parent(pool: Pool, row: Row[Any]) -> str | None:
+    """The file that the image says its parent is; its own where it cannot be read, which is nobody's parent."""
+    try:
+        with (
+            refusals_told(f"cannot read {row.file}"),
+            open_image(row.format, pool.open(row.file, read_only=True)) as image,
+        ):
+            return None if image.backing is None else image.backing.name
+    except StoreError:
+        return str(row.file)
 
 
 def _take_length(catalog: Catalog, row: Row[Any], length: int) -> None:

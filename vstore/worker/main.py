@@ -6,11 +6,11 @@ standard input is the leash. A request to cancel only raises a flag, which the w
 
 import argparse
 import json
-import logging
 import os
 import resource
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -19,8 +19,6 @@ from vstore.worker.wire import CANCEL, Cancelled, Work, told
 MOST_MEMORY = 2 << 30  # bytes of address space
 _ABANDONED = 3  # exit status
 _TELL_EVERY = 0.1  # seconds between two lines of progress
-
-_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outcome(work: Work, tell: "_Teller", leash: "_Leash") -> dict[str, Any]:
-    from vstore.worker.context import Context  # under the limits
+    from formats.errors import ImageError  # under the limits
+    from vstore.worker.context import Context
     from vstore.worker.verbs import run
 
     try:
@@ -45,6 +44,8 @@ def _outcome(work: Work, tell: "_Teller", leash: "_Leash") -> dict[str, Any]:
     except BaseException as error:
         if leash.cancelled.is_set():
             error = Cancelled(str(error))
+        elif not isinstance(error, ImageError | OSError | MemoryError):
+            traceback.print_exc()
         return {"error": told(error)}
 
 

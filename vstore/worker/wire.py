@@ -77,4 +77,4 @@ def understood(error: Mapping[str, Any]) -> Exception:
         return refusal
     if isinstance(number, int):
         return OSError(number, detail)
-    return WorkerFailed(f"{kind}: {detail}")
+    return WorkerFailed(f"the worker met a fault of vstore's own ({kind}); the daemon's log has its trace")
