@@ -286,3 +286,32 @@ def test_a_compressed_block_finds_room_when_others_were_quicker(
     assert disk.read_blocking(0, 10) == b"cccccxcccc"
     assert calls == [0, 0]
     disk.close()
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_zeroes_over_a_new_block_survive_commits_that_fail_and_nothing_is_written_where_it_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, MIB)
+    image = open_qcow2(path)
+    commit, calls = image.commit, []
+
+    def fail_at_first(changes: Sequence[Change]) -> None:
+        calls.append(changes)
+        if len(calls) <= failures:
+            raise OSError(errno.ENOSPC, "the host is full")
+        commit(changes)
+
+    monkeypatch.setattr(image, "commit", fail_at_first)
+    disk = Disk(image)
+    disk.write_blocking(0, b"x" * 131072)
+    disk.write_zeroes_blocking(0, 65536, deallocate=True)
+    for _ in range(failures):
+        with pytest.raises(OSError, match="host is full"):
+            disk.flush_blocking()
+    disk.write_blocking(100, b"y" * 100)
+    assert disk.read_blocking(0, 131072) == (bytes(100) + b"y" * 100).ljust(65536, b"\0") + b"x" * 65536
+    disk.flush_blocking()
+    disk.close()
+    assert_clean(path)

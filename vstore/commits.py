@@ -105,20 +105,24 @@ class Commits:
             if not pending:
                 return False
             changes = self._begin(pending)
-            done = False
             try:
-                with self._lock, self._losses_shared():
-                    for batch in _batches(changes):
-                        self._drain()
-                        self._image.commit(batch)
-                        self._freed = True
-                done = True
+                self._commit(changes)
             except ImageError as error:
                 raise OSError(errno.EIO, str(error)) from error
-            finally:
-                self._volume.commit_end(committed=done)
-                self._free(changes)
             return bool(changes)
+
+    def _commit(self, changes: Sequence[MapChange]) -> None:
+        done = False
+        try:
+            with self._lock, self._losses_shared():
+                for batch in _batches(changes):
+                    self._drain()
+                    self._image.commit(batch)
+                    self._freed = True
+            done = True
+        finally:
+            self._volume.commit_end(committed=done)
+            self._free(changes)
 
     def _begin(self, room: int) -> list[MapChange]:
         while True:

@@ -197,7 +197,8 @@ static bool unit_needs_fill(const struct vs_volume *volume, const struct fresh *
 
 bool fresh_needs_fill(const struct vs_volume *volume, const struct fresh *fresh)
 {
-	return volume->allocation.keeps_masks ? fresh->held : !fresh_all_valid(volume, fresh);
+	/* without masks a record that has let go of its place is all zeros, and there is nowhere to write them */
+	return volume->allocation.keeps_masks ? fresh->held : fresh->entry && !fresh_all_valid(volume, fresh);
 }
 
 int fresh_fill(struct vs_volume *volume, struct fresh *fresh)
