@@ -8,7 +8,9 @@ The file may be anything, so the walk trusts no offset: what cannot be is counte
 out of its table. The numbers are those that `qemu-img check` prints.
 """
 
-from collections.abc import Iterator
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from formats.errors import InvalidArgument, ReadOnlyImage
@@ -134,6 +136,9 @@ class Examination:
         for index, word in enumerate(table):
             if word:
                 self._take_block(index, word & REFCOUNT_BLOCK_OFFSET)
+            if word & ~REFCOUNT_BLOCK_OFFSET:
+                self._broken = True
+                self._corrupt(f"refcount table entry {index} is {word:#x}: reserved bits are set")
         for cluster in self._structure:
             if self._walk.counts.get(cluster) != 1:
                 self._broken = True
@@ -164,8 +169,17 @@ class Examination:
     def _spans(self) -> Iterator[tuple[int, int]]:
         """First cluster and length of every page of counts that either side may have."""
         end = max(-(-self.file.length // self._size), self._walk.counts.end)
-        for first in range(0, end, self._per_page):
-            yield first, min(self._per_page, end - first)
+        told = ((index * self._per_block, self._per_block) for index in sorted(self._blocks))
+        pages = heapq.merge(self._pages_of(told), self._pages_of(self._walk.counts.chunks()))
+        for page, _ in itertools.groupby(pages):
+            first = page * self._per_page
+            if first < end:
+                yield first, min(self._per_page, end - first)
+
+    def _pages_of(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """Numbers of the pages of counts that these ranges of clusters, first and length, have theirs in."""
+        for first, count in ranges:
+            yield from range(first // self._per_page, -(-(first + count) // self._per_page))
 
     def _compare(self) -> None:
         highest = -1

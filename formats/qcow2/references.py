@@ -51,6 +51,10 @@ class Counts:
         for chunk, counts in sorted(self._chunks.items()):
             yield from ((chunk * _CHUNK + n, count) for n, count in enumerate(counts) if count)
 
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of clusters, first and length, outside of which there are no counts."""
+        return ((chunk * _CHUNK, _CHUNK) for chunk in sorted(self._chunks))
+
     @property
     def end(self) -> int:
         """One more than the last cluster that is named."""
@@ -95,6 +99,7 @@ class Walk:
             extended=header.extended_l2,
             external=header.has_data_file,
         )
+        self._l2_tables: set[int] = set()  # offsets of those seen; what a snapshot calls one may be the disk's data
         self._next = 0  # where the next cluster would lie if nothing were fragmented
 
     def run(self) -> None:
@@ -132,13 +137,20 @@ class Walk:
         for index, word in self.words(offset, size):
             table = word & OFFSET
             patch = (offset + index * WORD, bytes(WORD))
+            if word & ~(OFFSET | COPIED):
+                kept = word & (OFFSET | COPIED) if table else 0
+                mended = (offset + index * WORD, kept.to_bytes(WORD, "big"))
+                self._find(f"L1 entry {index} is {word:#018x}: reserved bits are set", mended)
             if table % self._size:
                 self._find(f"L1 entry {index} is {word:#018x}: not at a multiple of {self._size}", patch)
             elif table:
                 if table + self._size - self._file_end >= self._size:
                     self._find(f"L1 entry {index} is {word:#018x}: behind the end of the file", patch)
+                elif not active and self.counts.get(table // self._size) and table not in self._l2_tables:
+                    self._find(f"L1 entry {index} is {word:#018x}: on something that is no L2 table", patch)
                 else:
                     named[table] += 1
+        self._l2_tables.update(named)
         for table, times in named.items():
             self.name(table, self._size, "an L2 table", times)
             self._l2(table, times, active=active)
@@ -170,6 +182,7 @@ class Walk:
         if word & COMPRESSED:
             self._compressed(what, word, times, active, patch)
             return
+        self._reserved(what, word, place)
         offset = word & OFFSET
         allocated, zero = bits & ALL_SUBCLUSTERS, bits >> SUBCLUSTERS
         if allocated & zero or (allocated and not offset and not self._entries.external):
@@ -183,6 +196,11 @@ class Walk:
                 self.usage.allocated += 1
                 self.usage.fragmented += bool(self._next and offset != self._next)
                 self._next = offset + self._size
+
+    def _reserved(self, what: str, word: int, place: int) -> None:
+        known = COPIED | OFFSET | (ZERO if not self._entries.extended else 0)
+        if word & ~known:
+            self._find(f"{what}: reserved bits are set", (place, (word & known).to_bytes(WORD, "big")))
 
     def _compressed(self, what: str, word: int, times: int, active: bool, patch: tuple[int, bytes]) -> None:
         if word & COPIED:

@@ -9,6 +9,9 @@ from formats.qcow2.header import Header
 
 _NO_ICOUNT = (1 << 64) - 1
 
+_LONGEST = disk.SnapshotStart.SIZE + disk.MAX_SNAPSHOT_EXTRA + 2 * 0xFFFF  # bytes of one entry
+_WINDOW = 8 * _LONGEST  # read at once
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -83,11 +86,14 @@ def read(file: HostFile, header: Header) -> list[Snapshot]:
         raise CorruptImage(
             f"{file.name}: snapshots_offset is {offset:#x}; it must be a multiple of {header.cluster_size}"
         )
-    data = file.pread(offset, min(disk.MAX_SNAPSHOT_TABLE_BYTES, max(0, file.length - offset)))
+    end = min(file.length, offset + disk.MAX_SNAPSHOT_TABLE_BYTES)
     found: list[Snapshot] = []
-    at = 0
+    at = begin = offset
+    data = b""
     for number in range(count):
-        snapshot = _entry(file, data, at, number)
+        if begin + len(data) < min(at + _LONGEST, end):
+            data, begin = file.pread(at, max(0, min(_WINDOW, end - at))), at
+        snapshot = _entry(file, data, at - begin, number)
         found.append(snapshot)
         at += snapshot.size
     return found
