@@ -75,7 +75,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`layers`: the bottom first. `tuning`: constants of vstore.block_map, small so that limits are met."""
+    """`layers`: the bottom first. `tuning`: constants of block_map and commits, small, so that limits are met."""
 
     layers: tuple[Layer, ...]
     tuning: dict[str, int]
@@ -120,7 +120,8 @@ def draw(source: random.Random) -> Recipe:
         )
     tuning = {
         "WINDOW_BYTES": source.choice([0, 1 << 17, MIB, 64 * MIB]),
-        "BATCH": source.choice([4, 64, 8192, 8192]),
+        "MOST_PENDING": source.choice([4, 64, 8192, 8192]),
+        "MOST_BLOCKS": source.choice([3, 100, 1 << 18]),
         "CACHED": source.choice([1, 64]),
     }
     return Recipe(tuple(layers), tuning, source.random() < 0.15)
@@ -139,9 +140,6 @@ def _parent_length(source: random.Random, length: int) -> int:
 def _layer(source: random.Random, name: str, length: int, bits: int, parent: Layer | None) -> Layer:
     raw = parent is None and source.random() < 0.3
     options = {} if raw else _options(source, bits, parent)
-    if name == "top":
-        options.pop("data_file", None)
-        options.pop("data_file_raw", None)
     empty = Layer(
         f"{name}.{'raw' if raw else 'qcow2'}", "raw" if raw else "qcow2", length, options, source.random() < 0.4
     )

@@ -26,7 +26,7 @@ from tests.copy_on_write import recipe as recipes
 from tests.copy_on_write.operations import Operation
 from tests.copy_on_write.recipe import Recipe
 from tests.formats.reference import run
-from vstore import block_map
+from vstore import block_map, commits
 from vstore.chain import Chain
 from vstore.disk import Disk
 
@@ -50,7 +50,8 @@ class World:
         self._lock = threading.Lock()
         self._tuning = contextlib.ExitStack()
         for name, value in recipe.tuning.items():
-            self._tuning.enter_context(mock.patch.object(block_map, name, value))
+            module = next(module for module in (block_map, commits) if hasattr(module, name))
+            self._tuning.enter_context(mock.patch.object(module, name, value))
         self._open()
 
     def __enter__(self) -> "World":
