@@ -70,8 +70,7 @@ class LunVerbs(Parts):
                     return _record(present), False
                 _check_mappable(connection, source, wanted)
                 above = parents(connection, source.id)
-            for each in (source, *above):
-                self.claims.check(f"{pool}/{each.name}", alone=each is source and not read_only)
+            self._check_claims(pool, source, above, read_only=read_only)
             row = {"labels": {}, **birth(), **wanted, **_place(host, address)}
             self._map(target, _planned(where, source, row, above), row)
             return self.show_lun(target, lun), True
@@ -114,6 +113,12 @@ class LunVerbs(Parts):
             self.supervisor.unmap_lun(target, address)
             with self.catalog.write() as connection:
                 return bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
+
+    def _check_claims(self, pool: str, source: Row[Any], above: Sequence[Row[Any]], *, read_only: bool) -> None:
+        """Raises InUse when a job has the image, or changes a parent of it."""
+        self.claims.check(f"{pool}/{source.name}", alone=not read_only)
+        for each in above:
+            self.claims.check(f"{pool}/{each.name}", alone=False)
 
     def _map(self, target: str, plan: LunPlan, row: dict[str, Any]) -> None:
         with ExitStack() as undo:
