@@ -277,6 +277,7 @@ int vs_lun_set(vs_device *device, uint32_t target, uint32_t lun, vs_volume *volu
 	if (__builtin_mul_overflow(settings->blocks, 1ull << settings->block_shift, &bytes) ||
 	    bytes > atomic_load(&volume->length))
 		return -EINVAL;
+	volume_map(volume);
 	device_lock(device);
 	struct lun **slot = lun_slot(device, target, lun, true);
 	int error = slot ? fill_lun(slot, volume, settings) : -ENOMEM;

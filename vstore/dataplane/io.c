@@ -50,7 +50,7 @@ static int copy_mapped(const struct io *io, uint8_t *bytes)
 static bool move_resident(struct loop *loop, struct layer *layer, const struct io *io)
 {
 	bool in_memory = io->operation == IO_READ || layer->flags & VS_FILE_INSTANT;
-	uint8_t *bytes = in_memory ? layer_resident(layer, io->offset, io->length) : NULL;
+	uint8_t *bytes = in_memory ? layer_resident(layer, io->offset, io->length, io->operation == IO_WRITE) : NULL;
 
 	if (!bytes)
 		return false;
@@ -65,7 +65,7 @@ static bool move_resident(struct loop *loop, struct layer *layer, const struct i
 static int start_memory(struct layer *layer, struct io *io)
 {
 	if (io->operation == IO_READ || io->operation == IO_WRITE) {
-		uint8_t *bytes = layer_resident(layer, io->offset, io->length);
+		uint8_t *bytes = layer_resident(layer, io->offset, io->length, io->operation == IO_WRITE);
 		return bytes ? copy_mapped(io, bytes) : -EIO;
 	}
 	return io->operation == IO_FLUSH ? 0 : blocking_clear(layer, IO_PUNCH, io->offset, io->length);

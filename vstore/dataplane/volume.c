@@ -45,6 +45,17 @@ int vs_volume_set_layer(vs_volume *volume, uint32_t layer, int fd, uint32_t flag
 	return error;
 }
 
+void volume_map(struct vs_volume *volume)
+{
+	pthread_mutex_lock(&volume->lock);
+	bool first = !volume->mapped;
+	volume->mapped = true;
+	for (unsigned i = 0; first && i <= LAYER_MASK; i++)
+		if (volume->layers[i])
+			layer_map(volume, volume->layers[i]);
+	pthread_mutex_unlock(&volume->lock);
+}
+
 /* ---- life ---------------------------------------------------------------------------------------------- */
 
 vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)

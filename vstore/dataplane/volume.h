@@ -17,9 +17,14 @@
 /* A file in memory. It never changes: a file of another length gets another one, and readers keep the one that they met. */
 struct mapping {
 	uint8_t *bytes;
-	uint64_t length;
-	_Atomic uint64_t *scanned;   /* a bit a window of pages: mincore() was asked */
-	_Atomic uint64_t resident[]; /* a bit a page: a copy from the mapping will not wait for a disk */
+	uint64_t length;           /* may go far beyond the end of a file that grows, so that it is mapped once */
+	_Atomic uint64_t file_end; /* the file had at least this length: writes through the mapping end here */
+	_Atomic uint64_t
+		*resident; /* a bit a page: a copy from the mapping will not wait for a disk; a mapping itself */
+	size_t resident_length;
+	_Atomic uint32_t chunks; /* pages of `resident` in use, a bit each in `touched` */
+	_Atomic uint64_t *touched;
+	_Atomic uint64_t scanned[]; /* a bit a window of pages: mincore() was asked */
 };
 
 struct layer {
@@ -95,6 +100,7 @@ struct vs_volume {
 	uint32_t retired_count;
 	pthread_mutex_t draining; /* taken before `lock` */
 	_Atomic uint32_t quiesced;
+	bool mapped;                          /* loops have met it, and only they copy from mappings */
 	_Atomic uint64_t epoch, under_way[2]; /* see epoch.c */
 	struct track *_Atomic track;          /* NULL: nobody asks what writes touch */
 };
@@ -170,6 +176,9 @@ static inline uint64_t fresh_entry(const struct fresh *fresh)
 	return (uint64_t)STATE_FRESH << 60 | (uint64_t)(uintptr_t)fresh;
 }
 
+/* volume.c: a loop is about to meet it. */
+void volume_map(struct vs_volume *volume);
+
 /* allocate.c */
 struct extent allocate_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
 /* Leave to write [offset, offset + length) or less, as *extent says. *claim, when there is one, ends with allocate_done().
@@ -230,11 +239,15 @@ void volume_retire(struct vs_volume *volume, void *memory, size_t length); /* le
 void retired_free(struct retired *retired);
 
 /* layer.c */
+/* Maps the file for copying from memory, and anew when its length is another; a file that cannot be mapped is simply read.
+ * Under volume->lock. */
 void layer_map(struct vs_volume *volume, struct layer *layer);
+/* The file has grown. */
+void layer_grown(struct vs_volume *volume, struct layer *layer);
 void layer_free(struct layer *layer);
 int layer_synced(struct layer *layer, int result);
 /* Where the file's bytes lie in memory; NULL: not all of them are known to. */
-uint8_t *layer_resident(const struct layer *layer, uint64_t offset, uint64_t length);
+uint8_t *layer_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool write);
 void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool written);
 void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t length);
 

@@ -58,6 +58,7 @@ int vs_volume_give(vs_volume *volume, uint32_t layer, uint64_t offset, uint64_t 
 	volume->window_tail = &window->next;
 	volume->window_blocks += blocks;
 	volume->window_low = volume->window_blocks / 2;
+	layer_grown(volume, volume->layers[layer]);
 	map_trim(volume, TRIM_STEPS); /* what was written with the room before has opened pages */
 	pthread_mutex_unlock(&volume->lock);
 	return 0;

@@ -1,0 +1,150 @@
+/*
+ * test_mapping.c - copies from a file's mapping: also of what was appended since, never past the file's end, and with
+ * bounded knowledge of huge files. preadv() here counts, so that a copy shows as the lack of a call.
+ */
+#define _GNU_SOURCE
+#include "../../vstore/dataplane/volume.h"
+#include "commands.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), CLUSTER = 65536, CHUNK_SHIFT = 27, CHUNKS = 4200, MOST = 4096 };
+
+static const struct setup inline_io = { 0 };
+static unsigned calls;
+
+ssize_t preadv(int fd, const struct iovec *iov, int count, off_t offset)
+{
+	calls++;
+	return syscall(SYS_preadv, fd, iov, count, offset, 0);
+}
+
+static unsigned calls_to_read(struct driver *driver, uint32_t lba, uint8_t expected)
+{
+	struct buffer in = data_in(driver, BLOCK);
+
+	calls = 0;
+	assert_good(command(driver, read_10(lba, 1), NULL, 0, &in, 1), RESPONSE + BLOCK);
+	assert_int_equal(*(uint8_t *)driver_host(driver, in.guest), expected);
+	return calls;
+}
+
+/* The driver's LUN gets a disk twice as long as the file that it had, in a file that is `length` bytes long now. */
+static void become_short(struct driver *driver, uint64_t length)
+{
+	vs_lun_settings settings = open_lun();
+	vs_volume *volume = vs_volume_new(2ull * DISK_LENGTH, 16);
+
+	assert_non_null(volume);
+	assert_int_equal(ftruncate(driver->disk, (off_t)length), 0);
+	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, VS_FILE_INSTANT, 1), 0);
+	assert_int_equal(vs_volume_set_run(volume, 0, 2 * DISK_LENGTH / CLUSTER, entry_of(VS_DATA, 0, 0)), 0);
+	settings.blocks *= 2;
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
+	vs_volume_release(driver->volume);
+	driver->volume = volume;
+}
+
+static void append(struct driver *driver, uint64_t end)
+{
+	assert_int_equal(pwrite(driver->disk, "A", 1, (off_t)end - BLOCK), 1);
+	assert_int_equal(ftruncate(driver->disk, (off_t)end), 0);
+	assert_int_equal(vs_volume_give(driver->volume, 0, end - CLUSTER, 1, 0), 0);
+}
+
+static void test_what_was_appended_is_copied_from_memory_too(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+
+	(void)state;
+	become_short(driver, DISK_LENGTH);
+	append(driver, 2 * DISK_LENGTH);
+	assert_int_equal(calls_to_read(driver, 2 * DISK_BLOCKS - 1, 'A'), 1);
+	assert_int_equal(calls_to_read(driver, 2 * DISK_BLOCKS - 1, 'A'), 0);
+	driver_free(driver);
+}
+
+static void test_a_file_that_outgrows_its_mapping_gets_another_one(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	const uint64_t far = 1ull << 30;
+
+	(void)state;
+	become_short(driver, DISK_LENGTH);
+	const struct mapping *old = driver->volume->layers[0]->mapping;
+	assert_true(old->length < far);
+	append(driver, far);
+	assert_true(driver->volume->layers[0]->mapping->length >= far);
+	assert_int_equal(vs_volume_set_run(driver->volume, 0, 1, entry_of(VS_DATA, 0, far - CLUSTER)), 0);
+	assert_int_equal(calls_to_read(driver, CLUSTER / BLOCK - 1, 'A'), 1);
+	assert_int_equal(calls_to_read(driver, CLUSTER / BLOCK - 1, 'A'), 0);
+	assert_int_equal(vs_volume_drain(driver->volume), 0);
+	assert_int_equal(driver->volume->retired_count, 0);
+	driver_free(driver);
+}
+
+static void test_a_write_behind_the_end_of_the_file_makes_it_longer(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, BLOCK, 5);
+	struct stat status;
+	uint8_t byte;
+
+	(void)state;
+	become_short(driver, DISK_LENGTH + BLOCK);
+	for (uint32_t i = 0; i < 2; i++)
+		calls_to_read(driver, DISK_BLOCKS, 0); /* its page is known to be in memory */
+	assert_good(command(driver, write_10(DISK_BLOCKS + 1, 1), &out, 1, NULL, 0), RESPONSE);
+	assert_int_equal(fstat(driver->disk, &status), 0);
+	assert_int_equal(status.st_size, DISK_LENGTH + 2 * BLOCK);
+	assert_int_equal(pread(driver->disk, &byte, 1, DISK_LENGTH + BLOCK), 1);
+	assert_int_equal(byte, 5);
+	driver_free(driver);
+}
+
+static void test_only_files_of_a_lun_are_mapped(void **state)
+{
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	assert_null(volume->layers[0]->mapping);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_DISK, inline_io);
+	const uint64_t length = (uint64_t)CHUNKS << CHUNK_SHIFT;
+
+	(void)state;
+	assert_int_equal(ftruncate(driver->disk, (off_t)length), 0);
+	assert_int_equal(vs_volume_resize(driver->volume, length), 0);
+	const struct layer *layer = driver->volume->layers[0];
+	for (uint64_t chunk = 0; chunk < CHUNKS; chunk++) {
+		layer_note_resident(layer, chunk << CHUNK_SHIFT, PAGE, false);
+		assert_in_range(layer->mapping->chunks, 0, MOST);
+	}
+	assert_null(layer_resident(layer, 0, PAGE, false));
+	assert_non_null(layer_resident(layer, (CHUNKS - 1ull) << CHUNK_SHIFT, PAGE, false));
+	driver_free(driver);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_what_was_appended_is_copied_from_memory_too),
+		cmocka_unit_test(test_a_file_that_outgrows_its_mapping_gets_another_one),
+		cmocka_unit_test(test_a_write_behind_the_end_of_the_file_makes_it_longer),
+		cmocka_unit_test(test_only_files_of_a_lun_are_mapped),
+		cmocka_unit_test(test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it),
+	};
+
+	return cmocka_run_group_tests_name("mapping", tests, NULL, NULL);
+}
