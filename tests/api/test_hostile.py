@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 PATHS = ("/v1/pools/default/images/a", "/v1/targets/t", "/v1/targets/t/luns/0")
+WORK = tuple(f"{PATHS[0]}/{verb}" for verb in ("clone", "check", "rebase", "commit", "convert", "compare", "bench"))
 FIELDS = (
     "virtual_size_bytes",
     "format",
@@ -29,6 +30,7 @@ FIELDS = (
     "direct",
     "logical_block_length_bytes",
     "serial",
+    *("repair", "unsafe", "into", "compress", "snapshot", "other", "strict", "requests", "depth", "request_bytes"),
 )
 
 anything = st.recursive(
@@ -50,6 +52,14 @@ def test_no_body_is_a_fault_of_ours(reader: TestClient, path: str, method: str, 
     if method == "PUT" and ((path == PATHS[0] and _has_size(body)) or path == PATHS[1]):
         return
     response = reader.request(method, path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert _is_a_refusal(response.status_code, response.content), response.text
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(WORK), body=bodies)
+def test_no_body_of_long_work_is_a_fault_of_ours(reader: TestClient, path: str, body: object) -> None:
+    """There is no image, so that nothing begins."""
+    response = reader.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
     assert _is_a_refusal(response.status_code, response.content), response.text
 
 

@@ -20,8 +20,11 @@ def test_verbs_from_many_threads_leave_one_truth(store: Store, world: World) -> 
     for thread in threads:
         thread.join()
     assert faults == []
-    images = {image.name for image in store.list_images("default").items}
-    assert world.files() == sorted(f"{name}.raw" for name in images)
+    images = {image.name: image for image in store.list_images("default").items}
+    assert world.files() == sorted(str(image.file) for image in images.values())
+    for image in images.values():
+        assert image.parent in (None, *images)
+        assert all(images[child].parent == image.name for child in image.children)
     luns = {lun.name: f"default/{lun.image}" for lun in store.list_luns("t").items}
     assert {str(number): image for _, number, image in served(world, "t")} == luns
 
@@ -36,6 +39,8 @@ def _work(store: Store, seed: int, faults: list[Exception]) -> None:
         lambda: store.map_lun("t", chance.choice("01"), image=chance.choice("ab")),
         lambda: store.unmap_lun("t", chance.choice("01")),
         lambda: store.list_images("default"),
+        lambda: store.clone_image("default", chance.choice("ab"), clone=chance.choice("cd")),
+        lambda: store.delete_image("default", chance.choice("cd")),
         lambda: store.update_target("t", labels={"seed": str(seed)}),
     )
     for _ in range(_ROUNDS):

@@ -10,17 +10,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 from sqlalchemy import Row
 
-from vstore.store.errors import CatalogUnavailable, Conflict, WorkFailed
+from vstore.store.errors import Busy, CatalogUnavailable, Conflict, WorkFailed
 from vstore.store.pool import Draft, Pool
 from vstore.store.refusals import refusals_told
 from vstore.worker import client
 from vstore.worker.wire import Cancelled, ImageFile, Work, WorkerFailed
 
 LONGEST = 100.0  # seconds that a request waits for its worker
+_MOST_SHORT = 8  # workers that requests wait for, side by side; each may take as much memory as it is allowed
 _WORKERS_END = 10.0  # seconds that the workers of the last daemon have to notice that it is gone
 
 Chains = Mapping[str, list[ImageFile]]
@@ -29,6 +31,7 @@ Chains = Mapping[str, list[ImageFile]]
 class Workers:
     def __init__(self, lock: Path) -> None:
         """Waits for the workers of the daemon before. Raises CatalogUnavailable when they do not end."""
+        self._short = BoundedSemaphore(_MOST_SHORT)
         try:
             self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -45,10 +48,14 @@ class Workers:
     def do(self, verb: str, file: str, chains: Chains, **options: Any) -> dict[str, Any]:
         """A short piece of work on `file`, that the caller waits for. Raises StoreError."""
         deadline = time.monotonic() + LONGEST
+        if not self._short.acquire(timeout=LONGEST):
+            raise Busy(f"{_MOST_SHORT} requests look into images already; try again when they are done")
         try:
             return self.run(Work(verb, dict(chains), options), file, cancelled=lambda: time.monotonic() > deadline)
         except Cancelled:
             raise WorkFailed(f"the work on {file} ({verb}) was not done within {LONGEST:g} s; it was ended") from None
+        finally:
+            self._short.release()
 
     def run(
         self,
