@@ -98,7 +98,7 @@ class Allocator:
         dropped, self._dropped = self._dropped, []
         unused: list[tuple[int, int]] = []
         for first, count, punch in dropped:
-            for start, length in _runs(self._refcounts.add(first, count, -1)):
+            for start, length in self._refcounts.add(first, count, -1):
                 self._add_free(start, length)
                 if punch and self._punches:
                     unused.append((start, length))

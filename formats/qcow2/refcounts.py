@@ -107,8 +107,12 @@ class Refcounts:
 
         return ask
 
-    def add(self, first: int, count: int, change: int) -> list[int]:
-        """Adds `change` to `count` counts; returns the clusters whose count is 0 now.
+    def least(self, first: int, count: int) -> int:
+        """The lowest count in a range."""
+        return min(min(piece) for piece in self._pieces(first, count))
+
+    def add(self, first: int, count: int, change: int) -> list[tuple[int, int]]:
+        """Adds `change` to `count` counts; returns the clusters whose count is 0 now, as runs of first and number.
 
         CorruptImage where a count would fall below 0, UnsupportedFeature where it would not fit its width; the counts
         before that one have changed then.
@@ -127,21 +131,39 @@ class Refcounts:
 
     def _add(self, page: int, place: int, take: int, first: int, change: int) -> None:
         """Inside one page."""
+        if self.bits >= 8 and change in (1, -1) and self._flip(page, place, take, change):
+            return
         if take < _FEW:
             for n in range(take):
                 self._put(page, place + n, self._sum(first + n, self._value(page, place + n), change))
         else:
             self._add_many(page, place, take, first, change)
 
+    def _flip(self, page: int, place: int, take: int, change: int) -> bool:
+        """The common case: all of them were 0 and are 1 now, or the other way about."""
+        width = self.bits // 8
+        zeros, ones = bytes(take * width), (1).to_bytes(width, "big") * take
+        before, after = (zeros, ones) if change > 0 else (ones, zeros)
+        plain = self._pages.read(page + place * width, take * width) == before
+        if plain:
+            self._pages.write(page + place * width, after, Stage.TARGET)
+        return plain
+
     def add_second(self, cluster: int, change: int) -> None:
         """Changes a count of the other version only."""
         page, place = self.page(cluster, second=True)
         self._put(page, place, self._sum(cluster, self._value(page, place), change))
 
-    def _unused(self, first: int, count: int) -> list[int]:
-        found: list[int] = []
+    def _unused(self, first: int, count: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
         for piece in self._pieces(first, count):
-            found.extend(first + n for n, value in enumerate(piece) if not value)
+            many = not any(piece)
+            for n in (0,) if many else (n for n, value in enumerate(piece) if not value):
+                length = len(piece) if many else 1
+                if found and sum(found[-1]) == first + n:
+                    found[-1] = (found[-1][0], found[-1][1] + length)
+                else:
+                    found.append((first + n, length))
             first += len(piece)
         return found
 

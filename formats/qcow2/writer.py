@@ -16,6 +16,7 @@ from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, HostExtent
 from formats.qcow2.allocator import Allocator
+from formats.qcow2.clearing import Clearing
 from formats.qcow2.entries import Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.placing import Placing
@@ -45,6 +46,7 @@ class Writer:
         self.switch: Switch | None = None  # while a snapshot verb is under way
         self._reserved: set[int] = set()
         self._placing = Placing(tables, pages, self._reserved)
+        self._clearing = Clearing(tables, pages, regions, refcounts, self.allocator)
         self._cluster_size = tables.entries.cluster_size
 
     def reserve(self, count: int) -> list[HostExtent]:
@@ -77,11 +79,14 @@ class Writer:
         for place, change in enumerate(changes):
             if change.count > 1:
                 self._placing.apply(changes[ahead:place], self._apply)
-                self._apply_row(change)
+                self._clear(change)
                 ahead = place + 1
         self._placing.apply(changes[ahead:], self._apply)
 
-    def _apply_row(self, change: Change) -> None:
+    def _clear(self, change: Change) -> None:
+        if self.switch is None and not self.raw_data:
+            self._clearing.apply(change, self._apply)
+            return
         for block in range(change.block, change.block + change.count):
             self._apply(Change(block, change.entry))
 
