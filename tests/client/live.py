@@ -37,7 +37,13 @@ class LiveEndpoint:
 
     def map(self, image: Image, target: int = 0, lun: int = 0, *, serial: str = "LIVE", **options: Any) -> LogicalUnit:
         """Makes a unit of an image that is then the endpoint's; `options` are LogicalUnit's."""
-        return self.call(lambda: self._map(image, target, lun, serial, options))
+        return self.map_disk(Disk(image), target, lun, serial=serial, **options)
+
+    def map_disk(
+        self, disk: Disk, target: int = 0, lun: int = 0, *, serial: str = "LIVE", **options: Any
+    ) -> LogicalUnit:
+        """The same of a disk that was opened already."""
+        return self.call(lambda: self._map(disk, target, lun, serial, options))
 
     def unmap(self, target: int = 0, lun: int = 0) -> None:
         self.run(self.endpoint.unmap_lun(target, lun))
@@ -83,8 +89,8 @@ class LiveEndpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _map(self, image: Image, target: int, lun: int, serial: str, options: dict[str, Any]) -> LogicalUnit:
-        disk = self.disks[target, lun] = Disk(image)
+    def _map(self, disk: Disk, target: int, lun: int, serial: str, options: dict[str, Any]) -> LogicalUnit:
+        self.disks[target, lun] = disk
         unit = LogicalUnit(disk, Identity(serial), **options)
         self.endpoint.map_lun(target, lun, unit, disk.volume)
         return unit

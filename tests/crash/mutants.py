@@ -15,6 +15,7 @@ from formats.qcow2.image import Qcow2
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.switch import Switch
 from formats.qcow2.writer import Writer
+from vstore.commits import Commits
 from vstore.dataplane import Volume
 from vstore.disk import Disk
 from vstore.transfer import commit
@@ -85,6 +86,10 @@ def _flush_forgets_data() -> None:
     _put(Volume, "flush", lambda _self: None)
 
 
+def _flush_does_nothing() -> None:
+    _put(Commits, "flush", lambda _self: None)
+
+
 def _data_file_forgotten() -> None:
     fdatasync = HostFile.fdatasync
 
@@ -150,6 +155,7 @@ MUTANTS = {
     "reused at once": Mutant("with snapshots", _reused_at_once),
     "not filled": Mutant("large clusters", _not_filled),
     "flush forgets data": Mutant("raw parent", _flush_forgets_data),
+    "flush does nothing": Mutant("served", _flush_does_nothing),
     "data file forgotten": Mutant("data file", _data_file_forgotten),
     "parent seen in a shrink": Mutant("raw parent", _parent_seen_in_shrink),
     "tail not cleared": Mutant("raw parent", _tail_not_cleared),

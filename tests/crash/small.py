@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 from vstore import commits
@@ -10,7 +11,7 @@ from vstore import commits
 @contextmanager
 def small_numbers(block_size: int) -> Iterator[None]:
     """A window of a few blocks, and batches of a few changes."""
-    numbers = {
+    numbers: dict[str, Any] = {
         "WINDOW_BYTES": 4 * block_size,
         "MOST_WINDOW_BYTES": 8 * block_size,
         "FEWEST_RESERVED": 4,

@@ -8,9 +8,9 @@ import pytest
 from tests.crash.trial import crash
 from tests.crash.variants import VARIANTS
 
-STATES = int(os.environ.get("CRASH_STATES", "245"))  # of each variant, at least
+STATES = int(os.environ.get("CRASH_STATES", "215"))  # of each variant, at least
 SEEDS = [1, int(os.environ.get("CRASH_SEED", "2"))]
-OF_A_TRIAL = 150
+OF_A_TRIAL = 140
 
 
 @pytest.mark.timeout(600)

@@ -28,6 +28,7 @@ class Variant:
     compressed: bool = False  # the image itself is full of compressed clusters
     snapshots: int = 0  # that it has before the workload
     verbs: tuple[str, ...] = ("reopen",)
+    served: bool = False  # over the whole path: the guest's commands come through rings
     live: bool = False  # snapshots are taken and deleted while the guest writes
     longer: bool = False  # the parent goes on behind the end of the disk; else it ends before
     refuse: str = ""  # what the file system cannot do
@@ -68,6 +69,9 @@ VARIANTS = {
         Variant("longer parent", "cluster_size=8192", "qcow2", longer=True, verbs=_RESIZING),
         Variant("to and from a raw parent", "cluster_size=8192", "raw", verbs=_MOVING),
         Variant("to and from a qcow2 parent", "cluster_size=4096", "qcow2", "cluster_size=8192", verbs=_MOVING),
+        Variant("served", "cluster_size=4096", served=True),
+        Variant("served over a parent", "cluster_size=16384", "qcow2", served=True, refuse="punch"),
+        Variant("served, extended L2", "cluster_size=16384,extended_l2=on", "raw", served=True, live=True),
         Variant("data file", "cluster_size=4096,data_file=disk.data"),
         Variant("raw data file", "cluster_size=4096,data_file=disk.data,data_file_raw=on"),
     )
