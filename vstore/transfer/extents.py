@@ -55,6 +55,7 @@ def extents(images: Sequence[Image], start: int, end: int, *, look_into_files: b
 class _Walk:
     def __init__(self, images: Sequence[Image], *, look_into_files: bool) -> None:
         self._images = images
+        self._layers = [image.layers for image in images]
         self._look = look_into_files
         self._files: dict[int, _FileExtents] = {}
 
@@ -117,11 +118,10 @@ class _Walk:
             offset += size
 
     def _stored(self, depth: int, start: int, end: int, layer: int, offset: int) -> Iterator[Extent]:
-        image = self._images[depth]
-        if not (image.flat or self._look):
+        if not (self._look or self._images[depth].flat):
             yield Extent(start, end, depth, True, False, layer, offset)
             return
-        descriptor = image.layers[layer].descriptor
+        descriptor = self._layers[depth][layer].descriptor
         if descriptor not in self._files:
             self._files[descriptor] = _FileExtents(descriptor)
         for first, last, data in self._files[descriptor].over(offset, offset + end - start):

@@ -37,6 +37,7 @@ class Reader:
 
     def __init__(self, images: Sequence[Image]) -> None:
         self._images = images
+        self._layers = [image.layers for image in images]
         self._lock = threading.Lock()
         self._files: dict[int, tuple[int, int]] = {}
 
@@ -62,7 +63,7 @@ class Reader:
         """Device, inode and offset of its first byte; None where it has no place of its own."""
         if extent.zero or extent.offset is None:
             return None
-        descriptor = self._images[extent.depth].layers[extent.layer].descriptor
+        descriptor = self._layers[extent.depth][extent.layer].descriptor
         if descriptor not in self._files:
             status = os.fstat(descriptor)
             self._files[descriptor] = status.st_dev, status.st_ino
@@ -76,7 +77,7 @@ class Reader:
             self._decompress(view, extent)
         else:
             assert extent.offset is not None
-            layer = self._images[extent.depth].layers[extent.layer]
+            layer = self._layers[extent.depth][extent.layer]
             if layer.descriptor < 0:
                 clear(view)
             elif layer.alignment > 1:
@@ -165,6 +166,10 @@ def windows(pairs: Iterable[Pair], step: int) -> Iterator[Window]:
     window: Window | None = None
     for extent, other in pairs:
         at = extent.start
+        if window is not None and extent.end <= window.start + step:  # most extents lie in one window
+            window.pairs.append((extent, other))
+            window.end = extent.end
+            continue
         while at < extent.end:
             start = at // step * step
             stop = min(extent.end, start + step)
