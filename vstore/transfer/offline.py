@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from formats.backing import check_name
-from formats.errors import ImageError, InvalidArgument, UnsupportedFeature
+from formats.errors import ImageError, InvalidArgument, ReferenceOutside, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import Image, Reference
 from formats.qcow2.bitmaps import Bitmaps
@@ -49,6 +49,8 @@ def _told(verb: Callable[_P, _T]) -> Callable[_P, _T]:
     def call(*arguments: _P.args, **options: _P.kwargs) -> _T:
         try:
             return verb(*arguments, **options)
+        except ReferenceOutside as error:
+            raise Refused(ReferenceOutside(f"{error}: --beneath DIR")) from error
         except (ImageError, OSError, ValueError) as error:
             raise Refused(error) from error
 
