@@ -290,6 +290,16 @@ class Image(abc.ABC):
         `freeze`; this one is still the caller's to close then."""
         raise UnsupportedFeature(f"{self.format} images have no internal snapshots; {which!r} was asked for")
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether its bytes can only be read with a secret."""
+        return False
+
+    def unlocked(self, secrets: Sequence[bytes]) -> "Image":  # noqa: ARG002
+        """The image whose bytes can be read, which takes this one over: itself, or, if it is encrypted, another one,
+        read-only. Errors: InvalidArgument (none of the secrets is right, none is given), UnsupportedFeature."""
+        return self
+
     def listens(self) -> int | None:
         """Bytes in the smallest piece of the disk of which it matters whether it has changed; None: it does not matter.
         Who asks will tell every change (`touched`) before the image is closed or resized; until somebody does, it

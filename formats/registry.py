@@ -147,6 +147,7 @@ def open_chain(
     opener: ChainOpener | None = None,
     snapshot: str | None = None,
     writable_parents: int = 0,
+    secrets: Sequence[bytes] = (),
 ) -> list[Image]:
     """The image at `path`, then its parents, nearest first: what `vstore.disk.Disk` takes. With `snapshot`, an ID or
     name, the disk as that internal snapshot has it, to read only.
@@ -154,7 +155,7 @@ def open_chain(
     A parent is opened in the format that its child says, read-only and locked as a reader, but for the nearest
     `writable_parents` (a commit writes into them). What images name is followed
     only in the directory of `path` and in those `beneath` names, and below them, or, with `opener`, as that says.
-    Errors: ImageError.
+    `secrets` are tried on every image that is encrypted. Errors: ImageError.
     """
     _check_snapshot(path, snapshot, read_only=read_only)
     with contextlib.ExitStack() as undo, References(path, beneath, opener) as references:
@@ -163,7 +164,7 @@ def open_chain(
         undo.callback(file.close)
         references.claim(file, where)
         while True:
-            image = open_image(format, file, opener=_data_opener(references, file, where, direct=direct))
+            image = _readable(format, file, _data_opener(references, file, where, direct=direct), secrets)
             undo.callback(image.close)
             images.append(image)
             if image.backing is None:
@@ -183,6 +184,19 @@ def _check_depth(path: Path, images: int) -> None:
         raise UnsupportedFeature(
             f"{os.fspath(path)} has more than {MOST_IMAGES - 1} parents; commit or rebase some of them first"
         )
+
+
+def _readable(format: str, file: HostFile, opener: Opener, secrets: Sequence[bytes]) -> Image:
+    image = open_image(format, file, opener=opener)
+    try:
+        if image.encrypted and not image.read_only:
+            raise UnsupportedFeature(
+                f"{file.name} is encrypted; such disks are read here, not written: open it read-only"
+            )
+        return image.unlocked(secrets)
+    except BaseException:
+        image.close()
+        raise
 
 
 def _check_snapshot(path: Path, snapshot: str | None, *, read_only: bool) -> None:

@@ -27,9 +27,9 @@ TOP_LEVEL = {
     *("api", "docs", "fixtures", "formats", "pyproject.toml", "tests", "vstore"),
 }
 FORBIDDEN_WORDS = {"manager", "util", "utils", "common", "helper", "helpers", "misc", "stuff"}
-# Folders that need the standard library only, and what they may take besides: numpy for long tables, and zstd, which is
-# in the standard library from Python 3.14 on.
-STANDARD_LIBRARY_ONLY = {"formats": {"numpy", "backports", "compression"}, "vstore/scsi": set[str]()}
+# Folders that need the standard library only, and what they may take besides: numpy for long tables, cryptography for
+# LUKS, and zstd, which is in the standard library from Python 3.14 on.
+STANDARD_LIBRARY_ONLY = {"formats": {"numpy", "backports", "compression", "cryptography"}, "vstore/scsi": set[str]()}
 HEADER = (ROOT / "vstore/dataplane/dataplane.h").read_text()
 
 

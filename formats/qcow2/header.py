@@ -78,15 +78,22 @@ class Header:
             raise _corrupt(file, "cluster_bits", start.cluster_bits, "at least 14 with extended L2 entries")
         if start.size > MAX_LENGTH:
             raise UnsupportedFeature(f"{file.name} is a disk of {start.size} bytes; at most {MAX_LENGTH} are served")
-        if start.crypt_method:
-            method = {1: "AES", 2: "LUKS"}.get(start.crypt_method, f"method {start.crypt_method}")
-            raise UnsupportedFeature(f"{file.name} is encrypted ({method}), which is not served; decrypt it first")
+        self._check_encryption(file)
         self._check_compression(file)
         if self.raw_data and not self.has_data_file:
             raise _corrupt(file, "autoclear_features", features.autoclear_features, "without raw data: no data file")
         if self.raw_data and self.backing is not None:
             raise CorruptImage(f"{file.name} has both a raw external data file and a backing file")
         self._check_tables(file)
+
+    def _check_encryption(self, file: HostFile) -> None:
+        method = self.start.crypt_method
+        if method not in (disk.PLAIN, disk.LUKS):
+            name = "AES, as QEMU once did" if method == 1 else f"method {method}"
+            raise UnsupportedFeature(f"{file.name} is encrypted ({name}), which is not read; convert it with qemu-img")
+        if self.encrypted:
+            where = self.encryption
+            check_span(file, "the LUKS header's offset", where.offset, where.length, self.cluster_size)
 
     def _check_compression(self, file: HostFile) -> None:
         kind, told = self.compression, bool(self.incompatible & Incompatible.COMPRESSION_TYPE)
@@ -137,6 +144,18 @@ class Header:
     @property
     def incompatible(self) -> Incompatible:
         return Incompatible(self.features.incompatible_features)
+
+    @property
+    def encrypted(self) -> bool:
+        return self.start.crypt_method == disk.LUKS
+
+    @property
+    def encryption(self) -> disk.EncryptionPointer:
+        """Where the LUKS header of an encrypted image is. CorruptImage where it is not told."""
+        data = self.extension(Extension.ENCRYPTION)
+        if data is None or len(data) < disk.EncryptionPointer.SIZE:
+            raise CorruptImage("an image encrypted by LUKS has no header extension that says where the LUKS header is")
+        return disk.EncryptionPointer.unpack(data)
 
     @property
     def extended_l2(self) -> bool:

@@ -123,6 +123,9 @@ class Qcow2(Image):
         self.regions.add(0, size, "the header")
         self.regions.add(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
         self.regions.add(start.refcount_table_offset, start.refcount_table_clusters * size, "the refcount table")
+        if self.header.encrypted:
+            where = self.header.encryption
+            self.regions.add(where.offset, where.length, "the LUKS header")
         self.map_l2_tables()
         self.snapshots = Snapshots(self)
         self.bitmaps = Bitmaps(self)
@@ -161,6 +164,29 @@ class Qcow2(Image):
             self.file.pwrite(0, self.header.pack())
             self.file.fdatasync()
 
+    @property
+    def encrypted(self) -> bool:
+        return self.header.encrypted
+
+    def unlocked(self, secrets: Sequence[bytes]) -> Image:
+        if not self.encrypted:
+            return self
+        from formats.luks import open_with  # the cryptography package takes longer to load than an image to open
+        from formats.qcow2.unlocked import Unlocked
+
+        return Unlocked(self, open_with(self.file.name, secrets, self.luks))
+
+    def luks(self, offset: int, length: int) -> bytes:
+        """Bytes of the area that has the LUKS header; fewer at its end."""
+        where = self.header.encryption
+        return self.file.pread(where.offset + offset, max(0, min(length, where.length - offset)))
+
+    def _require_plain(self) -> None:
+        if self.encrypted:
+            raise UnsupportedFeature(
+                f"{self.file.name} is encrypted (LUKS), so its disk is read with the secret, and not written to here"
+            )
+
     # the map
 
     @property
@@ -169,10 +195,12 @@ class Qcow2(Image):
         return [file.layer for file in files]
 
     def load(self, first: int, count: int) -> list[Run]:
+        self._require_plain()
         with self._condemning():
             return self.tables.load(first, count)
 
     def load_entries(self, first: int, count: int) -> "array[int]":
+        self._require_plain()
         with self._condemning():
             return self.tables.load_entries(first, count)
 
@@ -247,6 +275,7 @@ class Qcow2(Image):
 
     def reserve(self, count: int) -> list[HostExtent]:
         writer = self.require_writer("reserve room in it")
+        self._require_plain()
         with self._condemning():
             return writer.reserve(count)
 
@@ -269,6 +298,7 @@ class Qcow2(Image):
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
         version 2 keeps its length, because they do not say theirs."""
         self.require_still("resize it")
+        self._require_plain()  # because the rest of its last block could not be cleared
         check_length(length)
         with self.bitmaps.resizing():
             resize.resize(self, length)

@@ -21,6 +21,8 @@ def describe(image: "Qcow2") -> dict[str, object]:
         "dirty-flag": bool(header.incompatible & Incompatible.DIRTY),
         "format-specific": {"type": "qcow2", "data": _specific(image)},
     }
+    if image.encrypted:
+        told["encrypted"] = True
     if len(image.snapshots):
         told["snapshots"] = [snapshot.as_json() for snapshot in image.snapshots]
     if image.backing is not None:
@@ -41,6 +43,10 @@ def _specific(image: "Qcow2") -> dict[str, object]:
         told["lazy-refcounts"] = header.lazy_refcounts
         told["corrupt"] = bool(header.incompatible & Incompatible.CORRUPT)
         told["extended-l2"] = header.extended_l2
+    if image.encrypted:
+        from formats.luks import Luks  # not before it is needed
+
+        told["encrypt"] = Luks(image.file.name, image.luks).describe()
     if len(image.bitmaps):
         told["bitmaps"] = [bitmap_directory.describe(entry) for entry in image.bitmaps.entries]
     if image.data_reference is not None:

@@ -108,6 +108,7 @@ class Walk:
         self.name(0, self._size, "the header")
         self.name(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
         self._l1(start.l1_table_offset, start.l1_size, active=True)
+        self._guarded("the LUKS header", self._encryption)
         self._guarded("the snapshots", self._snapshots)
         self._guarded("the bitmaps", self._bitmaps)
 
@@ -236,6 +237,11 @@ class Walk:
                 continue
             self.name(offset, size * WORD, f"the L1 table of snapshot {snapshot.id}")
             self._l1(offset, size, active=False)
+
+    def _encryption(self) -> None:
+        if self.header.encrypted:
+            where = self.header.encryption
+            self.name(where.offset, where.length, "the LUKS header")
 
     def _bitmaps(self) -> None:
         if not self.header.features.autoclear_features & disk.Autoclear.BITMAPS:
