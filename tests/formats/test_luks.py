@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from api.cli import main
 from formats.errors import CorruptImage, ImageError, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.luks import Luks
@@ -174,3 +175,15 @@ def test_a_header_that_cannot_be_is_refused_at_once(tmp_path: Path, sound: bytes
 def test_a_header_that_is_cut_off_is_corrupt() -> None:
     with pytest.raises(CorruptImage, match="its LUKS header"):
         Luks("x", lambda offset, length: b"LUKS\xba\xbe\0\1"[offset : offset + length])
+
+
+def test_the_command_line_takes_secrets_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, key, expected = tmp_path / "disk", tmp_path / "key", content("usual")
+    make(path)
+    fill(path, expected)
+    key.write_bytes(SECRET)
+    arguments = ["file", "convert", str(path), str(tmp_path / "raw"), "--format", "qcow2", "-O", "raw"]
+    assert main(arguments) != 0
+    assert "is encrypted (LUKS); give its secret" in capsys.readouterr().err
+    assert main([*arguments, "--secret-file", str(key)]) == 0
+    assert (tmp_path / "raw").read_bytes() == expected

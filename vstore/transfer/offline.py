@@ -60,17 +60,25 @@ def _told(verb: Callable[_P, _T]) -> Callable[_P, _T]:
 @dataclass(frozen=True, slots=True)
 class Place:
     """An image: its path, its format, and the directories, besides its own, in which what it names may lie. With
-    `snapshot`, what an internal one of it has, to read."""
+    `snapshot`, what an internal one of it has, to read; `secrets` open it, and its parents, if it is encrypted."""
 
     path: str
     format: str
     beneath: Sequence[str] = ()
     snapshot: str | None = None
+    secrets: Sequence[bytes] = ()
 
     def chain(self, *, read_only: bool = True, writable_parents: int = 0) -> list[Image]:
         """The image and its parents, opened and locked."""
-        more = {"beneath": self.beneath, "snapshot": self.snapshot, "writable_parents": writable_parents}
-        return open_chain(self.format, self.path, read_only=read_only, **more)  # type: ignore[arg-type]
+        return open_chain(
+            self.format,
+            self.path,
+            read_only=read_only,
+            beneath=self.beneath,
+            snapshot=self.snapshot,
+            writable_parents=writable_parents,
+            secrets=self.secrets,
+        )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[list[Image]]:

@@ -15,6 +15,7 @@ from api.cli.file.options import (
     output_option,
     quiet_option,
     refusals,
+    secret_option,
     share_option,
 )
 from api.cli.file.words import check_sentences, emit_chain, emit_info, emit_map
@@ -122,6 +123,7 @@ def measure_(path: str | None, *, output: str, **options: Any) -> None:
 @click.option("--second-format", "-F", "second", type=FORMAT, required=True, help="Format of TWO; it is never guessed.")
 @click.option("--strict", "-s", is_flag=True, help="Lengths and allocation must be equal too.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
 def compare_(one: str, two: str, *, format_: str, second: str, output: str, **options: Any) -> int:
@@ -131,7 +133,8 @@ def compare_(one: str, two: str, *, format_: str, second: str, output: str, **op
     """
     from vstore.transfer import offline
 
-    places = offline.Place(one, format_, options["beneath"]), offline.Place(two, second, options["beneath"])
+    more = {"beneath": options["beneath"], "secrets": options["secrets"]}
+    places = offline.Place(one, format_, **more), offline.Place(two, second, **more)
     quiet = options["quiet"] or output == "json"
     try:
         with bar("comparing", quiet=quiet) as progress:

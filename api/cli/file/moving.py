@@ -15,6 +15,7 @@ from api.cli.file.options import (
     preallocation_option,
     quiet_option,
     refusals,
+    secret_option,
 )
 from api.cli.file.words import emit_info
 from api.cli.output import emit_json, emit_object
@@ -46,6 +47,7 @@ from api.cli.output import emit_json, emit_object
 @click.option("--resume", is_flag=True, help="Go on where an earlier try with --resume ended (raw TARGETs).")
 @click.option("--in-place", "-n", is_flag=True, help="Write into TARGET as it is: an image or device that is there.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
 def convert_(source: str, target: str, *, format_: str, to: str, quiet: bool, output: str, **options: Any) -> None:
@@ -56,7 +58,7 @@ def convert_(source: str, target: str, *, format_: str, to: str, quiet: bool, ou
     """
     from vstore.transfer import offline
 
-    place = offline.Place(source, format_, options["beneath"], options["snapshot"])
+    place = offline.Place(source, format_, options["beneath"], options["snapshot"], options["secrets"])
     onto = offline.Place(target, to, options["beneath"])
     named = merged(options["options"], backing_file=options["backing"], backing_fmt=options["backing_format"])
     with refusals("convert"):
