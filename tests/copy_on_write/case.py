@@ -15,9 +15,11 @@ from pathlib import Path
 
 from formats.errors import ImageError
 from tests.copy_on_write import operations, recipe
+from tests.copy_on_write.doing import do
 from tests.copy_on_write.operations import Operation
 from tests.copy_on_write.recipe import Recipe
 from tests.copy_on_write.world import Disagreement, World
+from vstore.transfer.offline import Refused
 
 OPERATIONS = 120
 SECONDS = 60  # that one run may take
@@ -38,11 +40,11 @@ class Case:
         try:
             with tempfile.TemporaryDirectory(prefix="vstore-") as folder, World(self.recipe, Path(folder)) as world:
                 for number in numbers:
-                    world.do(self.operations[number])
+                    do(world, self.operations[number])
                 world.check()
                 world.close()
                 return world.done
-        except (AssertionError, ImageError, OSError) as error:
+        except (AssertionError, ImageError, OSError, Refused) as error:
             what = f"operation {number}, {self.operations[number]}" if number >= 0 else "making it"
             raise Disagreement(f"{what}: {type(error).__name__}: {error}") from error
 

@@ -35,13 +35,15 @@ class Operation:
 
 
 _BYTES = {"write": 12, "read": 5, "zero": 3, "discard": 3}  # within a range
-_SINGLE = {"flush": 4, "resize": 1.2, "side by side": 1, "pause": 0.3}
-_CLOSED = {"reopen": 1.2, "kill": 1, "qemu": 1, "take": 1, "apply": 0.5, "delete": 0.6}  # the disk is closed meanwhile
+_SINGLE = {"flush": 4, "resize": 1.2, "side by side": 0.8, "forget": 0.4, "pause": 0.3}
+_SNAPSHOTS = {"take": 0.5, "take live": 0.7, "apply": 0.5, "delete": 0.3, "delete live": 0.4}
+_CLOSED = {"reopen": 1.2, "kill": 1, "qemu": 0.8, "guest": 0.3, "commit": 0.3, "rebase": 0.3}  # nobody has it open
+_WITH_PARTS = {"side by side", "forget", "guest", "take live", "delete live"}
 
 
 def draw(source: random.Random, recipe: Recipe, count: int) -> list[Operation]:
     """`count` operations for the disk of a recipe."""
-    weights = _BYTES | _SINGLE | _CLOSED
+    weights = _BYTES | _SINGLE | _SNAPSHOTS | _CLOSED
     kinds = source.choices(list(weights), list(weights.values()), k=count)
     places: list[int] = []
     return [_operation(source, recipe, kind, places) for kind in kinds]
@@ -49,7 +51,7 @@ def draw(source: random.Random, recipe: Recipe, count: int) -> list[Operation]:
 
 def _operation(source: random.Random, recipe: Recipe, kind: str, places: list[int]) -> Operation:
     length, stamp = recipe.top.length, source.randrange(1 << 40)
-    if kind == "side by side":
+    if kind in _WITH_PARTS:
         return Operation(kind, 0, 0, stamp, _parts(source, recipe))
     if kind == "resize":
         wanted = int(length * source.choice([0.2, 0.7, 0.95, 1, 1.01, 1.3, 2])) // 512 * 512

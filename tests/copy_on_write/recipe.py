@@ -16,6 +16,7 @@ from tests.formats.reference import qemu_io, run
 
 MIB = 1 << 20
 DEEPEST = 8
+LEAST_LIMIT = MIB  # bytes of a map
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Recipe:
 
     layers: tuple[Layer, ...]
     tuning: dict[str, int]
+    map_limit: int  # bytes; 0: as it is
     direct: bool
 
     @property
@@ -86,7 +88,9 @@ class Recipe:
         return self.layers[-1]
 
     def __str__(self) -> str:
-        return "\n".join([*map(_told, self.layers), f"{self.tuning}, direct: {self.direct}"])
+        return "\n".join(
+            [*map(_told, self.layers), f"{self.tuning}, map limit: {self.map_limit}, direct: {self.direct}"]
+        )
 
 
 def _told(layer: Layer) -> str:
@@ -124,7 +128,8 @@ def draw(source: random.Random) -> Recipe:
         "MOST_BLOCKS": source.choice([3, 100, 1 << 18]),
         "CACHED": source.choice([1, 64]),
     }
-    return Recipe(tuple(layers), tuning, source.random() < 0.15)
+    map_limit = source.choice([0, LEAST_LIMIT])
+    return Recipe(tuple(layers), tuning, map_limit, source.random() < 0.15)
 
 
 def _bits(source: random.Random) -> int:
