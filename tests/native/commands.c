@@ -323,6 +323,13 @@ struct buffer data_out(struct driver *driver, uint32_t length, uint8_t seed)
 	return (struct buffer){ guest, length, false };
 }
 
+void assert_pattern(const uint8_t *bytes, uint64_t offset, uint32_t length)
+{
+	for (uint32_t i = 0; i < length; i++)
+		if (bytes[i] != pattern(offset + i))
+			fail_msg("byte %u is %02x, not %02x", i, bytes[i], pattern(offset + i));
+}
+
 void assert_good(struct answer answer, uint32_t length)
 {
 	assert_false(answer.slow);

@@ -58,6 +58,8 @@ struct answer command_on(struct driver *driver, uint32_t ring, struct cdb cdb, c
 struct buffer data_in(struct driver *driver, uint32_t length);
 struct buffer data_out(struct driver *driver, uint32_t length, uint8_t seed);
 
+/* These bytes are those of the pattern from `offset` on. */
+void assert_pattern(const uint8_t *bytes, uint64_t offset, uint32_t length);
 /* GOOD from the fast path, with `length` bytes in the used element. */
 void assert_good(struct answer answer, uint32_t length);
 /* Left to Python, nothing on the used ring. */

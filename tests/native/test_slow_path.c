@@ -153,6 +153,37 @@ static void test_completions_come_in_any_order_with_one_interrupt_a_call(void **
 	driver_free(driver);
 }
 
+static void test_an_answer_that_does_not_fit_holds_up_no_other(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
+	vs_notice notices[3];
+	vs_completion completions[3] = { 0 };
+	struct vring_used_elem used;
+
+	(void)state;
+	for (uint32_t i = 0; i < 3; i++) {
+		struct buffer buffers[] = { { new_header(driver, inquiry, i), HEADER, false },
+					    { new_response(driver), RESPONSE, true } };
+		driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, buffers, 2));
+	}
+	driver_run(driver);
+	assert_int_equal(vs_device_take(driver->device, notices, 3), 3);
+	for (uint32_t i = 0; i < 3; i++)
+		completions[i] = (vs_completion){ .request = notices[i].request,
+						  .response_length = RESPONSE,
+						  .data_in_length = i == 1 };
+	assert_int_equal(vs_complete(driver->device, completions, 3), -EINVAL);
+	for (uint32_t i = 0; i < 3; i += 2) {
+		assert_true(driver_used(driver, REQUEST, &used));
+		assert_int_equal(used.id, i * 2);
+	}
+	assert_false(driver_used(driver, REQUEST, &used));
+	completions[1].data_in_length = 0;
+	assert_int_equal(vs_complete(driver->device, &completions[1], 1), 0);
+	assert_true(driver_used(driver, REQUEST, &used));
+	driver_free(driver);
+}
+
 /* ---- the control queue ---- */
 
 static void test_a_task_management_request_comes_with_its_short_header(void **state)
@@ -287,6 +318,7 @@ int main(void)
 		cmocka_unit_test(test_data_out_is_read_in_pieces),
 		cmocka_unit_test(test_data_in_and_response_reach_the_guest),
 		cmocka_unit_test(test_completions_come_in_any_order_with_one_interrupt_a_call),
+		cmocka_unit_test(test_an_answer_that_does_not_fit_holds_up_no_other),
 		cmocka_unit_test(test_a_task_management_request_comes_with_its_short_header),
 		cmocka_unit_test(test_an_event_takes_a_buffer_only_when_sent),
 		cmocka_unit_test(test_buffers_after_a_missed_event_are_told),

@@ -121,6 +121,22 @@ static void test_a_ring_outside_guest_memory_or_misaligned_does_not_start(void *
 	driver_free(driver);
 }
 
+static void test_addresses_that_are_refused_leave_a_running_ring_as_it_was(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
+	struct buffer in = data_in(driver, BLOCK);
+
+	(void)state;
+	for (uint32_t i = 1; i <= 3; i++) {
+		assert_good(command(driver, read_10(0, 1), NULL, 0, &in, 1),
+			    sizeof(struct virtio_scsi_cmd_resp) + BLOCK);
+		assert_true(vs_vring_set_addresses(driver->device, REQUEST, 1, 0, 0, 0, 0) < 0);
+		assert_int_equal(driver_counters(driver, REQUEST).completed, i);
+		assert_true(driver_counters(driver, REQUEST).started);
+	}
+	driver_free(driver);
+}
+
 static void test_nothing_is_fetched_until_started_and_enabled(void **state)
 {
 	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
@@ -386,6 +402,7 @@ int main(void)
 		cmocka_unit_test(test_a_ring_size_is_a_power_of_two_up_to_32768),
 		cmocka_unit_test(test_a_ring_that_is_not_there_is_refused_by_every_call),
 		cmocka_unit_test(test_a_ring_outside_guest_memory_or_misaligned_does_not_start),
+		cmocka_unit_test(test_addresses_that_are_refused_leave_a_running_ring_as_it_was),
 		cmocka_unit_test(test_nothing_is_fetched_until_started_and_enabled),
 		cmocka_unit_test(test_a_running_rings_new_call_descriptor_is_signalled_at_once),
 		cmocka_unit_test(test_a_stopped_ring_goes_on_from_its_base),

@@ -58,7 +58,7 @@ int vs_vring_set_addresses(vs_device *device, uint32_t vring, uint32_t flags, ui
 
 	if (!ring)
 		return -EINVAL;
-	struct vring old = *ring;
+	const struct vring old = *ring;
 	ring->desc_user = desc;
 	ring->used_user = used;
 	ring->avail_user = avail;
@@ -67,8 +67,14 @@ int vs_vring_set_addresses(vs_device *device, uint32_t vring, uint32_t flags, ui
 	ring->addressed = true;
 	/* QEMU turns dirty logging on by sending the addresses again while the ring runs */
 	int error = ring->started ? vring_start(ring) : 0;
-	if (error)
-		*ring = old;
+	if (error) { /* nothing else: counters and indexes go on */
+		ring->desc_user = old.desc_user;
+		ring->used_user = old.used_user;
+		ring->avail_user = old.avail_user;
+		ring->log_guest = old.log_guest;
+		ring->log_used = old.log_used;
+		ring->addressed = old.addressed;
+	}
 	return unlock_ring(ring, error);
 }
 

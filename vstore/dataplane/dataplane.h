@@ -249,7 +249,8 @@ int vs_device_take(vs_device *device, vs_notice *notices, uint32_t room);
 int vs_request_read(vs_request *request, uint64_t offset, void *buffer, uint64_t length);
 int vs_request_write(vs_request *request, uint64_t offset, const void *buffer, uint64_t length);
 /* Writes the response (response_length <= response_room), puts the chain on the used ring with
- * response_length + data_in_length bytes, and interrupts once per call. The request is gone afterwards. */
+ * response_length + data_in_length bytes, and interrupts once per call. The request is gone afterwards. -EINVAL: one asked
+ * for more than its chain has room for, and is still Python's; all others are done. */
 typedef struct {
 	vs_request *request;
 	uint64_t data_in_length;

@@ -2,7 +2,7 @@
  * internal.h - what the C files of the data plane share, and nobody else sees.
  *
  *   loop.c        one thread: looks at its rings, polls or sleeps          device.c   control calls, LUN table, slow path
- *     virtio_scsi.c   a chain becomes a request; the fast path             map.c      block map: cuts, says where bytes lie
+ *     virtio_scsi.c   a chain becomes a request; media.c starts it         map.c      block map: cuts, says where bytes lie
  *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call, io_uring
  *         guest_memory.c  translate, copy, dirty log                       fault.c    a SIGBUS becomes an error
  *
@@ -301,8 +301,21 @@ unsigned loop_guarded(struct loop *loop, unsigned (*work)(void *argument), void 
 void epoch_add_loop(struct loop *loop);
 void epoch_remove_loop(struct loop *loop);
 
+/* media.c */
+struct media { /* what a CDB asks of the volume */
+	uint32_t operation;
+	uint64_t offset, length;
+	bool durable;
+};
+
+/* Runs ranges[0..count) as one request, to its end or to Python. */
+void media_start(struct vs_request *request, const struct media *ranges, uint32_t count);
+struct io *media_io(struct vs_request *request, const struct media *media, const struct extent *extent);
+
 /* virtio_scsi.c */
 unsigned scsi_serve(struct vring *ring, unsigned limit);
+/* GOOD, or Python's, as request->error says. */
+void scsi_answer(struct vs_request *request);
 void scsi_request_done(struct vs_request *request);
 
 /* request.c */

@@ -127,21 +127,28 @@ static void let_go(struct loop *loop)
 	loop_unlock(loop);
 }
 
+static bool fits(const vs_completion *completion)
+{
+	const struct vs_request *request = completion->request;
+
+	return completion->response_length <= request->response_room &&
+	       completion->data_in_length <= request->in_length;
+}
+
 int vs_complete(vs_device *device, const vs_completion *completions, uint32_t count)
 {
-	for (uint32_t i = 0; i < count; i++) {
-		const vs_request *request = completions[i].request;
+	struct loop *held = NULL;
+	int error = 0;
 
-		if (completions[i].response_length > request->response_room ||
-		    completions[i].data_in_length > request->in_length)
-			return -EINVAL;
-	}
 	(void)device;
 	/* one lock at a time: a busy loop of other rings is not asked to stop for these */
-	struct loop *held = NULL;
 	for (uint32_t i = 0; i < count; i++) {
 		struct loop *loop = completions[i].request->ring->loop;
 
+		if (!fits(&completions[i])) {
+			error = -EINVAL;
+			continue;
+		}
 		if (loop != held) {
 			let_go(held);
 			loop_lock(loop);
@@ -150,5 +157,5 @@ int vs_complete(vs_device *device, const vs_completion *completions, uint32_t co
 		loop_guarded(loop, finish_one, (void *)(uintptr_t)&completions[i]);
 	}
 	let_go(held);
-	return 0;
+	return error;
 }

@@ -18,7 +18,7 @@
 
 /* ---- the fast path ----------------------------------------------------------------------------- */
 
-static void answer(struct vs_request *request)
+void scsi_answer(struct vs_request *request)
 {
 	static const uint8_t good[VS_RESPONSE_BYTES];
 	struct vring *ring = request->ring;
@@ -40,7 +40,7 @@ static void answer(struct vs_request *request)
 void scsi_request_done(struct vs_request *request)
 {
 	request_unlink(request);
-	answer(request);
+	scsi_answer(request);
 }
 
 static uint64_t big_endian(const uint8_t *at, unsigned width)
@@ -50,180 +50,6 @@ static uint64_t big_endian(const uint8_t *at, unsigned width)
 	while (width--)
 		value = value << 8 | *at++;
 	return value;
-}
-
-struct media { /* what a CDB asks of the volume */
-	uint32_t operation;
-	uint64_t offset, length;
-	bool durable;
-};
-
-static struct io *request_io(struct vs_request *request, const struct media *media, const struct extent *extent)
-{
-	struct io *io = request->io_busy ? malloc(sizeof(*io)) : &request->io;
-
-	if (!io)
-		return NULL;
-	request->io_busy = true;
-	*io = (struct io){ .request = request,
-			   .volume = request->lun->volume,
-			   .layer = extent->layer,
-			   .operation = media->operation,
-			   .offset = extent->offset,
-			   .length = extent->length,
-			   .durable = media->durable };
-	return io;
-}
-
-/* A private list of the next `length` bytes under the cursor. */
-static int slice(struct cursor *from, uint64_t length, struct io *io)
-{
-	struct iovec *iov = malloc((from->count + 1) * sizeof(*iov));
-
-	if (!iov)
-		return -ENOMEM;
-	io->data = io->owned = iov;
-	while (length && from->count) {
-		uint64_t left = from->iov->iov_len - from->skip;
-		uint64_t take = left < length ? left : length;
-		iov[io->data_count++] = (struct iovec){ (uint8_t *)from->iov->iov_base + from->skip, take };
-		cursor_skip(from, take);
-		length -= take;
-	}
-	return 0;
-}
-
-/* Starts one piece of the request; false, with the error noted, when it could not be. */
-static bool segment(struct vs_request *request, const struct media *media, uint64_t offset, struct extent *extent,
-		    struct cursor *data)
-{
-	bool moves = media->operation == IO_READ || media->operation == IO_WRITE;
-	struct fresh *claim = NULL;
-	int result = 0;
-
-	if (!moves && reads_zero(extent))
-		return true;
-	if (media->operation == IO_READ && reads_zero(extent))
-		result = cursor_guarded(cursor_fill_zero, data, NULL, extent->length);
-	else if (media->operation == IO_WRITE && allocates_over(request->lun->volume, extent))
-		result = allocate_claim(request->lun->volume, offset, extent->length, extent, &claim);
-	else if (extent->state != VS_DATA && (extent->state != VS_SHARED || media->operation != IO_READ))
-		result = -EAGAIN;
-	if (result) {
-		request->error = result;
-		return false;
-	}
-	if (reads_zero(extent)) /* an error of a segment before this one stays */
-		return true;
-	struct io *io = request_io(request, media, extent);
-	if (!io) {
-		if (claim)
-			allocate_done(request->lun->volume, claim, offset, extent->length, false);
-		request->error = -ENOMEM;
-		return false;
-	}
-	io->claim = claim;
-	io->claim_offset = offset;
-	io->claim_length = extent->length;
-	request->pending++;
-	result = moves ? slice(data, extent->length, io) : 0;
-	if (!result)
-		result = io_start(request->ring->loop, io);
-	if (result != IO_STARTED)
-		io_done(io, result);
-	return true;
-}
-
-static bool zeroes_by_map(const struct vs_volume *volume, const struct media *media)
-{
-	return (media->operation == IO_PUNCH || media->operation == IO_ZERO) &&
-	       volume_zeroes_by_map(volume, media->operation == IO_PUNCH);
-}
-
-/* Whether the fast path can serve every block of the range as it stands in the map. */
-static bool mapped(struct vs_volume *volume, const struct media *media)
-{
-	if (zeroes_by_map(volume, media)) /* zeroing finds out itself, and may be repeated */
-		return true;
-	for (uint64_t done = 0; done < media->length;) {
-		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
-		bool read = media->operation == IO_READ && (reads_zero(&extent) || extent.state == VS_SHARED);
-		bool write = media->operation == IO_WRITE && allocates_over(volume, &extent);
-
-		if ((extent.state != VS_DATA && !read && !write) || !extent.length)
-			return false;
-		done += extent.length;
-	}
-	return true;
-}
-
-static void start_segments(struct vs_request *request, const struct media *media)
-{
-	struct vs_volume *volume = request->lun->volume;
-	bool read = media->operation == IO_READ, by_map = zeroes_by_map(volume, media);
-	struct cursor data = { &request->iov[read ? request->in_first : request->out_first],
-			       read ? request->in_count : request->out_count, 0 };
-
-	for (uint64_t done = 0; done < media->length;) {
-		uint64_t offset = media->offset + done, left = media->length - done;
-		int64_t zeroed = by_map ? allocate_zero(volume, offset, left, false) : 0;
-
-		if (zeroed < 0) {
-			request->error = (int)zeroed;
-			return;
-		}
-		if (zeroed) {
-			done += (uint64_t)zeroed;
-			continue;
-		}
-		struct extent extent = volume_extent(volume, offset, left);
-		if (by_map)
-			zero_cut(volume, offset, &extent);
-		if (!segment(request, media, offset, &extent, &data))
-			return;
-		done += extent.length;
-	}
-}
-
-/* Runs ranges[0..count) as one request. The first extent of most requests is the whole of it: no list is copied. */
-static void start_media(struct vs_request *request, const struct media *ranges, uint32_t count)
-{
-	struct vs_volume *volume = request->lun->volume;
-	struct extent extent = volume_extent(volume, ranges->offset, ranges->length);
-	bool read = ranges->operation == IO_READ;
-
-	if (!read && UNLIKELY(atomic_load_explicit(&volume->quiesced, memory_order_relaxed))) {
-		request_to_python(request); /* whose threads may wait */
-		return;
-	}
-	for (uint32_t i = 0; !read && i < count; i++)
-		volume_note(volume, ranges[i].offset, ranges[i].length);
-	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length) &&
-	    !zeroes_by_map(volume, ranges)) {
-		struct io *io = request_io(request, ranges, &extent);
-		io->data = &request->iov[read ? request->in_first : request->out_first];
-		io->data_count = read ? request->in_count : request->out_count;
-		request->pending = 1;
-		int result = io_start(request->ring->loop, io);
-		if (LIKELY(result != IO_STARTED)) {
-			request->error = io_end(io, result);
-			answer(request);
-		} else {
-			request_link(request);
-		}
-		return;
-	}
-	for (uint32_t i = 0; i < count; i++)
-		if (!mapped(volume, &ranges[i])) {
-			request_to_python(request);
-			return;
-		}
-	request_link(request);
-	request->pending = 1; /* ours, so that no segment ends the request before all are started */
-	for (uint32_t i = 0; i < count; i++)
-		start_segments(request, &ranges[i]);
-	if (!--request->pending)
-		scsi_request_done(request);
 }
 
 /* The place of a disk that lies in one row and is overwritten there. All others have tables, which a format commits. */
@@ -250,7 +76,7 @@ static bool transfer(struct vs_request *request, const vs_fast_row *row, uint64_
 	/* a place that no table names yet is not durable, however well its bytes are: only a commit makes it so */
 	if (media.durable && !in_one_place(request->lun->volume, &place))
 		return false;
-	start_media(request, &media, 1);
+	media_start(request, &media, 1);
 	return true;
 }
 
@@ -279,7 +105,7 @@ static bool write_same(struct vs_request *request, const vs_fast_row *row, uint6
 		return false;
 	if (request->out_length != (no_data ? 0 : 1ull << settings->block_shift) || (!no_data && !all_zero(request)))
 		return false;
-	start_media(request, &media, 1);
+	media_start(request, &media, 1);
 	return true;
 }
 
@@ -309,7 +135,7 @@ static bool unmap(struct vs_request *request, uint64_t list_length)
 		ranges[i] = (struct media){ IO_PUNCH, lba << settings->block_shift, blocks << settings->block_shift,
 					    false };
 	}
-	start_media(request, ranges, count);
+	media_start(request, ranges, count);
 	return true;
 }
 
@@ -320,14 +146,14 @@ static bool synchronize(struct vs_request *request)
 
 	if (request->in_length || request->out_length || !in_one_place(request->lun->volume, &place))
 		return false;
-	struct io *io = request_io(request, &media, &place);
+	struct io *io = media_io(request, &media, &place);
 	request->pending = 1;
 	int result = io_start(request->ring->loop, io);
 	if (result == IO_STARTED) {
 		request_link(request);
 	} else {
 		request->error = io_end(io, result);
-		answer(request);
+		scsi_answer(request);
 	}
 	return true;
 }
