@@ -53,7 +53,7 @@ def info(client: Client, /, *, name: str, pool: str, as_json: bool) -> None:
 @pass_client
 def map_(client: Client, /, *, name: str, pool: str, as_json: bool) -> None:
     """Tell where the bytes of an image lie, as qemu-img map does, over its whole chain."""
-    emit_list(list(client.items(_path(pool, name, "map") + "?limit=500")), _EXTENTS, as_json=as_json)
+    emit_list(list(client.items(_path(pool, name, "map") + "?limit=10000")), _EXTENTS, as_json=as_json)
 
 
 @click.command("check")

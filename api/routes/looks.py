@@ -45,5 +45,6 @@ def info_image(pool: str, image: str, store: TheStore) -> dict[str, Any]:
     responses=examples({"items": [EXTENT], "next": None}, 200) | problems(*_FAULTS),
 )
 def map_image(pool: str, image: str, store: TheStore, paging: Paging) -> Listing[dict[str, Any]]:
-    """Where its bytes lie: the rows of `qemu-img map --output=json`, over the whole chain, page by page."""
+    """Where its bytes lie: the rows of `qemu-img map --output=json`, over the whole chain, page by page (`limit` goes
+    up to 10000 here)."""
     return paging.listing(store.map_image(pool, image, limit=paging.limit, cursor=paging.cursor))

@@ -267,6 +267,7 @@ def test_what_has_no_structure_is_not_checked(chain: Store) -> None:
 def test_a_bench_tells_how_fast_it_was(chain: Store) -> None:
     result = done(chain, chain.bench_image("default", "top", requests=100, depth=4, request_bytes=4096))
     assert result["count"] == 100
+    assert chain.list_jobs().items[0].total_bytes in (0, 100 * 4096)
     assert result["iops"] > 0
     with pytest.raises(InvalidArgument, match="choose 1 to 256"):
         chain.bench_image("default", "top", depth=1000)

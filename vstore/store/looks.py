@@ -14,6 +14,8 @@ from vstore.store.pool import Pool
 from vstore.store.records import Page, Snapshot
 from vstore.store.work import image_files
 
+LONGEST_MAP = 10_000  # extents of one page: each page is a worker's work, so few long ones
+
 
 class Looking(Parts):
     """What verbs need that look into an image."""
@@ -56,7 +58,7 @@ class LookVerbs(Looking):
 
         Raises NotFound, InvalidArgument (limit, cursor), Conflict, Locked, WorkFailed.
         """
-        limit, start = page_limit(limit), _offset(decode_cursor(cursor))
+        limit, start = page_limit(limit, LONGEST_MAP), _offset(decode_cursor(cursor))
         where = self.pool(pool)
         with self.catalog.read() as connection:
             row = image_row(connection, where, name)

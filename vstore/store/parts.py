@@ -103,19 +103,19 @@ def change(connection: Connection, table: Table, row: Row[Any], **values: object
     """Writes the new values, if any differ, and counts the revision up."""
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     if changed:
-        connection.execute(update(table).where(table.c.id == row.id).values(**changed, revision=row.revision + 1))
+        connection.execute(update(table).where(table.c.id == row.id).values(**changed, revision=table.c.revision + 1))
 
 
 def renew(connection: Connection, table: Table, row: Row[Any], **values: object) -> None:
     """Writes the values and counts the revision up, because what the row stands for has changed."""
-    connection.execute(update(table).where(table.c.id == row.id).values(**values, revision=row.revision + 1))
+    connection.execute(update(table).where(table.c.id == row.id).values(**values, revision=table.c.revision + 1))
 
 
-def page_limit(limit: int | None) -> int:
+def page_limit(limit: int | None, longest: int = LONGEST_PAGE) -> int:
     """Raises InvalidArgument."""
     limit = DEFAULT_PAGE if limit is None else limit
-    if not 1 <= limit <= LONGEST_PAGE:
-        raise InvalidArgument("limit", f"{limit} is no page length", f"choose 1 to {LONGEST_PAGE}")
+    if not 1 <= limit <= longest:
+        raise InvalidArgument("limit", f"{limit} is no page length", f"choose 1 to {longest}")
     return limit
 
 

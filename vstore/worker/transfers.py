@@ -65,8 +65,12 @@ def commit(chains: Chains, context: Context) -> dict[str, Any]:
 
 def bench(chains: Chains, context: Context, *, requests: int, depth: int, request_bytes: int) -> dict[str, Any]:
     load = Load(count=requests, depth=depth, size=request_bytes)
+
+    def progress(done: int, total: int) -> None:
+        context.progress(done * request_bytes, total * request_bytes)
+
     with images.opened(chains["image"]) as chain:
-        outcome = measure(chain, load, progress=context.progress, cancelled=context.cancelled)
+        outcome = measure(chain, load, progress=progress, cancelled=context.cancelled)
     return outcome.as_json()
 
 
