@@ -1,8 +1,12 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from formats.backing import MOST_IMAGES
+from formats.image import BlockState, Geometry, Image, Layer, Run, entry
+from formats.memory import Memory
 from formats.registry import open_chain
 from tests.transfer.chains import CLUSTER, chain_of, create, told, write
 from vstore.transfer.map import map_rows
@@ -70,3 +74,24 @@ def test_a_part_of_the_disk_can_be_asked_for(tmp_path: Path) -> None:
     assert ours == told("map", "-f", "qcow2", "-s", start, "-l", length, path)
     for image in images:
         image.close()
+
+
+class Empty(Image):
+    """An overlay that has nothing."""
+
+    format = "empty"
+    layers: Sequence[Layer] = ()
+
+    def load(self, first: int, count: int) -> Sequence[Run]:
+        return [Run(first, count, entry(BlockState.HOLE))]
+
+    def info(self) -> dict[str, object]:
+        return {}
+
+
+def test_a_chain_of_the_most_images_is_told_as_any_other() -> None:
+    length = 1 << 20
+    overlays = [Empty(Geometry(length, CLUSTER)) for _ in range(MOST_IMAGES - 1)]
+    with Memory(length) as base:
+        (row,) = map_rows([*overlays, base])
+    assert (row.depth, row.length, row.present) == (MOST_IMAGES - 1, length, True)

@@ -49,7 +49,16 @@ def extents(images: Sequence[Image], start: int, end: int, *, look_into_files: b
 
     Holes of the file are told of images whose map is one row, as zeros in a place; with `look_into_files` of all.
     """
-    return _Walk(images, look_into_files=look_into_files).over(0, start, end)
+    return _Walk(images, look_into_files=look_into_files).extents(start, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Below:
+    """What the image at `depth` has to tell."""
+
+    depth: int
+    start: int
+    end: int
 
 
 class _Walk:
@@ -59,7 +68,19 @@ class _Walk:
         self._look = look_into_files
         self._files: dict[int, _FileExtents] = {}
 
-    def over(self, depth: int, start: int, end: int) -> Iterator[Extent]:
+    def extents(self, start: int, end: int) -> Iterator[Extent]:
+        """A stack of its own in the place of calls, because a chain may be a thousand images deep."""
+        under_way = [self._over(0, start, end)]
+        while under_way:
+            told = next(under_way[-1], None)
+            if told is None:
+                under_way.pop()
+            elif isinstance(told, _Below):
+                under_way.append(self._over(told.depth, told.start, told.end))
+            else:
+                yield told
+
+    def _over(self, depth: int, start: int, end: int) -> Iterator[Extent | _Below]:
         image = self._images[depth]
         size = image.geometry.block_size
         block, stop = start // size, -(-end // size)
@@ -69,7 +90,7 @@ class _Walk:
                 yield from self._run(depth, run, start, end)
             block += count
 
-    def _run(self, depth: int, run: Run, start: int, end: int) -> Iterator[Extent]:
+    def _run(self, depth: int, run: Run, start: int, end: int) -> Iterator[Extent | _Below]:
         image = self._images[depth]
         size = image.geometry.block_size
         begin = run.first * size
@@ -88,14 +109,14 @@ class _Walk:
                 offset = (run.entry & _PLACE) * 512 + first - begin
                 yield from self._stored(depth, first, last, layer, offset)
 
-    def _hole(self, depth: int, start: int, end: int) -> Iterator[Extent]:
+    def _hole(self, depth: int, start: int, end: int) -> Iterator[Extent | _Below]:
         below = self._images[depth + 1].geometry.length if depth + 1 < len(self._images) else 0
         if start < below:
-            yield from self.over(depth + 1, start, min(end, below))
+            yield _Below(depth + 1, start, min(end, below))
         if end > below:
             yield Extent(max(start, below), end, depth, False, True)
 
-    def _partial(self, depth: int, run: Run, start: int, end: int) -> Iterator[Extent]:
+    def _partial(self, depth: int, run: Run, start: int, end: int) -> Iterator[Extent | _Below]:
         image = self._images[depth]
         size, sub = image.geometry.block_size, image.geometry.sub_block_size
         assert sub is not None
