@@ -8,6 +8,7 @@ import pytest
 
 from formats.host_file import HostFile
 from formats.image import BlockState, Change, entry
+from formats.qcow2.check import check
 from formats.qcow2.create import Options, create
 from formats.qcow2.image import Qcow2
 from formats.qcow2.structures import Incompatible
@@ -159,3 +160,17 @@ def test_extensions_and_bits_that_are_not_known_are_kept_or_cleared_as_the_forma
     assert strange in after[:65536]
     assert after[80:88] == (1 << 50).to_bytes(8, "big")
     assert after[88:96] == bytes(8)
+
+
+def test_a_new_refcount_block_is_counted_before_the_table_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, 256 << 10, cluster_size=512, refcount_bits=64)
+    recording = Recording()
+    with Qcow2(recording.watch(path)) as image:
+        for _ in range(20):
+            image.reserve(11)  # with 64 counts a block, blocks are laid at all places under others
+            image.commit([])
+    for step in range(len(recording.steps) + 1):
+        path.write_bytes(recording.state(step)[path.name])
+        with HostFile.from_path(path, read_only=True) as file:
+            assert not check(file).corruptions, step
