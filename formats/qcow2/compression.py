@@ -4,6 +4,7 @@ zstd comes from the standard library where Python has it (3.14), else from backp
 needed.
 """
 
+import threading
 import zlib
 from typing import Any
 
@@ -12,6 +13,8 @@ from formats.qcow2.structures import CompressionType
 
 _WINDOW_BITS = 12  # what QEMU writes; any window up to 15 is read
 _ZSTD_WINDOW_LOG = 23  # RFC 8878 3.1.1.1.2 asks decoders for 8 MiB; more would let an image take our memory
+
+_threads = threading.local()
 
 
 def decompress(kind: int, data: bytes, length: int, what: str) -> bytes:
@@ -22,7 +25,7 @@ def decompress(kind: int, data: bytes, length: int, what: str) -> bytes:
     return plain
 
 
-def compress(kind: int, data: bytes, level: int | None = None) -> bytes:
+def compress(kind: int, data: bytes | memoryview, level: int | None = None) -> bytes:
     """`data` compressed for a whole cluster; the caller keeps it only where it is shorter."""
     return _COMPRESSORS[CompressionType(kind)](data, level)
 
@@ -34,7 +37,7 @@ def _inflate(data: bytes, length: int, what: str) -> bytes:
         raise CorruptImage(f"{what} is no deflate stream: {error}") from error
 
 
-def _deflate(data: bytes, level: int | None) -> bytes:
+def _deflate(data: bytes | memoryview, level: int | None) -> bytes:
     stream = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION if level is None else level, zlib.DEFLATED, -_WINDOW_BITS)
     return stream.compress(data) + stream.flush()
 
@@ -48,8 +51,13 @@ def _unzstd(data: bytes, length: int, what: str) -> bytes:
         raise CorruptImage(f"{what} is no zstd frame: {error}") from error
 
 
-def _to_zstd(data: bytes, level: int | None) -> bytes:
-    return bytes(_zstd().compress(data, level=level))
+def _to_zstd(data: bytes | memoryview, level: int | None) -> bytes:
+    """With one compressor for each thread and level, because to make one takes longer than a cluster does."""
+    kept: dict[int | None, Any] = _threads.__dict__.setdefault("compressors", {})
+    if level not in kept:
+        kept[level] = _zstd().ZstdCompressor(level=level)
+    compressor = kept[level]
+    return bytes(compressor.compress(data, compressor.FLUSH_FRAME))
 
 
 def _zstd() -> Any:

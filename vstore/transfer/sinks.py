@@ -179,7 +179,8 @@ class CompressingSink(MapSink):
 
     def _packed(self, block: memoryview) -> bytes | None:
         """None where it would not get shorter. A block at the end of the disk is filled up with zeros."""
-        data = compression.compress(self._kind, bytes(block).ljust(self.unit, b"\0"), self._level)
+        whole = block if len(block) == self.unit else bytes(block).ljust(self.unit, b"\0")
+        data = compression.compress(self._kind, whole, self._level)
         return data if len(data) < self.unit else None
 
     def _put_plain(self, start: int, block: memoryview) -> None:
