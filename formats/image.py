@@ -250,6 +250,10 @@ class Image(abc.ABC):
         """
         raise UnsupportedFeature(f"{self.format} images have no map to change; {len(changes)} changes were handed over")
 
+    def stage(self, changes: Sequence[Change]) -> None:
+        """As `commit`, but perhaps in memory only until the next one: for an image that nobody uses yet."""
+        self.commit(changes)
+
     def materialise(self, block: int) -> bytes:
         """The bytes of a COMPRESSED block."""
         raise UnsupportedFeature(f"{self.format} images hold nothing compressed; block {block} was asked for")

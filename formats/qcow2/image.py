@@ -287,6 +287,12 @@ class Qcow2(Image):
             self._packer = None  # it may hold on to a cluster that is free from here on
             writer.flush()
 
+    def stage(self, changes: Sequence[Change]) -> None:
+        writer = self.require_writer("change its map")
+        with self._condemning():
+            self._mark(changes)
+            writer.apply(changes)
+
     def _mark(self, changes: Sequence[Change]) -> None:
         size = self.geometry.block_size
         if not self._told and self.bitmaps.granularity is not None:

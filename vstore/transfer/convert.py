@@ -16,9 +16,7 @@ from formats.errors import InvalidArgument, UnsupportedFeature, image_error
 from formats.host_file import HostFile, Path
 from formats.image import Image, Reference
 from formats.registry import create_image, open_image
-from vstore.disk import Disk
 from vstore.transfer.blocks import Span, nonzero, unlike
-from vstore.transfer.copying import copy
 from vstore.transfer.draft import Draft
 from vstore.transfer.line import Turn, work_in_line
 from vstore.transfer.progress import Cancelled, Meter, Progress, never, silent
@@ -216,6 +214,9 @@ def convert_into(
 ) -> None:
     """Writes the disk of `source`, which stays the caller's, over that of the chain `target`, which is closed here;
     what the target has behind its end stays. Nothing is undone when it fails. Errors: ImageError, TransferCancelled."""
+    from vstore.disk import Disk  # which a new image does without
+    from vstore.transfer.copying import copy
+
     length = source[0].geometry.length
     meter = Meter(length, progress, cancelled)
     reader = Reader(source)

@@ -2,7 +2,8 @@
 
     path, format --> chain (references only beneath its directory and those that are allowed) --> verb --> what it told
 
-All fails as Refused: one sentence. Live images are locked, and so refused.
+All fails as Refused: one sentence. Live images are locked, and so refused. What only one verb needs is imported when it
+is called: a command is to start quickly.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from formats.backing import check_name
 from formats.errors import ImageError, InvalidArgument, ReferenceOutside, UnsupportedFeature
@@ -19,12 +20,11 @@ from formats.image import Image, Reference
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.image import Qcow2
 from formats.registry import check_image, create_image, open_chain, open_image, probe
-from vstore.disk import Disk
 from vstore.sizes import parse_size_change
-from vstore.transfer import bench, commit, compare, convert, rebase
-from vstore.transfer import measure as measuring
-from vstore.transfer.map import map_rows
 from vstore.transfer.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from vstore.transfer.compare import Difference
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -136,6 +136,8 @@ def info_of_chain(place: Place) -> list[dict[str, Any]]:
 @_told
 def map_(place: Place, start: int = 0, length: int | None = None) -> list[dict[str, Any]]:
     """Rows as `qemu-img map --output=json` tells them, and the file of each that has an offset."""
+    from vstore.transfer.map import map_rows
+
     with place.opened() as images:
         names = [str(image.info()["filename"]) for image in images]
         rows = []
@@ -203,6 +205,8 @@ def clone(base: Place, target: Place, options: Options | None = None) -> None:
 @_told
 def resize(place: Place, change: str, *, shrink: bool = False) -> int:
     """To a size, or by one (`+1G`, `-1G`); its new length. What a shorter disk loses is gone, so that must be said."""
+    from vstore.disk import Disk
+
     disk = Disk(*place.chain(read_only=False))
     try:
         length = parse_size_change(change, disk.length)
@@ -276,6 +280,8 @@ def _no_data_file(reference: Reference) -> HostFile:
 @_told
 def rebase_file(place: Place, name: str, format: str | None, progress: Progress = silent) -> None:
     """See `rebase.rebase`; `name` is what the overlay will call its parent, "" that it has none."""
+    from vstore.transfer import rebase
+
     with contextlib.ExitStack() as closing:
         parents: Sequence[Image] = ()
         if name and format:
@@ -286,6 +292,8 @@ def rebase_file(place: Place, name: str, format: str | None, progress: Progress 
 @_told
 def rename_parent(place: Place, name: str, format: str | None) -> None:
     """See `rebase.rename_parent`."""
+    from vstore.transfer import rebase
+
     with open_image(place.format, place.path) as overlay:
         rebase.rename_parent(overlay, _reference(name, format))
 
@@ -297,6 +305,8 @@ def _reference(name: str, format: str | None) -> Reference | None:
 @_told
 def commit_file(place: Place, *, keep: bool = False, progress: Progress = silent) -> None:
     """See `commit.commit`."""
+    from vstore.transfer import commit
+
     commit.commit(place.chain(read_only=keep, writable_parents=1), keep=keep, progress=progress)
 
 
@@ -306,6 +316,8 @@ def commit_file(place: Place, *, keep: bool = False, progress: Progress = silent
 @_told
 def measure(source: Place | int, format: str, options: Options) -> dict[str, int]:
     """See `measuring.measure`."""
+    from vstore.transfer import measure as measuring
+
     if isinstance(source, int):
         return measuring.measure(source, format, options)
     with source.opened() as images:
@@ -318,6 +330,8 @@ def convert_file(
 ) -> None:
     """See `convert.convert`; the chain of a backing file among the target's options is opened here. `how`: fields of
     `convert.Convert`, and `preallocation`."""
+    from vstore.transfer import convert
+
     name, format = options.get("backing_file"), options.get("backing_fmt")
     if (name is None) != (format is None):
         raise InvalidArgument("a backing file needs its format, and a format its backing file; neither is guessed")
@@ -334,15 +348,17 @@ def convert_file(
 @_told
 def convert_into(source: Place, target: Place, progress: Progress = silent) -> None:
     """See `convert.convert_into`."""
+    from vstore.transfer import convert
+
     with source.opened() as images:
         convert.convert_into(images, target.chain(read_only=False), progress=progress)
 
 
 @_told
-def compare_files(
-    one: Place, two: Place, *, strict: bool = False, progress: Progress = silent
-) -> compare.Difference | None:
+def compare_files(one: Place, two: Place, *, strict: bool = False, progress: Progress = silent) -> "Difference | None":
     """See `compare.compare`."""
+    from vstore.transfer import compare
+
     with one.opened() as images, two.opened() as others:
         try:
             return compare.compare(images, others, strict=strict, progress=progress)
@@ -353,5 +369,7 @@ def compare_files(
 @_told
 def bench_file(place: Place, load: Mapping[str, Any], progress: Progress = silent) -> dict[str, Any]:
     """See `bench.bench`; `load`: the fields of `bench.Load`."""
+    from vstore.transfer import bench
+
     asked = bench.Load(**load)
     return bench.bench(place.chain(read_only=not asked.write), asked, progress=progress).as_json()

@@ -19,7 +19,8 @@ from vstore.transfer.blocks import Span
 from vstore.transfer.line import Turn
 
 _RESERVED = 64 << 20  # bytes of room taken at once
-_BATCH = 1 << 18  # changes committed at once
+_STAGED = 1 << 10  # changes taken into the map at once
+_BATCH = 1 << 18  # and committed
 _PLACE = (1 << 48) - 1
 
 
@@ -75,13 +76,13 @@ class MapSink(Sink):
         self._descriptors = [layer.descriptor for layer in image.layers]
         self._room: list[tuple[int, int]] = []  # offset, blocks
         self._changes: list[Change] = []
+        self._staged = 0
 
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
         with turn:
             places = [(first, end, self._places(start + first, end - first)) for first, end in data]
             self._zero(start, zeros)
-            if len(self._changes) >= _BATCH:
-                self.commit()
+            self._stage()
         for first, end, found in places:
             at = first
             for layer, offset, count in found:
@@ -135,15 +136,23 @@ class MapSink(Sink):
             block, count = (start + first) // self.unit, -(-(end - first) // self.unit)
             self._changes += [Change(block + n, word) for n in range(count)]
 
-    def commit(self) -> None:
-        """What has places so far is in the map; its data may still be on the way."""
+    def _stage(self) -> None:
+        """What has places so far goes into the map, while other threads move bytes; their data may still be on the
+        way, so nothing but memory is saved by a commit now and then."""
+        if len(self._changes) < _STAGED:
+            return
         changes, self._changes = self._changes, []
-        self._image.commit(changes)
+        self._staged += len(changes)
+        if self._staged < _BATCH:
+            self._image.stage(changes)
+        else:
+            self._staged = 0
+            self._image.commit(changes)
 
     def finish(self) -> None:
         self._image.free([HostExtent(offset, blocks) for offset, blocks in self._room])  # the new tables lie there then
         self._room.clear()
-        self.commit()
+        self._image.commit(self._changes)
 
 
 class CompressingSink(MapSink):
@@ -174,8 +183,7 @@ class CompressingSink(MapSink):
                 else:
                     self._qcow2.put_compressed((start + at) // self.unit, shorter)
             self._zero(start, zeros)
-            if len(self._changes) >= _BATCH:
-                self.commit()
+            self._stage()
 
     def _packed(self, block: memoryview) -> bytes | None:
         """None where it would not get shorter. A block at the end of the disk is filled up with zeros."""
