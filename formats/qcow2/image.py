@@ -11,7 +11,6 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 """
 
 import contextlib
-import dataclasses
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from formats.errors import CorruptImage, ImageInUse, UnsupportedFeature
 from formats.host_file import HostFile, Opener
 from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
-from formats.qcow2 import compression, info, resize
+from formats.qcow2 import compression, info, parent, resize
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.check import check
 from formats.qcow2.entries import Entries
@@ -310,22 +309,7 @@ class Qcow2(Image):
             resize.resize(self, length)
 
     def name_parent(self, reference: Reference | None) -> None:
-        writer = self.require_still("name another parent of it")
-        if reference is not None and self.header.raw_data:
-            raise UnsupportedFeature(f"{self.file.name} has a raw external data file, so it cannot have a parent")
-        header = dataclasses.replace(self.header, extensions=list(self.header.extensions))
-        header.backing = None if reference is None else reference.name
-        told = None if reference is None or reference.format is None else reference.format.encode()
-        header.set_extension(Extension.BACKING_FORMAT, told)
-        data = header.pack()  # which refuses a name that is too long, before anything has changed
-        self.file.pwrite(0, data)
-        self.file.fdatasync()
-        self.header.start.backing_file_offset = header.start.backing_file_offset
-        self.header.start.backing_file_size = header.start.backing_file_size
-        self.header.backing, self.header.extensions = header.backing, header.extensions
-        self.backing = reference
-        writer.has_backing = reference is not None
-        self.zeroes = self.header.start.version > 2 or reference is None
+        parent.name_parent(self, reference)
 
     def put_compressed(self, block: int, data: bytes) -> None:
         """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable
