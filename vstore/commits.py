@@ -122,6 +122,8 @@ class Commits:
             done = True
         finally:
             self._volume.commit_end(committed=done)
+            with self._lock:
+                self._volume.trim()
             self._free(changes)
 
     def _begin(self, room: int) -> list[MapChange]:

@@ -62,6 +62,8 @@ int vs_volume_set_entries(vs_volume *volume, uint64_t first, uint64_t count, con
 int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry);
 /* What the map may take of memory (16 MiB; -EINVAL below 1 MiB): blocks not looked at for long are NOT_LOADED again. */
 int vs_volume_set_map_limit(vs_volume *volume, uint64_t bytes);
+/* Keeps to that also where writes have opened pages. Never while another thread loads. */
+int vs_volume_trim(vs_volume *volume);
 /* All blocks are NOT_LOADED again. -EBUSY: the volume is not quiesced, or changes wait for a commit. */
 int vs_volume_forget(vs_volume *volume);
 /* What is new is NOT_LOADED. -EBUSY: what would be cut off waits for a commit. */

@@ -96,6 +96,21 @@ int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry)
 	return 0;
 }
 
+/* In slices, because writers of new blocks wait for the lock. */
+int vs_volume_trim(vs_volume *volume)
+{
+	bool much = false, done = false;
+
+	for (uint64_t steps = 0; !done; steps += STEPS) {
+		pthread_mutex_lock(&volume->lock);
+		map_trim(volume, STEPS);
+		done = steps > 2 * volume->held_count || map_bytes(volume) <= volume->map_limit;
+		much = volume->retired_count > MOST_RETIRED;
+		pthread_mutex_unlock(&volume->lock);
+	}
+	return much ? vs_volume_drain(volume) : 0;
+}
+
 int vs_volume_set_map_limit(vs_volume *volume, uint64_t bytes)
 {
 	if (bytes < LEAST_LIMIT)

@@ -313,7 +313,7 @@ static bool all_idle(const struct page *page)
 	return true;
 }
 
-static uint64_t map_bytes(const struct vs_volume *volume)
+uint64_t map_bytes(const struct vs_volume *volume)
 {
 	return volume->held_count * (sizeof(struct page) + sizeof(struct page *)) +
 	       volume->records * sizeof(struct fresh);

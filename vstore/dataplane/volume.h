@@ -141,6 +141,7 @@ void map_close_whole(struct vs_volume *volume);
 int map_forget(struct vs_volume *volume);
 /* Drops cold pages while the map takes more memory than its limit. Only for calls that never meet one that loads. */
 void map_trim(struct vs_volume *volume, unsigned steps);
+uint64_t map_bytes(const struct vs_volume *volume);
 void map_free(struct vs_volume *volume);
 
 static inline uint64_t volume_block_size(const struct vs_volume *volume)

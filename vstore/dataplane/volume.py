@@ -75,6 +75,10 @@ class Volume:
         """Bytes of memory that the map may take, from 1 MiB on; blocks not looked at for long are NOT_LOADED again."""
         checked(lib.vs_volume_set_map_limit(self.pointer, length), f"volume_set_map_limit({length})")
 
+    def trim(self) -> None:
+        """Keeps the map to its limit also where writes have opened pages of it. Never while another thread loads."""
+        checked(lib.vs_volume_trim(self.pointer), "volume_trim()")
+
     def forget(self) -> None:
         """All blocks are NOT_LOADED again. OSError (EBUSY) unless quiesced, with nothing that waits for a commit."""
         checked(lib.vs_volume_forget(self.pointer), "volume_forget()")
