@@ -1,11 +1,13 @@
 """Chains of images of unlike lengths, cluster sizes and ways to be opened read as qemu-img reads them."""
 
+import os
 import resource
 from pathlib import Path
 
 import pytest
 
 from formats.backing import MOST_IMAGES
+from formats.errors import ImageError
 from formats.registry import create_image, open_chain
 from tests.formats.qcow2.oracle import qemu_create
 from tests.formats.reference import qemu_io, run
@@ -137,3 +139,31 @@ def test_too_few_descriptors_for_a_chain_are_told_with_what_to_do(tmp_path: Path
             Disk(*images)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_a_parent_that_is_cut_off_under_an_open_disk_harms_nothing_but_what_it_had_there(
+    tmp_path: Path, format: str
+) -> None:
+    base = tmp_path / "base"
+    if format == "raw":
+        base.write_bytes(b"b" * (640 * KIB))
+    else:
+        qemu_create(base, 640 * KIB)
+        qemu_io("qcow2", base, "write -P 98 0 640k")
+    top = overlay(tmp_path / "top.qcow2", 640 * KIB, 65536, base, format)
+    disk = Disk(*open_chain("qcow2", top))
+    assert disk.read_blocking(0, 65536) == b"b" * 65536
+    os.truncate(base, base.stat().st_size - 240 * KIB)
+    for at in range(0, 640 * KIB, 65536):
+        try:
+            found = disk.read_blocking(at, 65536)
+            assert found.strip(b"\0") in (b"b" * 65536, b"") or at <= 400 * KIB < at + 65536
+        except (OSError, ImageError):
+            assert at >= 384 * KIB, "what is still there is read"
+    disk.write_blocking(1000, b"x" * 10000)
+    disk.write_blocking(639 * KIB, b"y" * KIB)
+    disk.flush_blocking()
+    assert disk.read_blocking(639 * KIB, KIB) == b"y" * KIB
+    disk.close()
+    assert run("qemu-img", "check", "-f", "qcow2", top).returncode == 0

@@ -173,7 +173,7 @@ def _change(path: Path, source: random.Random, told: Told) -> bool:
 
 def _range(disk: Disk, source: random.Random) -> tuple[int, int]:
     near = source.choice([disk.length, min(disk.length, _SEEN), min(disk.length, 1 << 16)])
-    offset = source.randrange(near)
+    offset = source.randrange(near) if near else 0
     return offset, min(source.choice([1, 512, 4096, 20000, 70000]), disk.length - offset)
 
 
