@@ -42,6 +42,12 @@ class Options:
 _SAME = ("cluster_size", "extended_l2", "refcount_bits", "lazy_refcounts", "compression_type", "data_file_raw")
 
 
+# What an overlay is made as where nothing is said of it. Measured with random writes of 4 KiB on tmpfs, a flush after
+# each 32: with sub-blocks of 4 KiB a write costs a third of the CPU time that copying 64 KiB clusters does, and the
+# overlay grows by a twelfth; a read costs half as much again.
+OVERLAY: Mapping[str, object] = {"extended_l2": True, "cluster_size": 131072}
+
+
 def options_named(meant: Mapping[str, object]) -> Options:
     """From parsed values by the names of `formats.qcow2.options`. Errors: InvalidArgument."""
     chosen = {name: meant[name] for name in _SAME if name in meant}
@@ -53,6 +59,8 @@ def options_named(meant: Mapping[str, object]) -> Options:
         if "backing_fmt" not in meant:
             raise InvalidArgument("backing_file needs backing_fmt: the format of a parent is never guessed")
         chosen["backing"] = Reference(str(meant["backing_file"]), str(meant["backing_fmt"]))
+        if meant.keys().isdisjoint({*OVERLAY, "compat"}):
+            chosen |= OVERLAY
     elif "backing_fmt" in meant:
         raise InvalidArgument("backing_fmt is the format of backing_file, which is missing")
     return Options(**chosen)  # type: ignore[arg-type]

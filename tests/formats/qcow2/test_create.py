@@ -8,7 +8,7 @@ import pytest
 from formats.errors import InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import Reference
-from formats.qcow2.create import Options, create
+from formats.qcow2.create import Options, create, options_named
 from tests.formats.qcow2.oracle import assert_clean, assert_same_map, qemu_create
 from tests.formats.qcow2.volume import AllocatingVolume
 from tests.formats.reference import qemu_io, run
@@ -128,3 +128,12 @@ def test_a_parent_shows_through_all_of_an_overlay_whose_l1_table_has_many_cluste
     same = run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", path, tmp_path / "base")
     assert same.returncode == 0, same.stdout
     assert path.stat().st_size < 32 << 10
+
+
+def test_an_overlay_of_which_nothing_is_said_has_sub_blocks() -> None:
+    parent = {"backing_file": "base", "backing_fmt": "raw"}
+    assert options_named(parent).extended_l2
+    assert options_named(parent).cluster_size == 131072
+    assert not options_named({**parent, "cluster_size": 65536}).extended_l2
+    assert options_named({**parent, "compat": 2}).cluster_size == 65536
+    assert not options_named({}).extended_l2
