@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class State:
-    """One crash. `files` is None of a file that was not yet there."""
+    """One crash: after so many events, with this subset of what was pending."""
 
     position: int
     draw: int
