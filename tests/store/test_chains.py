@@ -94,7 +94,10 @@ def test_an_overlay_that_differs_from_what_is_asked_for_is_named(
         ("options", {"format": "qcow2", "options": {"cluster_size_bytes": 100}}),
         ("options", {"format": "qcow2", "options": {"extended_l2": 3}}),
         ("options/extended_l2", {"format": "qcow2", "options": {"extended_l2": None}}),
-        ("options", {"format": "qcow2", "preallocation": "metadata", "parent": "base", "options": {"extended_l2": False}}),
+        (
+            "options",
+            {"format": "qcow2", "preallocation": "metadata", "parent": "base", "options": {"extended_l2": False}},
+        ),
         ("preallocation", {"format": "raw", "preallocation": "metadata"}),
     ],
 )
