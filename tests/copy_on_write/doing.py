@@ -95,11 +95,12 @@ def _side_by_side(world: World, operation: Operation, meanwhile: Callable[[], ob
 
 
 def _forget(world: World, operation: Operation) -> None:
-    """The map is dropped, as for a change of the image's structure, while others write."""
+    """The map is dropped, as for a change of the image's structure, while others write; a flat image has none."""
 
     def drop() -> None:
-        with world.disk._map.editing():
-            pass
+        if world.is_qcow2:
+            with world.disk._map.editing():
+                pass
 
     _side_by_side(world, operation, drop)
 
