@@ -17,7 +17,7 @@ APT_BUILD := gcc libc6-dev make pkg-config liburing-dev python3-dev python3-venv
 APT_TEST := $(APT_BUILD) clang libclang-rt-14-dev llvm libcmocka-dev qemu-utils qemu-system-common sg3-utils e2fsprogs \
 	qemu-system-x86 iproute2 git strace
 APT_LINT := $(APT_BUILD) clang-format git
-APT_GUEST := $(APT_TEST) seabios busybox-static fdisk kmod grub-common grub-pc-bin
+APT_GUEST := $(APT_TEST) fio seabios busybox-static fdisk kmod grub-common grub-pc-bin
 APT_BENCH := $(APT_BUILD) qemu-system-common util-linux
 
 SOURCES := pyproject.toml $(wildcard vstore/dataplane/*.c vstore/dataplane/*.h vstore/dataplane/build.py)

@@ -21,6 +21,7 @@ from vstore.target.client import TargetClient
 from vstore.target.errors import TargetError
 
 START_SECONDS = 30.0
+JOB_SECONDS = 120.0
 VSTORE = Path(sys.executable).with_name("vstore")
 
 
@@ -116,11 +117,42 @@ class Daemon:
         return self.image_path(name)
 
     def image_path(self, name: str) -> Path:
-        (path,) = self._state.rglob(f"{name}.raw")
+        (path,) = self._state.rglob(f"{name}.*")
         return path
 
     def resize_image(self, name: str, mebibytes: int) -> None:
         self._ask("PATCH", f"pools/default/images/{name}", {"virtual_size_bytes": mebibytes << 20})
+
+    def compress_image(self, name: str, compressed: str) -> None:
+        """A new qcow2 image with the content of another, every cluster compressed."""
+        self._finish("POST", f"pools/default/images/{name}/convert", {"into": compressed, "compress": True})
+
+    def clone_image(self, name: str, clone: str) -> None:
+        """An empty overlay on an image."""
+        self._ask("POST", f"pools/default/images/{name}/clone", {"name": clone})
+
+    def take_snapshot(self, image: str, name: str) -> int:
+        """How long writes stood still, in microseconds."""
+        pause: int = self._ask("PUT", f"pools/default/images/{image}/snapshots/{name}", {})["pause_us"]
+        return pause
+
+    def apply_snapshot(self, image: str, name: str) -> None:
+        self._finish("POST", f"pools/default/images/{image}/snapshots/{name}/apply", {})
+
+    def check_image(self, name: str) -> dict[str, Any]:
+        """What the check found; the image must not be mapped."""
+        found: dict[str, Any] = self._finish("POST", f"pools/default/images/{name}/check", {})["result"]
+        return found
+
+    def _finish(self, method: str, path: str, body: dict[str, Any]) -> Any:
+        """Starts a job and waits for it to succeed."""
+        job = self._ask(method, path, body)
+        deadline = time.monotonic() + JOB_SECONDS
+        while job["state"] in ("queued", "running") and time.monotonic() < deadline:
+            job = self._ask("GET", f"jobs/{job['id']}?wait=5")
+        if job["state"] != "succeeded":
+            raise BackendError(f"{method} {path}: {job}")
+        return job
 
     def create_target(self, name: str, *, queues: int = 1) -> None:
         self._ask("PUT", f"targets/{name}", {"request_queues": queues})
@@ -135,8 +167,9 @@ class Daemon:
     def unmap_lun(self, target: str, address: str) -> None:
         self._ask("DELETE", f"targets/{target}/luns/{address}")
 
-    def controller(self, target: str, *, queues: int = 1) -> VhostUserScsi:
-        return VhostUserScsi(Path(self._ask("GET", f"targets/{target}")["socket"]), queues=queues)
+    def controller(self, target: str, *, queues: int = 1, boot_target: int | None = None) -> VhostUserScsi:
+        socket = Path(self._ask("GET", f"targets/{target}")["socket"])
+        return VhostUserScsi(socket, queues=queues, boot_target=boot_target)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/merge-patch+json"} if method == "PATCH" else {}

@@ -132,11 +132,11 @@ def _add_tools(archive: Archive) -> None:
         archive.add_file(f"/usr/bin/{program.name}", program.read_bytes())
     for name, target in LINKS.items():
         archive.add_link(f"/usr/bin/{name}", target)
-    for library in sorted(_libraries(programs)):
+    for library in sorted(libraries(programs)):
         archive.add_file(library, Path(library).read_bytes())
 
 
-def _libraries(programs: Iterable[Path]) -> set[str]:
+def libraries(programs: Iterable[Path]) -> set[str]:
     """Shared libraries of these programs, at the paths where the loader finds them."""
     listing = subprocess.run(
         ["ldd", *map(os.fspath, programs)], capture_output=True, text=True, check=False, timeout=60
