@@ -13,7 +13,7 @@ CRASH_STATES ?= 2000
 CRASH_QEMU_EVERY ?= 1
 
 # What each verb needs of Debian; Python packages stand in pyproject.toml.
-APT_BUILD := gcc libc6-dev make pkg-config liburing-dev python3-dev python3-venv
+APT_BUILD := gcc libc6-dev make pkg-config liburing-dev libdeflate-dev libzstd-dev python3-dev python3-venv
 APT_TEST := $(APT_BUILD) clang libclang-rt-14-dev llvm libcmocka-dev qemu-utils qemu-system-common sg3-utils e2fsprogs \
 	qemu-system-x86 iproute2 git strace
 APT_LINT := $(APT_BUILD) clang-format git

@@ -32,7 +32,7 @@ class BlockState(IntEnum):
     ZERO = 2  # reads as zeros, hides the parent
     DATA = 3  # at (layer, offset); may be overwritten in place
     SHARED = 4  # at (layer, offset); a write must allocate
-    COMPRESSED = 5  # ask Image.materialise
+    COMPRESSED = 5  # its bytes are made from those at a byte offset; 0: by Image.materialise
     PARTIAL = 6  # some sub-blocks here, the others in the parent
 
 
@@ -42,6 +42,12 @@ def entry(state: BlockState, layer: int = 0, offset: int = 0) -> int:
     assert 0 <= offset < 1 << 57
     assert offset % SECTOR == 0
     return state << 60 | layer << 48 | offset // SECTOR
+
+
+def compressed_entry(offset: int) -> int:
+    """Of a block whose compressed bytes, at most a block long, begin at this byte of layer 0. Where `offset` is 0, or
+    more than an entry can hold, whoever wants the block has to ask `Image.materialise`."""
+    return BlockState.COMPRESSED << 60 | (offset if offset < 1 << 48 else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class LayerFlags(IntFlag):
     NULL = 8  # no file: I/O succeeds and moves nothing
     INSTANT = 16  # plain calls never block (tmpfs)
     BLOCK_DEVICE = 32
+    DEFLATE = 256  # compressed blocks in it are raw deflate (RFC 1951),
+    ZSTD = 512  # or a zstd frame (RFC 8878)
 
 
 class Losing(Protocol):

@@ -99,7 +99,9 @@ class Chain:
                     found[block] = word + layer
                 case BlockState.ZERO:
                     found[block] = word
-                case _:  # to be composed, whatever the reason
+                case BlockState.COMPRESSED:
+                    found[block] = word + layer
+                case _:  # PARTIAL: to be composed
                     found[block] = _COMPRESSED | (word & _LAYER) + layer
         return left
 

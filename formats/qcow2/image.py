@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 
 from formats.errors import CorruptImage, ImageInUse, UnsupportedFeature
 from formats.host_file import HostFile, Opener
-from formats.image import Change, Geometry, HostExtent, Image, Layer, Masks, Reference, Run, check_length
+from formats.image import (
+    Change,
+    Geometry,
+    HostExtent,
+    Image,
+    Layer,
+    LayerFlags,
+    Masks,
+    Reference,
+    Run,
+    check_length,
+)
 from formats.qcow2 import compression, info, parent, resize
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.check import check
@@ -31,7 +42,7 @@ from formats.qcow2.regions import L2_TABLE, Regions
 from formats.qcow2.snapshot_table import Snapshot
 from formats.qcow2.snapshot_view import SnapshotView, masks_of
 from formats.qcow2.snapshots import Snapshots
-from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, Extension, Incompatible
+from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, CompressionType, Extension, Incompatible
 from formats.qcow2.tables import Tables
 from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from formats.qcow2.freeze import Freeze
 
 _L1_STEP = 1 << 20  # bytes of L1 read together
+_COMPRESSION = {CompressionType.ZLIB: LayerFlags.DEFLATE, CompressionType.ZSTD: LayerFlags.ZSTD}
 _KEPT = 4  # decompressed clusters of a parent, which children of shorter blocks ask for once for each of theirs
 
 
@@ -191,7 +203,9 @@ class Qcow2(Image):
     @property
     def layers(self) -> Sequence[Layer]:
         files = [self.file] if self.data_file is None else [self.file, self.data_file]
-        return [file.layer for file in files]
+        layers = [file.layer for file in files]
+        layers[0] = dataclasses.replace(layers[0], flags=layers[0].flags | _COMPRESSION[CompressionType(self.header.compression)])
+        return layers
 
     def load(self, first: int, count: int) -> list[Run]:
         self._require_plain()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 
 from formats.errors import CorruptImage
-from formats.image import SECTOR, BlockState, Run, entry
+from formats.image import SECTOR, BlockState, Run, compressed_entry, entry
 from formats.qcow2.entries import Entries, Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.regions import L2_TABLE, Regions
@@ -161,6 +161,8 @@ class Tables:
                 if meaning.state in (*_PLACED, BlockState.PARTIAL):
                     found[n] = entry(meaning.state, int(self.entries.external), meaning.offset)
                     self._check(first + n, meaning.offset)
+                elif meaning.state == BlockState.COMPRESSED:
+                    found[n] = compressed_entry(self._compressed_place(word))
                 else:
                     found[n] = entry(meaning.state)
         if places and (max(places) >= self._file.length or self._regions.any_overlapping(places)):
@@ -185,6 +187,11 @@ class Tables:
         places = [word & OFFSET for word in words]
         bad = not all(places) or max(places) >= self._file.length or self._regions.any_overlapping(places)
         return None if bad else found
+
+    def _compressed_place(self, word: int) -> int:
+        """Where compressed data begins; 0 where it cannot be true, which `read_compressed` says when it is asked."""
+        offset, length = self.entries.compressed_span(word)
+        return 0 if self._regions.overlapping(offset, length) else offset
 
     def _runs(self, first: int, entries: "array[int]") -> list[Run]:
         step = self.entries.cluster_size // SECTOR

@@ -120,6 +120,17 @@ static bool within(vs_volume *volume, uint64_t offset, uint64_t length)
 	return !__builtin_add_overflow(offset, length, &end) && end <= atomic_load(&volume->length);
 }
 
+static int read_packed(vs_volume *volume, const struct extent *extent, uint64_t within, uint8_t *to)
+{
+	struct packed *block = packed_hold(volume, extent, true);
+
+	if (!block)
+		return -ENODATA;
+	memcpy(to, packed_bytes(block) + within, extent->length);
+	packed_release(block);
+	return 0;
+}
+
 static int read_range(vs_volume *volume, uint64_t offset, uint8_t *to, uint64_t length, bool composed)
 {
 	while (length) {
@@ -130,8 +141,10 @@ static int read_range(vs_volume *volume, uint64_t offset, uint8_t *to, uint64_t 
 			memset(to, 0, extent.length);
 		else if (extent.state == VS_DATA || extent.state == VS_SHARED)
 			error = blocking_extent(volume, &extent, IO_READ, to);
-		else if (extent.state != VS_COMPRESSED || !composed)
+		else if (extent.state != VS_COMPRESSED)
 			error = -ENODATA;
+		else if (!composed)
+			error = read_packed(volume, &extent, offset & (volume_block_size(volume) - 1), to);
 		if (error)
 			return error;
 		to += extent.length;

@@ -14,6 +14,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path("vstore/dataplane")
+LIBRARIES = ("liburing", "libdeflate", "libzstd")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
@@ -23,11 +24,13 @@ def declarations(header: str) -> str:
 
 
 def pkg_config(*arguments: str) -> list[str]:
-    """Flags for liburing; says which Debian package brings it when it is missing."""
+    """Flags for the libraries: liburing, and libdeflate and libzstd for compressed blocks (unpacking them from Python cost
+    twice as much). Says which Debian packages bring them when one is missing."""
     try:
-        answer = subprocess.run(["pkg-config", *arguments, "liburing"], check=True, capture_output=True, text=True)
+        answer = subprocess.run(["pkg-config", *arguments, *LIBRARIES], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit("liburing was not found: install the Debian packages liburing-dev and pkg-config") from error
+        needed = "liburing-dev, libdeflate-dev, libzstd-dev and pkg-config"
+        raise SystemExit(f"{', '.join(LIBRARIES)}: not all were found; install the Debian packages {needed}") from error
     return answer.stdout.split()
 
 

@@ -35,7 +35,8 @@ enum {
 
 typedef struct vs_volume vs_volume;
 
-/* State of a block, bits 63:60 of its 64-bit entry; bits 59:48 say the layer, bits 47:0 the file offset / 512. */
+/* State of a block, bits 63:60 of its 64-bit entry; bits 59:48 say the layer, bits 47:0 the file offset / 512;
+ * where COMPRESSED the offset itself, 0 when no single place has the bytes. */
 enum { VS_NOT_LOADED = 0, VS_HOLE = 1, VS_ZERO = 2, VS_DATA = 3, VS_SHARED = 4, VS_COMPRESSED = 5, VS_PARTIAL = 6 };
 
 /* How a layer's bytes are reached. */
@@ -45,7 +46,9 @@ enum {
 	VS_FILE_MEMORY = 4,   /* a memfd of ours: always resident, copied from its mapping */
 	VS_FILE_NULL = 8,     /* no file: reads and writes succeed and move nothing */
 	VS_FILE_INSTANT = 16, /* tmpfs: plain calls never block, so they are made inline */
-	VS_FILE_BLOCK_DEVICE = 32
+	VS_FILE_BLOCK_DEVICE = 32,
+	VS_FILE_DEFLATE = 256, /* compressed blocks in it are raw deflate (RFC 1951), */
+	VS_FILE_ZSTD = 512     /* or a zstd frame (RFC 8878) */
 };
 
 /* block_shift: log2 of the map's block size (9..31). Errors: -EINVAL, -ENOMEM through a NULL result and errno. */

@@ -97,6 +97,8 @@ struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length)
 
 	if (entry_has_offset(entry) || extent.state == VS_COMPRESSED)
 		extent.layer = (entry >> LAYER_SHIFT) & LAYER_MASK;
+	if (extent.state == VS_COMPRESSED)
+		extent.offset = entry & OFFSET_MASK;
 	if (entry_has_offset(entry))
 		extent.offset = ((entry & OFFSET_MASK) << SECTOR_SHIFT) + within;
 	return extent;
@@ -113,7 +115,11 @@ struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t 
 	if (entry_state(entry) == STATE_FRESH)
 		return allocate_extent(volume, offset, length);
 	uint64_t have = (in_a_row << volume->shift) - within;
-	while (have < length) {
+	/* a place that is compressed is a single block's */
+	bool alone = extent.state == VS_COMPRESSED && extent.offset;
+	if (alone)
+		have = volume_block_size(volume) - within;
+	while (have < length && !alone) {
 		uint64_t next = block + in_a_row, more;
 
 		if (map_look_up(volume, next, &more) != advance(volume, entry, in_a_row))
@@ -346,6 +352,7 @@ int map_forget(struct vs_volume *volume)
 	_Atomic uint64_t *pages = calloc(volume->page_count, sizeof(*pages));
 	if (!pages)
 		return -ENOMEM;
+	packed_forget(volume);
 	while (volume->held_count)
 		put_word(volume, volume->held[volume->held_count - 1]->number, VS_NOT_LOADED);
 	volume_retire(volume, (void *)volume->pages, 0);

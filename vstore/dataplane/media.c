@@ -44,6 +44,20 @@ static int slice(struct cursor *from, uint64_t length, struct io *io)
 	return 0;
 }
 
+/* -EAGAIN: Python has to unpack the block. */
+static int read_packed(struct vs_volume *volume, uint64_t offset, const struct extent *extent, struct cursor *data)
+{
+	struct packed *block = packed_hold(volume, extent, false);
+	int error = -EAGAIN;
+
+	if (block)
+		error = cursor_guarded(cursor_copy_in, data,
+				       packed_bytes(block) + (offset & (volume_block_size(volume) - 1)),
+				       extent->length);
+	packed_release(block);
+	return error;
+}
+
 /* Starts one piece of the request; false, with the error noted, when it could not be. */
 static bool segment(struct vs_request *request, const struct media *media, uint64_t offset, struct extent *extent,
 		    struct cursor *data)
@@ -56,6 +70,8 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 		return true;
 	if (media->operation == IO_READ && reads_zero(extent))
 		result = cursor_guarded(cursor_fill_zero, data, NULL, extent->length);
+	else if (media->operation == IO_READ && extent->state == VS_COMPRESSED)
+		result = read_packed(request->lun->volume, offset, extent, data);
 	else if (media->operation == IO_WRITE && allocates_over(request->lun->volume, extent))
 		result = allocate_claim(request->lun->volume, offset, extent->length, extent, &claim);
 	else if (extent->state != VS_DATA && (extent->state != VS_SHARED || media->operation != IO_READ))
@@ -64,7 +80,8 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 		request->error = result;
 		return false;
 	}
-	if (reads_zero(extent)) /* an error of a segment before this one stays */
+	/* what has been copied is done; an error of a segment before this one stays */
+	if (media->operation == IO_READ && (reads_zero(extent) || extent->state == VS_COMPRESSED))
 		return true;
 	struct io *io = media_io(request, media, extent);
 	if (!io) {
@@ -98,7 +115,8 @@ static bool mapped(struct vs_volume *volume, const struct media *media)
 		return true;
 	for (uint64_t done = 0; done < media->length;) {
 		struct extent extent = volume_extent(volume, media->offset + done, media->length - done);
-		bool read = media->operation == IO_READ && (reads_zero(&extent) || extent.state == VS_SHARED);
+		bool packed = extent.state == VS_COMPRESSED && extent.offset;
+		bool read = media->operation == IO_READ && (reads_zero(&extent) || extent.state == VS_SHARED || packed);
 		bool write = media->operation == IO_WRITE && allocates_over(volume, &extent);
 
 		if ((extent.state != VS_DATA && !read && !write) || !extent.length)

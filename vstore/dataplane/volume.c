@@ -79,6 +79,7 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	volume->pages = calloc(volume->page_count, sizeof(*volume->pages));
 	pthread_mutex_init(&volume->lock, NULL);
 	pthread_mutex_init(&volume->draining, NULL);
+	pthread_mutex_init(&volume->packed_lock, NULL);
 	pthread_cond_init(&volume->settled, NULL);
 	if (!volume->pages || volume->notice_fd < 0) {
 		free((void *)volume->pages);
@@ -95,6 +96,7 @@ void vs_volume_release(vs_volume *volume)
 		return;
 	map_free(volume);
 	track_free(atomic_load(&volume->track));
+	packed_forget(volume);
 	for (unsigned i = 0; i <= LAYER_MASK; i++)
 		layer_free(volume->layers[i]);
 	retired_free(volume->retired);
@@ -102,6 +104,7 @@ void vs_volume_release(vs_volume *volume)
 	zeros_free(volume);
 	close(volume->notice_fd);
 	pthread_cond_destroy(&volume->settled);
+	pthread_mutex_destroy(&volume->packed_lock);
 	pthread_mutex_destroy(&volume->draining);
 	pthread_mutex_destroy(&volume->lock);
 	free(volume);

@@ -102,8 +102,16 @@ struct vs_volume {
 	_Atomic uint32_t quiesced;
 	bool mapped;                          /* loops have met it, and only they copy from mappings */
 	_Atomic uint64_t epoch, under_way[2]; /* see epoch.c */
-	struct track *_Atomic track;          /* NULL: nobody asks what writes touch */
+	struct packed **packed;               /* unpacked blocks that are kept; under packed_lock */
+	pthread_mutex_t packed_lock;
+	struct track *_Atomic track; /* NULL: nobody asks what writes touch */
 };
+
+/* packed.c: the bytes of the whole block that a COMPRESSED extent is of, until released. NULL: Python has to make them. */
+struct packed *packed_hold(struct vs_volume *volume, const struct extent *extent, bool may_wait);
+uint8_t *packed_bytes(struct packed *block);
+void packed_release(struct packed *block);
+void packed_forget(struct vs_volume *volume);
 
 void track_free(struct track *track);
 void track_range(struct track *track, uint64_t offset, uint64_t length);
