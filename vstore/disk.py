@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from formats.errors import ImageError
 from formats.image import Image, Kept, Reference, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
@@ -93,22 +94,22 @@ class Disk:
 
     def read_blocking(self, offset: int, length: int) -> bytes:
         """As `read`, for threads that may wait."""
-        with self._use():
+        with self._moving():
             return self._io.read(offset, length)
 
     def write_blocking(self, offset: int, data: Bytes) -> None:
         """As `write`, for threads that may wait."""
-        with self._use(change=True):
+        with self._moving(change=True):
             self._io.write(offset, data)
 
     def write_zeroes_blocking(self, offset: int, length: int, *, deallocate: bool) -> None:
         """As `write_zeroes`, for threads that may wait."""
-        with self._use(change=True):
+        with self._moving(change=True):
             self._io.zero(offset, length, deallocate=deallocate and self.deallocates)
 
     def flush_blocking(self) -> None:
         """As `flush`, for threads that may wait."""
-        with self._use():
+        with self._moving():
             self._flush()
 
     def _flush(self) -> None:
@@ -130,6 +131,15 @@ class Disk:
             with self._idle:
                 self._users -= 1
                 self._idle.notify_all()
+
+    @contextlib.contextmanager
+    def _moving(self, *, change: bool = False) -> Iterator[None]:
+        """As `_use`. What an image contradicts itself about is an I/O error to those who want its bytes."""
+        with self._use(change=change):
+            try:
+                yield
+            except ImageError as error:
+                raise OSError(errno.EIO, str(error)) from error
 
     async def _in_thread(self, call: Callable[_P, _T], *arguments: _P.args, **options: _P.kwargs) -> _T:
         """Runs `call` beside the event loop. A caller that is cancelled goes on only when the call has ended or can no
