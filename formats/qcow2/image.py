@@ -32,11 +32,11 @@ from formats.image import (
 )
 from formats.qcow2 import compression, info, parent, resize
 from formats.qcow2.bitmaps import Bitmaps
-from formats.qcow2.check import check
 from formats.qcow2.entries import Entries
-from formats.qcow2.header import Header, write_fixed
+from formats.qcow2.header import write_fixed
 from formats.qcow2.packer import Packer
 from formats.qcow2.pages import Pages
+from formats.qcow2.recovery import recovered
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
 from formats.qcow2.snapshot_table import Snapshot
@@ -66,7 +66,7 @@ class Qcow2(Image):
         every change will be told by `touched`, so that the image's enabled bitmaps stay true; else they are given up.
         """
         self.file = file
-        self.header = header = _recovered(file)
+        self.header = header = recovered(file)
         cluster_size = header.cluster_size
         geometry = Geometry(
             header.start.size, cluster_size, cluster_size // SUBCLUSTERS if header.extended_l2 else None
@@ -204,7 +204,8 @@ class Qcow2(Image):
     def layers(self) -> Sequence[Layer]:
         files = [self.file] if self.data_file is None else [self.file, self.data_file]
         layers = [file.layer for file in files]
-        layers[0] = dataclasses.replace(layers[0], flags=layers[0].flags | _COMPRESSION[CompressionType(self.header.compression)])
+        packing = _COMPRESSION[CompressionType(self.header.compression)]
+        layers[0] = dataclasses.replace(layers[0], flags=layers[0].flags | packing)
         return layers
 
     def load(self, first: int, count: int) -> list[Run]:
@@ -386,19 +387,3 @@ class Qcow2(Image):
             self.file.close()
             if self.data_file is not None:
                 self.data_file.close()
-
-
-def _recovered(file: HostFile) -> Header:
-    """The header of an image that may be written to, or is open read-only. One whose last writer never closed it
-    (dirty) has its refcounts put right first."""
-    header = Header.read(file)
-    if file.read_only:
-        return header
-    if header.incompatible & Incompatible.CORRUPT:
-        raise CorruptImage(f"{file.name} is marked corrupt; repair it, or open it read-only")
-    if header.incompatible & Incompatible.DIRTY:
-        left = check(file, repair="all").corruptions
-        if left:
-            raise CorruptImage(f"{file.name} was not closed, and {left} corruptions of it cannot be repaired")
-        header = Header.read(file)
-    return header
