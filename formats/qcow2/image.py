@@ -11,6 +11,7 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 """
 
 import contextlib
+import dataclasses
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
