@@ -24,8 +24,8 @@ def declarations(header: str) -> str:
 
 
 def pkg_config(*arguments: str) -> list[str]:
-    """Flags for the libraries: liburing, and libdeflate and libzstd for compressed blocks (unpacking them from Python cost
-    twice as much). Says which Debian packages bring them when one is missing."""
+    """Flags for the libraries: liburing, and for compressed blocks libdeflate and libzstd (unpacking them from Python
+    cost twice as much). Says which Debian packages bring them when one is missing."""
     try:
         answer = subprocess.run(["pkg-config", *arguments, *LIBRARIES], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
