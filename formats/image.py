@@ -151,6 +151,14 @@ class Reference:
     format: str | None = None
 
 
+class Cipher(Protocol):
+    """What lies between an image's files and what they mean; of whole sectors, by their place in the file."""
+
+    def encrypt(self, offset: int, data: bytes) -> bytes: ...
+
+    def decrypt(self, offset: int, data: bytes) -> bytes: ...
+
+
 class Kept(Protocol):
     """An internal snapshot: a state of the disk that the image itself keeps. `id` is unique, `name` need not be."""
 
@@ -202,6 +210,8 @@ class Image(abc.ABC):
     """The parent, whose blocks show through every HOLE."""
     flat: bool = False
     """Whether the whole disk lies in one row, so that the map never changes."""
+    cipher: Cipher | None = None
+    """What its data, not its tables, goes through, once it is unlocked."""
     zeroes: bool = False
     """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
     identity: bool = False
@@ -307,10 +317,9 @@ class Image(abc.ABC):
         """Whether its bytes can only be read with a secret."""
         return False
 
-    def unlocked(self, secrets: Sequence[bytes]) -> "Image":  # noqa: ARG002
-        """The image whose bytes can be read, which takes this one over: itself, or, if it is encrypted, another one,
-        read-only. Errors: InvalidArgument (none of the secrets is right, none is given), UnsupportedFeature."""
-        return self
+    def unlock(self, secrets: Sequence[bytes]) -> None:  # noqa: B027  (most have nothing to unlock)
+        """Finds the `cipher` of an encrypted image. Errors: InvalidArgument (none of the secrets is right, or none is
+        given), UnsupportedFeature."""
 
     def listens(self) -> int | None:
         """Bytes in the smallest piece of the disk of which it matters whether it has changed; None: it does not matter.

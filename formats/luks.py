@@ -8,6 +8,8 @@ not of this module: it gives the cipher, which sectors go through it is for the 
 
 import hashlib
 import hmac
+import os
+import uuid
 from collections.abc import Callable, Sequence
 
 from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
@@ -17,7 +19,10 @@ from formats.sector_cipher import SECTOR, SectorCipher, digest_of
 MAGIC = b"LUKS\xba\xbe"
 HEADER_BYTES = 592
 SLOTS = 8
-_ACTIVE = 0x00AC71F3
+_ACTIVE, _FREE = 0x00AC71F3, 0x0000DEAD
+_STRIPES = 4000  # of a new slot
+_ITERATIONS = 500_000  # of a new slot: about half a second
+_ALIGNMENT = 4096
 _DIGEST_BYTES = 20
 _MOST_ITERATIONS = 1 << 25  # about a minute for a slot; QEMU takes as many as it does in a second or two
 _MOST_STRIPES = 1 << 12
@@ -143,6 +148,40 @@ def open_with(name: str, secrets: Sequence[bytes], read: Read) -> SectorCipher:
             if number == len(secrets):
                 raise
     raise AssertionError
+
+
+def new(secret: bytes) -> bytes:
+    """A new header with its key material, as long as its payload's offset: AES-256 in XTS mode, and one slot, which
+    `secret` opens."""
+    length, salt, slot_salt, key = 64, os.urandom(32), os.urandom(32), os.urandom(64)
+    room = -(-length * _STRIPES // _ALIGNMENT) * _ALIGNMENT
+    places = range(_ALIGNMENT, _ALIGNMENT + SLOTS * room, room)
+    slots = [KeySlot(_FREE, 0, b"", place // SECTOR, _STRIPES) for place in places]
+    slots[0] = KeySlot(_ACTIVE, _ITERATIONS, slot_salt, places[0] // SECTOR, _STRIPES)
+    digest_iterations = max(1000, _ITERATIONS // 8)
+    header = Header(
+        magic=MAGIC,
+        version=1,
+        cipher_name=b"aes",
+        cipher_mode=b"xts-plain64",
+        hash_spec=b"sha256",
+        payload_offset=places.stop // SECTOR,
+        key_bytes=length,
+        mk_digest=hashlib.pbkdf2_hmac("sha256", key, salt, digest_iterations, _DIGEST_BYTES),
+        mk_digest_salt=salt,
+        mk_digest_iterations=digest_iterations,
+        uuid=str(uuid.uuid4()).encode(),
+    )
+    slot_key = hashlib.pbkdf2_hmac("sha256", secret, slot_salt, _ITERATIONS, length)
+    material = SectorCipher("aes", "xts-plain64", slot_key).encrypt(_split(key, "sha256"), 0)
+    start = header.pack() + b"".join(slot.pack() for slot in slots)
+    return (start.ljust(_ALIGNMENT, b"\0") + material).ljust(places.stop, b"\0")
+
+
+def _split(key: bytes, hash: str) -> bytes:
+    """Stripes that merge into the key: random, but for the last."""
+    stripes = os.urandom(len(key) * (_STRIPES - 1))
+    return stripes + _xor(merge(stripes + bytes(len(key)), len(key), hash), key)
 
 
 def merge(material: bytes, length: int, hash: str) -> bytes:

@@ -46,6 +46,20 @@ def _create_qcow2(file: HostFile, length: int, preallocation: str, options: Opti
     create(file, length, preallocation, options_named(options), opener=opener)
 
 
+def _open_luks(file: HostFile, opener: Opener | None) -> Image:
+    from formats.luks_file import LuksFile
+
+    del opener
+    return LuksFile(file)
+
+
+def _create_luks(file: HostFile, length: int, preallocation: str, options: Options, opener: Opener) -> None:
+    from formats.luks_file import create
+
+    del opener
+    create(file, length, preallocation, options.get("secret"))
+
+
 class Report(Protocol):
     """What a check found: counts, and sentences. `as_json`: the object of `qemu-img check --output=json`."""
 
@@ -94,6 +108,7 @@ FORMATS: dict[str, Format] = {
             options=QCOW2_OPTIONS,
             check=_check_qcow2,
         ),
+        Format("luks", "a raw disk, encrypted (LUKS1)", open=_open_luks, create=_create_luks),
         Format("memory", "in memory, gone when closed", make=Memory),
         Format("null", "moves no bytes; to measure with", make=Null),
     )
@@ -189,14 +204,11 @@ def _check_depth(path: Path, images: int) -> None:
 def _readable(format: str, file: HostFile, opener: Opener, secrets: Sequence[bytes]) -> Image:
     image = open_image(format, file, opener=opener)
     try:
-        if image.encrypted and not image.read_only:
-            raise UnsupportedFeature(
-                f"{file.name} is encrypted; such disks are read here, not written: open it read-only"
-            )
-        return image.unlocked(secrets)
+        image.unlock(secrets)
     except BaseException:
         image.close()
         raise
+    return image
 
 
 def _check_snapshot(path: Path, snapshot: str | None, *, read_only: bool) -> None:
@@ -247,17 +259,19 @@ def create_image(
     preallocation: str = "off",
     directory: int | None = None,
     options: Options | None = None,
+    secret: bytes | None = None,
 ) -> None:
     """Makes a new image of `length` bytes, durable, mode 0600, never over an existing file.
 
     `options` are those of the format's row, as text or as what they mean. A data file is made with the image, in its
-    directory. With `directory`, a descriptor, `path` is a plain name in it. What fails half way leaves nothing behind.
+    directory; `secret` opens an encrypted one. With `directory`, a descriptor, `path` is a plain name in it. What fails
+    half way leaves nothing behind.
     Errors: ImageExists, InvalidArgument, UnsupportedFeature, HostRefusal (no space, no permission).
     """
     row = _row(format)
     if row.create is None:
         raise InvalidArgument(f"{format} images have no file to create; they are made when they are opened")
-    meant = declared.parsed(format, row.options, options or {})
+    meant = declared.parsed(format, row.options, options or {}) | ({} if secret is None else {"secret": secret})
     _check_references(meant)
     if directory is not None:
         check_plain_name(os.fspath(path))

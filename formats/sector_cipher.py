@@ -89,6 +89,26 @@ class SectorCipher:
         return np.ascontiguousarray(words.transpose(2, 1, 0), "<u8").reshape(-1, 2)
 
 
+class PlacedCipher:
+    """A cipher by places in a file: the sector at byte `origin` has number 0."""
+
+    def __init__(self, cipher: SectorCipher, origin: int = 0) -> None:
+        self._cipher, self._origin = cipher, origin
+
+    def encrypt(self, offset: int, data: bytes) -> bytes:
+        """What is to be written at byte `offset`; whole sectors."""
+        return self._cipher.encrypt(data, self._number(offset))
+
+    def decrypt(self, offset: int, data: bytes) -> bytes:
+        """What `data`, read at byte `offset`, means; whole sectors."""
+        return self._cipher.decrypt(data, self._number(offset))
+
+    def _number(self, offset: int) -> int:
+        number, rest = divmod(offset - self._origin, SECTOR)
+        assert not rest
+        return number
+
+
 def _through(cipher: "Cipher[modes.ECB]", blocks: Blocks, *, decrypt: bool = False) -> Blocks:
     """Each block by itself."""
     context = cipher.decryptor() if decrypt else cipher.encryptor()

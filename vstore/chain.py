@@ -21,6 +21,7 @@ from formats.image import SECTOR, BlockState, Image, Layer, LayerFlags, Run, ent
 
 _OFFSET, _LAYER = (1 << 48) - 1, 0xFFF << 48
 _HOLE, _ZERO, _COMPRESSED = (entry(state) for state in (BlockState.HOLE, BlockState.ZERO, BlockState.COMPRESSED))
+_PLACED = (BlockState.DATA, BlockState.SHARED, BlockState.PARTIAL)
 _MOST_LAYERS = 1 << 12  # an entry has 12 bits for them
 
 
@@ -32,6 +33,9 @@ class Chain:
             raise UnsupportedFeature(
                 f"the image is an overlay on {missing.name!r}, which was not handed over: give its whole chain"
             )
+        for image in images:
+            if image.encrypted and image.cipher is None:
+                raise UnsupportedFeature(f"{image.info()['filename']} is encrypted; give its secret")
         self._chain = images
         self.top = images[0]
         self._block_size = self.top.geometry.block_size
@@ -131,6 +135,8 @@ class Chain:
         else:
             runs = image.load(first * size // own, -(-end // own) - first * size // own)
             words = _recut(runs, own, size, first, count)
+        if image.cipher is not None:
+            words = array("Q", [_COMPRESSED if word >> 60 in _PLACED else word for word in words])
         if end == length and length % size and length < self.top.geometry.length and words[-1] != _ZERO:
             words[-1] = _COMPRESSED  # the image ends inside this block, and zeros follow
         return words
@@ -179,6 +185,14 @@ def _in_sub_blocks(image: Image, word: int, offset: int, length: int) -> Iterato
 
 def _stored(image: Image, word: int, within: int, length: int) -> bytes:
     layer, offset = image.layers[word >> 48 & 0xFFF], (word & _OFFSET) * 512 + within
+    if image.cipher is None:
+        return _read(layer, offset, length)
+    start = offset // SECTOR * SECTOR
+    whole = -(-(offset + length) // SECTOR) * SECTOR - start
+    return image.cipher.decrypt(start, _read(layer, start, whole))[offset - start : offset - start + length]
+
+
+def _read(layer: Layer, offset: int, length: int) -> bytes:
     if LayerFlags.DIRECT in layer.flags:
         data = direct_io.read(layer.descriptor, offset, length, layer.alignment)
     else:

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from formats.errors import ImageError
+from formats.errors import ImageError, UnsupportedFeature
 from formats.image import Image, Kept, Reference, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
+from vstore.cipher_io import CipherIo
 from vstore.dataplane import Volume
 from vstore.live_snapshot import LiveSnapshots
 
@@ -45,10 +46,14 @@ class Disk:
             undo.callback(self._close_images)
             self.volume = Volume(image.geometry.length, image.geometry.block_size)
             undo.callback(self.volume.close)
-            self._map = BlockMap(self.volume, Chain([image, *parents]))
+            chain = Chain([image, *parents])
+            self._map = BlockMap(self.volume, chain)
             undo.pop_all()
-        self._io = BlockIo(self.volume, self._map, image.geometry.block_size)
-        self._keeper = Keeper(self.volume, self._map.commits) if self._map.allocates else None
+        self._ciphers: CipherIo | None = None  # where the data plane must not write, because it does not encrypt
+        if image.cipher is not None and not image.read_only:
+            self._ciphers = CipherIo(self.volume, chain, image.cipher, self._map.lock)
+        self._io: BlockIo | CipherIo = self._ciphers or BlockIo(self.volume, self._map, image.geometry.block_size)
+        self._keeper = Keeper(self.volume, self._map.commits) if self._map.allocates and not self._ciphers else None
         self._snapshots = LiveSnapshots(image, self.volume, self._map)
         self._closed = False
         self._users = 0
@@ -164,6 +169,8 @@ class Disk:
         check_length(length)
         with self._use():
             before = self.length
+            if self._ciphers:
+                self._ciphers.flush()
             try:
                 if length > before and self._map.allocates:
                     self._clear_tail(min(length, before - before % -self.image.geometry.block_size))
@@ -189,18 +196,26 @@ class Disk:
     def snapshot(self, name: str) -> tuple[Kept, int]:
         """Keeps the disk as it is now, in the image itself, while others go on using it; blocks, so call it in a
         thread. Returns the snapshot and the microseconds that writes had to wait. Errors: OSError, ImageError."""
+        self._refuse_encrypted()
         with self._use(change=True):
             return self._snapshots.take(name)
 
     def delete_snapshot(self, which: str) -> None:
         """Forgets the snapshot of this ID or name; as `snapshot`."""
+        self._refuse_encrypted()
         with self._use(change=True):
             self._snapshots.delete(which)
+
+    def _refuse_encrypted(self) -> None:
+        if self._ciphers:
+            raise UnsupportedFeature("the image is encrypted: take and delete its snapshots while nobody uses it")
 
     def name_parent(self, reference: Reference | None) -> None:
         """Makes all durable, then names another parent of the image, or none. This disk still reads the old one, so it
         is to be closed then. Blocks. Errors: ImageError, OSError."""
         with self._use(change=True), self._map.editing():
+            if self._ciphers:
+                self._ciphers.flush()
             self.image.name_parent(reference)
 
     def close(self) -> None:
@@ -224,6 +239,8 @@ class Disk:
             self._map.tell()
             self._flush()
             self._map.commits.close()
+            if self._ciphers:
+                self._ciphers.close()
         finally:
             self.volume.close()
             self._close_images()

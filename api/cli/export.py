@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from api.cli.parameters import Size
+from api.cli.parameters import Size, secret_option
 from formats.registry import FORMATS
 from vstore.vhost_user.attach import VMMS, Vmm, command_line
 
@@ -38,6 +38,7 @@ LARGEST_PHYSICAL_BLOCK = 65536
     metavar="DIR",
     help="Directory that parents and data files may lie in, besides IMAGE's own; may come again.",
 )
+@secret_option
 @click.option("--socket", "--socket-path", "socket_path", metavar="PATH", help="vhost-user socket to make.")
 @click.option("--fd", type=click.IntRange(min=0), help="Inherited vhost-user socket, instead of --socket.")
 @click.option("--read-only", is_flag=True, help="Refuse every write.")
@@ -135,7 +136,9 @@ def _request(options: dict[str, Any]) -> "Export":
 
     paths: list[Path | None] = [Path(image) for image in options["images"]] or [None]
     luns = [(_lun(options, number, path), path) for number, path in enumerate(paths)]
-    return Export(_endpoint(options), luns, options["beneath"], options["fd"])
+    return Export(
+        _endpoint(options), luns, secrets=options["secrets"], beneath=options["beneath"], handed_socket=options["fd"]
+    )
 
 
 def _endpoint(options: dict[str, Any]) -> "Configure":

@@ -76,3 +76,13 @@ def given(**fields: object) -> dict[str, object]:
 def label_changes(labels: tuple[tuple[str, str], ...], removed: tuple[str, ...]) -> dict[str, str | None]:
     """A JSON Merge Patch of labels."""
     return {**dict.fromkeys(removed), **dict(labels)}
+
+
+secret_option = click.option(
+    "--secret-file",
+    "secrets",
+    multiple=True,
+    type=click.File("rb"),
+    callback=lambda _ctx, _param, files: tuple(file.read() for file in files),
+    help="File whose bytes, all of them, open an encrypted image; may come again, for its parents.",
+)

@@ -37,6 +37,7 @@ class Options:
     backing: Reference | None = None
     data_file: Reference | None = None
     data_file_raw: bool = False
+    secret: bytes | None = None  # the passphrase, where it is to be encrypted
 
 
 _SAME = ("cluster_size", "extended_l2", "refcount_bits", "lazy_refcounts", "compression_type", "data_file_raw")
@@ -55,6 +56,10 @@ def options_named(meant: Mapping[str, object]) -> Options:
         chosen["version"] = meant["compat"]
     if "data_file" in meant:
         chosen["data_file"] = Reference(str(meant["data_file"]), "raw")
+    if ("encrypt.format" in meant) != ("secret" in meant):
+        raise InvalidArgument("encrypt.format and a secret go together: one was given without the other")
+    if "secret" in meant:
+        chosen["secret"] = meant["secret"]
     if "backing_file" in meant:
         if "backing_fmt" not in meant:
             raise InvalidArgument("backing_file needs backing_fmt: the format of a parent is never guessed")
@@ -111,6 +116,8 @@ def _check(length: int, preallocation: str, options: Options) -> None:
             f"compression_type {options.compression_type!r}; it must be zlib or zstd",
         ),
         (options.version == 2 and options != Options(2, size, backing=options.backing), "options of version 3"),
+        (options.secret is not None and options.data_file is not None, "data_file together with encrypt.format"),
+        (options.secret is not None and preallocation != "off", f"preallocation {preallocation} and encrypt.format"),
         (options.data_file_raw and options.data_file is None, "data_file_raw without data_file"),
         (options.data_file_raw and options.backing is not None, "data_file_raw together with backing"),
         (
@@ -192,6 +199,8 @@ def _complete(image: Qcow2, length: int, preallocation: str, options: Options) -
         resize(image, length, shows_parent=True)
     if image.data_file is not None:
         image.data_file.truncate(length)
+    if options.secret is not None:
+        _encrypt(image, options.secret)
     if preallocation != "off" or options.data_file_raw:
         _place_all(image, masked=options.backing is not None)
     image.commit([])
@@ -201,6 +210,21 @@ def _complete(image: Qcow2, length: int, preallocation: str, options: Options) -
     elif preallocation == "full":
         for start, stop in _holes(holder):
             write_zeros(holder.descriptor, start, stop - start)
+
+
+def _encrypt(image: Qcow2, secret: bytes) -> None:
+    """Adds a LUKS header; from then on whatever is written is encrypted."""
+    assert image.writer is not None
+    from formats.luks import new  # the cryptography package takes long to load
+
+    head, size = new(secret), image.header.cluster_size
+    clusters = -(-len(head) // size)
+    offset = image.writer.allocator.take_row(clusters) * size
+    image.file.pwrite(offset, head.ljust(clusters * size, b"\0"))
+    image.writer.flush()
+    image.header.set_extension(Extension.ENCRYPTION, disk.EncryptionPointer(offset, len(head)).pack())
+    image.header.start.crypt_method = disk.LUKS
+    image.file.pwrite(0, image.header.pack())
 
 
 def _place_all(image: Qcow2, *, masked: bool) -> None:

@@ -92,6 +92,8 @@ class Header:
             name = "AES, as QEMU once did" if method == 1 else f"method {method}"
             raise UnsupportedFeature(f"{file.name} is encrypted ({name}), which is not read; convert it with qemu-img")
         if self.encrypted:
+            if self.has_data_file:
+                raise UnsupportedFeature(f"{file.name} is encrypted in an external data file, which is not served")
             where = self.encryption
             check_span(file, "the LUKS header's offset", where.offset, where.length, self.cluster_size)
 

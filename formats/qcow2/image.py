@@ -180,23 +180,22 @@ class Qcow2(Image):
     def encrypted(self) -> bool:
         return self.header.encrypted
 
-    def unlocked(self, secrets: Sequence[bytes]) -> Image:
-        if not self.encrypted:
-            return self
-        from formats.luks import open_with  # the cryptography package takes longer to load than an image to open
-        from formats.qcow2.unlocked import Unlocked
+    def unlock(self, secrets: Sequence[bytes]) -> None:
+        if self.encrypted:
+            from formats.luks import open_with  # the cryptography package takes longer to load than an image to open
+            from formats.sector_cipher import PlacedCipher
 
-        return Unlocked(self, open_with(self.file.name, secrets, self.luks))
+            self.cipher = PlacedCipher(open_with(self.file.name, secrets, self.luks))
 
     def luks(self, offset: int, length: int) -> bytes:
         """Bytes of the area that has the LUKS header; fewer at its end."""
         where = self.header.encryption
         return self.file.pread(where.offset + offset, max(0, min(length, where.length - offset)))
 
-    def _require_plain(self) -> None:
-        if self.encrypted:
+    def _require_key(self) -> None:
+        if self.encrypted and self.cipher is None:
             raise UnsupportedFeature(
-                f"{self.file.name} is encrypted (LUKS), so its disk is read with the secret, and not written to here"
+                f"{self.file.name} is encrypted, so its disk is read and written with the secret only"
             )
 
     # the map
@@ -210,12 +209,12 @@ class Qcow2(Image):
         return layers
 
     def load(self, first: int, count: int) -> list[Run]:
-        self._require_plain()
+        self._require_key()
         with self._condemning():
             return self.tables.load(first, count)
 
     def load_entries(self, first: int, count: int) -> "array[int]":
-        self._require_plain()
+        self._require_key()
         with self._condemning():
             return self.tables.load_entries(first, count)
 
@@ -290,7 +289,7 @@ class Qcow2(Image):
 
     def reserve(self, count: int) -> list[HostExtent]:
         writer = self.require_writer("reserve room in it")
-        self._require_plain()
+        self._require_key()
         with self._condemning():
             return writer.reserve(count)
 
@@ -319,7 +318,7 @@ class Qcow2(Image):
         """Grows, or cuts; what is new reads as zeros, also where the parent is longer. An image with snapshots of
         version 2 keeps its length, because they do not say theirs."""
         self.require_still("resize it")
-        self._require_plain()  # because the rest of its last block could not be cleared
+        self._require_key()  # because the rest of its last block has to be cleared
         check_length(length)
         with self.bitmaps.resizing():
             resize.resize(self, length)
@@ -331,6 +330,8 @@ class Qcow2(Image):
         """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable
         after the next commit. For converting, not for a disk in use. Errors: InvalidArgument, UnsupportedFeature."""
         writer = self.require_writer("compress into it")
+        if self.encrypted:
+            raise UnsupportedFeature(f"{self.file.name} is encrypted, and cannot hold compressed clusters too")
         if self._packer is None:
             self._packer = Packer(writer)
         self._mark([Change(block, 0)])

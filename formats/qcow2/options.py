@@ -13,6 +13,7 @@ OPTIONS = (
     Option("refcount_bits", "bits of a reference count: 1, 2, 4 ... 64", whole),
     Option("lazy_refcounts", "put off reference counts until the image is closed: on or off", switch),
     Option("compression_type", "of compressed clusters: zlib or zstd", one_of({"zlib": "zlib", "zstd": "zstd"})),
+    Option("encrypt.format", "luks: encrypted; the secret is given beside the options", one_of({"luks": "luks"})),
     Option("backing_file", "the parent, whose content shows through where the image has none", word),
     Option("backing_fmt", "format of the parent", word),
     Option("data_file", "a new file, named relative to the image, that holds the data; the image holds the map", word),

@@ -89,11 +89,13 @@ def _clear_tail(image: "Qcow2", length: int) -> None:
     offset = (run.entry & _PLACE) * SECTOR
     masks = image.masks(block, 1)[0] if state is BlockState.PARTIAL else None
     if not image.identity and _counted(image, offset) > 1:
-        data = file.pread(offset, size)[:within].ljust(size, b"\0")
+        data = file.pread(offset, size)
+        data = (image.cipher.decrypt(offset, data) if image.cipher else data)[:within].ljust(size, b"\0")
         bits = (0, 0) if masks is None else (masks.allocated, masks.zero)
         _rewrite(image, Change(block, entry(BlockState.DATA if masks is None else state), *bits), data)
     else:
-        file.pwrite(offset + within, bytes(end - within))
+        zeros = bytes(end - within)
+        file.pwrite(offset + within, image.cipher.encrypt(offset + within, zeros) if image.cipher else zeros)
 
 
 def _counted(image: "Qcow2", offset: int) -> int:
@@ -105,7 +107,7 @@ def _rewrite(image: "Qcow2", change: Change, data: bytes) -> None:
     """Gives a block a cluster of its own with these bytes."""
     assert image.writer is not None
     (extent,) = image.writer.reserve(1)
-    image.file.pwrite(extent.offset, data)
+    image.file.pwrite(extent.offset, image.cipher.encrypt(extent.offset, data) if image.cipher else data)
     image.writer.apply([dataclasses.replace(change, entry=change.entry | extent.offset // SECTOR)])
 
 

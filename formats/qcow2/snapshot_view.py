@@ -20,8 +20,12 @@ class SnapshotView(Image):
         self._image, self._owning = image, owning
         self.snapshot = image.snapshots.find(which)
         super().__init__(image.snapshots.geometry(self.snapshot), read_only=True)
-        self.backing = image.backing
+        self.backing, self.cipher = image.backing, image.cipher
         self._tables = image.snapshots.tables(self.snapshot)
+
+    @property
+    def encrypted(self) -> bool:
+        return self._image.encrypted
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -143,13 +143,13 @@ def test_a_file_with_a_colon_is_meant_with_a_slash_before_it(base: Path) -> None
 
 
 def test_a_format_that_is_not_read_is_refused_with_those_that_are(base: Path) -> None:
-    with pytest.raises(InvalidArgument, match="backing_fmt is 'memory'; it must be one of raw, qcow2"):
+    with pytest.raises(InvalidArgument, match="backing_fmt is 'memory'; it must be one of raw, qcow2, luks"):
         overlay(base.parent / "top", "base.raw", "memory")
     assert run("qemu-img", "create", "-q", "-f", "vmdk", base.parent / "base.vmdk", "1M").returncode == 0
     top = base.parent / "top"
     argv = ["-f", "qcow2", "-b", "base.vmdk", "-F", "vmdk", top]
     assert run("qemu-img", "create", "-q", *map(str, argv)).returncode == 0
-    with pytest.raises(UnsupportedFeature, match=r"'base.vmdk' is 'vmdk'; those that are read are raw, qcow2"):
+    with pytest.raises(UnsupportedFeature, match=r"'base.vmdk' is 'vmdk'; those that are read are raw, qcow2, luks"):
         open_chain("qcow2", top)
 
 

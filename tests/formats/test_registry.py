@@ -22,7 +22,7 @@ def test_a_row_knows_a_format_by_its_own_name_and_opens_it_in_one_way() -> None:
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InvalidArgument, match="'vhs' is not an image format; there are raw, qcow2, memory, null"):
+    with pytest.raises(InvalidArgument, match="'vhs' is not an image format; there are raw, qcow2, luks, memory, null"):
         open_image("vhs", "disk")
     with pytest.raises(InvalidArgument, match="'vhs' is not an image format"):
         create_image("vhs", "disk", 512)

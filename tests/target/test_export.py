@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from api.cli import main
+from formats.registry import create_image
 from tests.formats.reference import qemu_io, run
 from tests.target.conftest import MIB, VSTORE, exporting, hint, until
 from tests.target.guest import GOOD, read_10, settle, write_10
@@ -156,7 +157,7 @@ def test_missing_format_is_refused_telling_what_the_file_looks_like(tmp_path: Pa
         (["--format", "memory", "--size", "0", "--socket", "s"], "a memory disk has no file: give --size"),
         (["--format", "null", "--socket", "s"], "a null disk has no file: give --size"),
         (["--format", "null", "--size", "1000", "--socket", "s"], "nearest: 512 or 1024 bytes"),
-        (["--format", "qcow9", "x", "--socket", "s"], "'qcow9' is not one of 'raw', 'qcow2', 'memory', 'null'"),
+        (["--format", "qcow9", "x", "--socket", "s"], "'qcow9' is not one of 'raw', 'qcow2', 'luks', 'memory', 'null'"),
         (["x", "--format", "raw"], "give either --socket PATH or --fd N"),
         (["x", "--format", "raw", "--socket", "s", "--fd", "0"], "give either --socket PATH or --fd N"),
         (["x", "y", "--format", "raw", "--socket", "s", "--serial", "S"], "--serial names one disk"),
@@ -283,3 +284,21 @@ def test_a_parent_elsewhere_needs_its_directory_allowed(disk: Path, tmp_path: Pa
     assert "--beneath" in errors
     with exporting(top, "--format", "qcow2", "--socket", vhost, "--beneath", tmp_path) as process:
         assert str(vhost) in hint(process)
+
+
+def test_an_encrypted_image_is_served_with_its_key_and_refused_without(tmp_path: Path, vhost: Path) -> None:
+    path, key = tmp_path / "disk.qcow2", tmp_path / "key"
+    key.write_bytes(b"pass phrase")
+    create_image("qcow2", path, MIB, options={"encrypt.format": "luks"}, secret=b"pass phrase")
+    code, errors = refused(path, "--format", "qcow2", "--socket", vhost)
+    assert code == FAILED
+    assert "is encrypted (LUKS); give its secret" in errors
+    with exporting(path, "--format", "qcow2", "--socket", vhost, "--secret-file", key) as process:
+        hint(process)
+        with VstoreDevice(vhost, timeout=10) as device:
+            settle(device)
+            write_10(device, 3, b"clear words!" * 43 * 2 + bytes(-12 * 86 % 512))
+            assert read_10(device, 3)[:12] == b"clear words!"
+        process.terminate()
+        assert process.wait(timeout=15) == 0
+    assert b"clear words!" not in path.read_bytes()

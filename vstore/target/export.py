@@ -30,6 +30,7 @@ class Export:
 
     endpoint: Configure
     luns: Sequence[tuple[MapLun, Path | None]]
+    secrets: Sequence[bytes] = ()  # that open images which are encrypted
     beneath: Sequence[Path] = ()  # directories in which parents and data files may lie, besides each image's own
     handed_socket: int | None = None
 
@@ -49,7 +50,7 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     end = end_on_signals(process)
     try:
         for lun, path in request.luns:
-            await process.map_images(lun, partial(_opened, lun, path, request.beneath))
+            await process.map_images(lun, partial(_opened, lun, path, request))
         if request.handed_socket is not None and not _listens(request.handed_socket):
             process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
         with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
@@ -86,12 +87,19 @@ def looks_like(path: Path) -> str:
         raise refusal(error) from error
 
 
-def _opened(lun: MapLun, path: Path | None, beneath: Sequence[Path]) -> list[Image]:
+def _opened(lun: MapLun, path: Path | None, request: Export) -> list[Image]:
     """The image and its parents."""
     source = lun.image
     if path is None:
         return [open_image(source.format, length=source.length)]
     try:
-        return open_chain(source.format, path, read_only=lun.read_only, direct=source.direct, beneath=beneath)
+        return open_chain(
+            source.format,
+            path,
+            read_only=lun.read_only,
+            direct=source.direct,
+            beneath=request.beneath,
+            secrets=request.secrets,
+        )
     except ReferenceOutside as error:
         raise ReferenceOutside(f"{error}: --beneath DIR") from error

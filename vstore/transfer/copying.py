@@ -81,6 +81,7 @@ def second_look(images: Sequence[Image]) -> list[Image]:
             if row.open is None:
                 raise InvalidArgument(f"{image.format} images have no file, so there is nothing to restructure")
             again.append(row.open(_duplicate(image, 0), _data_opener(image)))
+            again[-1].cipher = image.cipher
     except BaseException:
         for image in again:
             image.close()

@@ -139,7 +139,8 @@ class _Walk:
             offset += size
 
     def _stored(self, depth: int, start: int, end: int, layer: int, offset: int) -> Iterator[Extent]:
-        if not (self._look or self._images[depth].flat):
+        encrypted = self._images[depth].cipher is not None  # where a hole of the file would not be zeros
+        if encrypted or not (self._look or self._images[depth].flat):
             yield Extent(start, end, depth, True, False, layer, offset)
             return
         descriptor = self._layers[depth][layer].descriptor

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from formats import direct_io
-from formats.image import Image
+from formats.image import SECTOR, Cipher, Image, Layer
 from vstore.transfer.extents import Extent, extents
 
 STEP = 1 << 20  # bytes that one thread moves at once
@@ -78,7 +78,10 @@ class Reader:
         else:
             assert extent.offset is not None
             layer = self._layers[extent.depth][extent.layer]
-            if layer.descriptor < 0:
+            cipher = self._images[extent.depth].cipher
+            if cipher is not None:
+                _decrypt(cipher, layer, extent.offset, view)
+            elif layer.descriptor < 0:
                 clear(view)
             elif layer.alignment > 1:
                 data = direct_io.read(layer.descriptor, extent.offset, len(view), layer.alignment)
@@ -97,6 +100,16 @@ class Reader:
             take = min(size - within, extent.end - at)
             view[at - extent.start : at - extent.start + take] = memoryview(decompress())[within : within + take]
             at += take
+
+
+def _decrypt(cipher: Cipher, layer: Layer, offset: int, view: memoryview) -> None:
+    """By whole sectors, as they were encrypted."""
+    start, end = offset // SECTOR * SECTOR, -(-(offset + len(view)) // SECTOR) * SECTOR
+    if layer.alignment > 1:
+        data = direct_io.read(layer.descriptor, start, end - start, layer.alignment)
+    else:
+        data = os.pread(layer.descriptor, end - start, start)
+    view[:] = cipher.decrypt(start, data.ljust(end - start, b"\0"))[offset - start : offset - start + len(view)]
 
 
 def _read(descriptor: int, offset: int, view: memoryview) -> None:

@@ -15,12 +15,11 @@ from api.cli.file.options import (
     output_option,
     quiet_option,
     refusals,
-    secret_option,
     share_option,
 )
 from api.cli.file.words import check_sentences, emit_chain, emit_info, emit_map
 from api.cli.output import emit_json, emit_object
-from api.cli.parameters import Size
+from api.cli.parameters import Size, secret_option
 
 # qemu-img's own (its manual, "check" and "compare")
 CORRUPT, LEAKS, UNSUPPORTED = 2, 3, 63

@@ -15,10 +15,10 @@ from api.cli.file.options import (
     preallocation_option,
     quiet_option,
     refusals,
-    secret_option,
 )
 from api.cli.file.words import emit_info
 from api.cli.output import emit_json, emit_object
+from api.cli.parameters import secret_option
 
 
 @click.command("convert")

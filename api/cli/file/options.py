@@ -29,14 +29,6 @@ beneath_option = click.option(
     type=click.Path(exists=True, file_okay=False),
     help="Another directory in which backing files and data files may lie; may come again.",
 )
-secret_option = click.option(
-    "--secret-file",
-    "secrets",
-    multiple=True,
-    type=click.File("rb"),
-    callback=lambda _ctx, _param, files: tuple(file.read() for file in files),
-    help="File whose bytes, all of them, open an encrypted image; may come again, for its parents.",
-)
 share_option = click.option("--force-share", "-U", "shared", is_flag=True, help="Also while somebody writes to it.")
 preallocation_option = click.option(
     "--preallocation", type=click.Choice(["off", "metadata", "falloc", "full"]), default="off", show_default=True

@@ -1,0 +1,79 @@
+"""luks: a disk in a file behind a LUKS header, encrypted sector by sector; sector 0 is the disk's first.
+
+Like raw it has all its blocks from the start, in a row. What was never written decrypts to noise, as with any disk
+that was not wiped.
+"""
+
+from collections.abc import Sequence
+
+from formats.errors import CorruptImage, InvalidArgument
+from formats.host_file import HostFile
+from formats.image import SECTOR, BlockState, Change, Geometry, Image, Layer, Run, check_length, entry
+from formats.luks import Luks, new, open_with
+from formats.sector_cipher import PlacedCipher
+
+BLOCK_SIZE = 65536
+
+
+class LuksFile(Image):
+    """Owns its file. Raises ImageError for all that it refuses."""
+
+    format = "luks"
+
+    def __init__(self, file: HostFile) -> None:
+        self.file = file
+        self.luks = Luks(file.name, file.pread)
+        self.payload_offset = self.luks.header.payload_offset * SECTOR
+        length = (file.length - self.payload_offset) // SECTOR * SECTOR
+        if length < SECTOR:
+            raise CorruptImage(f"{file.name} ends at {file.length}, before its data at {self.payload_offset}")
+        super().__init__(Geometry(length, BLOCK_SIZE), read_only=file.read_only)
+
+    @property
+    def encrypted(self) -> bool:
+        return True
+
+    def unlock(self, secrets: Sequence[bytes]) -> None:
+        self.cipher = PlacedCipher(open_with(self.file.name, secrets, self.file.pread), self.payload_offset)
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [self.file.layer]
+
+    def load(self, first: int, count: int) -> Sequence[Run]:
+        return [Run(first, count, entry(BlockState.DATA, 0, self.payload_offset + first * BLOCK_SIZE))]
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """There is no map to change."""
+        assert not changes
+        self.file.fdatasync()
+
+    def info(self) -> dict[str, object]:
+        return {
+            "filename": self.file.name,
+            "format": self.format,
+            "virtual-size": self.geometry.length,
+            "actual-size": self.file.allocated,
+            "encrypted": True,
+            "dirty-flag": False,
+        }
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def create(file: HostFile, length: int, preallocation: str, secret: object) -> None:
+    """Makes an empty file a disk of `length` bytes that opens with `secret`. Errors: InvalidArgument; OSError."""
+    if preallocation != "off":
+        raise InvalidArgument(f"preallocation {preallocation!r}: luks images are made sparse; it must be off")
+    head = new(the_secret(secret))
+    file.truncate(len(head) + check_length(length))
+    file.pwrite(0, head)
+    file.fdatasync()
+
+
+def the_secret(given: object) -> bytes:
+    """The bytes that were given as a secret. InvalidArgument where none were."""
+    if not isinstance(given, bytes) or not given:
+        raise InvalidArgument("an encrypted image needs a secret, which is not empty")
+    return given

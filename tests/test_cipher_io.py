@@ -1,0 +1,215 @@
+"""Encrypted disks: what is written is what qemu-io decrypts, and back; over parents, resized, never in the clear."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from formats.errors import InvalidArgument, UnsupportedFeature
+from formats.host_file import HostFile
+from formats.qcow2.check import check
+from formats.registry import create_image, open_chain, open_image
+from tests.formats.contract import change_randomly
+from tests.formats.reference import Reference, run
+from vstore.disk import Disk
+
+MIB = 1 << 20
+KEY = b"open sesame"
+
+
+def qemu_io(path: Path, format: str, *commands: str) -> None:
+    """With the key; a parent opens with the same one."""
+    secret = ["--object", f"secret,id=k,data={KEY.decode()}"]
+    key = "key-secret=k" if format == "luks" else "encrypt.format=luks,encrypt.key-secret=k"
+    options = f"driver={format},file.filename={path},{key}"
+    arguments = [argument for command in commands for argument in ("-c", command)]
+    done = run("qemu-io", *secret, "--image-opts", options, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout, done.stdout
+
+
+def flattened(path: Path, format: str, to: Path) -> bytes:
+    """As qemu-img decrypts it."""
+    secret = ["--object", f"secret,id=k,data={KEY.decode()}"]
+    key = "key-secret=k" if format == "luks" else "encrypt.format=luks,encrypt.key-secret=k"
+    options = f"driver={format},file.filename={path},{key}"
+    done = run("qemu-img", "convert", *secret, "--image-opts", options, "-O", "raw", to)
+    assert done.returncode == 0, done.stderr
+    return to.read_bytes()
+
+
+def assert_clean(path: Path) -> None:
+    """No corruptions and no leaks; qemu-img wants the key even for that."""
+    secret = ["--object", f"secret,id=k,data={KEY.decode()}"]
+    options = f"driver=qcow2,file.filename={path},encrypt.format=luks,encrypt.key-secret=k"
+    done = run("qemu-img", "check", *secret, "--image-opts", options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def made(path: Path, format: str, length: int = 2 * MIB, **options: object) -> Path:
+    create_image(
+        format, path, length, options=({"encrypt.format": "luks"} if format == "qcow2" else {}) | options, secret=KEY
+    )
+    return path
+
+
+def opened(path: Path, format: str, **options: bool) -> Disk:
+    return Disk(*open_chain(format, path, secrets=[KEY], **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of hashing for each key protects nothing here."""
+    monkeypatch.setattr("formats.luks._ITERATIONS", 4000)
+
+
+VARIANTS = [
+    ("luks", {}),
+    ("qcow2", {}),
+    ("qcow2", {"cluster_size": 512}),
+    ("qcow2", {"cluster_size": "2M"}),
+    ("qcow2", {"extended_l2": True}),
+]
+
+
+@pytest.mark.parametrize(("format", "options"), VARIANTS)
+def test_random_changes_are_what_qemu_decrypts(tmp_path: Path, format: str, options: dict[str, object]) -> None:
+    path = made(tmp_path / "disk", format, 2 * MIB + 512, **options)
+    model = Reference(tmp_path / "model", 2 * MIB + 512)
+    disk = opened(path, format)
+    if format == "luks":  # what was never written is noise there
+        disk.write_zeroes_blocking(0, disk.length, deallocate=False)
+    change_randomly(disk, model, 7, [512, 4096, 65536, MIB])
+    assert disk.read_blocking(0, disk.length) == model.read(0, disk.length)
+    disk.close()
+    if format == "qcow2":
+        assert_clean(path)
+    assert flattened(path, format, tmp_path / "flat") == model.path.read_bytes()
+    disk = opened(path, format, read_only=True)
+    assert disk.read_blocking(0, disk.length) == model.path.read_bytes()
+    disk.close()
+
+
+@pytest.mark.parametrize(("format", "options"), VARIANTS[:3])
+def test_what_qemu_encrypted_is_read_and_written_and_read_by_qemu(
+    tmp_path: Path, format: str, options: dict[str, object]
+) -> None:
+    secret = ["--object", f"secret,id=k,data={KEY.decode()}"]
+    key = (
+        "key-secret=k,iter-time=10"
+        if format == "luks"
+        else "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10"
+    )
+    words = [key, *(f"{name}={value}" for name, value in options.items())]
+    path = tmp_path / "disk"
+    for _ in range(10):  # QEMU measures its own hashing, and gives up where the machine is busy
+        done = run("qemu-img", "create", "-q", *secret, "-f", format, "-o", ",".join(words), path, "2M")
+        if "CPU usage" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    qemu_io(path, format, "write -P 3 0 300k", "write -P 4 100k 700")
+    disk = opened(path, format)
+    assert disk.read_blocking(0, 300 << 10) == b"\3" * 102400 + b"\4" * 700 + b"\3" * (200 * 1024 - 700)
+    disk.write_blocking(102_400 + 100, b"\5" * 100)
+    disk.write_blocking(MIB, b"\6" * 4096)
+    disk.close()
+    qemu_io(path, format, "read -P 4 100k 100", "read -P 5 102500 100", "read -P 4 102600 500", "read -P 6 1M 4k")
+    if format == "qcow2":
+        assert_clean(path)
+
+
+def test_nothing_lies_in_the_clear(tmp_path: Path) -> None:
+    path = made(tmp_path / "disk", "qcow2")
+    disk = opened(path, "qcow2")
+    text = b"the secret words" * 256
+    disk.write_blocking(70_000, text)
+    disk.flush_blocking()
+    disk.write_blocking(70_000, text)
+    disk.close()
+    assert b"secret words" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("top", ["plain", "encrypted"])
+@pytest.mark.parametrize("bottom", ["plain", "encrypted"])
+def test_encrypted_and_plain_images_lie_on_each_other(tmp_path: Path, top: str, bottom: str) -> None:
+    model = Reference(tmp_path / "model", MIB)
+    secret = {"encrypt.format": "luks"}
+    for name, kind, below in (("base", bottom, {}), ("top", top, {"backing_file": "base", "backing_fmt": "qcow2"})):
+        key = KEY if kind == "encrypted" else None
+        create_image("qcow2", tmp_path / name, MIB, options=below | (secret if key else {}), secret=key)
+        disk = opened(tmp_path / name, "qcow2")
+        change_randomly(disk, model, len(name), [4096, 65536])
+        disk.close()
+    disk = opened(tmp_path / "top", "qcow2", read_only=True)
+    assert disk.read_blocking(0, MIB) == model.read(0, MIB)
+    disk.close()
+    with HostFile.from_path(tmp_path / "top") as file:
+        assert check(file).corruptions == check(file).leaks == 0
+
+
+def test_an_encrypted_disk_grows_and_shrinks_with_zeros(tmp_path: Path) -> None:
+    path, model = made(tmp_path / "disk", "qcow2", MIB + 512), Reference(tmp_path / "model", MIB + 512)
+    disk = opened(path, "qcow2")
+    for length in (3 * MIB, 100 * 1024 + 512, 2 * MIB):
+        change_randomly(disk, model, length, [65536])
+        disk.resize(length)
+        model.resize(length)
+        assert disk.read_blocking(0, length) == model.read(0, length)
+    disk.close()
+    assert flattened(path, "qcow2", tmp_path / "flat") == model.path.read_bytes()
+    with open_chain("qcow2", path, secrets=[KEY])[0] as image:
+        image.resize(MIB - 512)
+        image.resize(2 * MIB)
+    model.resize(MIB - 512)
+    model.resize(2 * MIB)
+    assert flattened(path, "qcow2", tmp_path / "flat") == model.path.read_bytes()
+
+
+def test_a_discarded_encrypted_disk_is_zeros_and_small(tmp_path: Path) -> None:
+    path = made(tmp_path / "disk", "qcow2", 8 * MIB)
+    disk = opened(path, "qcow2")
+    disk.write_blocking(0, random.Random(1).randbytes(8 * MIB))
+    disk.flush_blocking()
+    full = path.stat().st_blocks
+    disk.write_zeroes_blocking(0, 8 * MIB, deallocate=True)
+    disk.flush_blocking()
+    assert disk.read_blocking(0, 8 * MIB) == bytes(8 * MIB)
+    assert full - path.stat().st_blocks > 7 * MIB // 512
+    disk.close()
+    assert_clean(path)
+
+
+def test_without_the_key_nothing_is_read(tmp_path: Path) -> None:
+    for format in ("luks", "qcow2"):
+        path = made(tmp_path / format, format)
+        with pytest.raises(InvalidArgument, match="give its secret"):
+            open_chain(format, path)
+        with pytest.raises(UnsupportedFeature, match="give its secret"):
+            Disk(open_image(format, path))
+        with pytest.raises(InvalidArgument, match="the secret does not open"):
+            open_chain(format, path, secrets=[b"wrong"])
+        with open_image(format, path) as image:  # what it is can be told
+            assert image.info()["virtual-size"] == 2 * MIB
+    disk = opened(tmp_path / "qcow2", "qcow2")
+    with pytest.raises(UnsupportedFeature, match="while nobody uses it"):
+        disk.snapshot("x")
+    disk.close()
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "key", "message"),
+    [
+        ("luks", {}, None, "an encrypted image needs a secret"),
+        ("luks", {}, b"", "an encrypted image needs a secret"),
+        ("qcow2", {"encrypt.format": "luks"}, None, "encrypt.format and a secret go together"),
+        ("qcow2", {}, b"k", "encrypt.format and a secret go together"),
+        ("qcow2", {"encrypt.format": "aes"}, b"k", "encrypt.format is 'aes'; it must be one of luks"),
+        ("qcow2", {"encrypt.format": "luks", "data_file": "d"}, b"k", "data_file together with encrypt.format"),
+    ],
+)
+def test_what_makes_no_encrypted_image_is_refused(
+    tmp_path: Path, format: str, options: dict[str, object], key: bytes | None, message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        create_image(format, tmp_path / "disk", MIB, options=options, secret=key)
+    assert not list(tmp_path.iterdir())
