@@ -20,7 +20,7 @@ from tests.guest.disks import find_disk
 from tests.guest.guest import Guest, kernel_boot
 from tests.guest.kernel import find_tool
 from tests.guest.machine import FirmwareBoot
-from tests.guest.tools_disk import MOUNT, make_tools_disk
+from tests.guest.tools_disk import MOUNT, PATHS, make_tools_disk
 
 TARGET = "vm0"
 FIO_SECONDS = 12
@@ -73,11 +73,12 @@ def test_a_machine_on_an_overlay_goes_back_to_a_snapshot_that_was_taken_while_it
         guest.check(INSTALL, timeout=60)
         installed = guest.check(SUMS)
         guest.check(MOUNT.format(disk=find_disk(guest, "TOOLS")))
-        guest.check(f"({MOUNT.format(disk=find_disk(guest, 'TOOLS'))}; {FIO}; touch /tmp/done) >/tmp/fio.err 2>&1 &")
-        guest.wait_until("[ -s /tmp/log_lat.1.log ] || pgrep fio", timeout=30)
+        guest.check(f"({PATHS} {FIO}; touch /tmp/done) >/tmp/fio.err 2>&1 &")
+        guest.wait_until("[ -e /mnt/load ]", timeout=30)
         time.sleep(FIO_SECONDS / 2)
         pause = daemon.take_snapshot("root", "installed")
         guest.wait_until("[ -e /tmp/done ]", timeout=60)
+        assert guest.check("cat /tmp/fio.err") == ""
         latencies = write_latencies(guest)
         guest.check("rm -r /mnt/installed && echo later >/mnt/later && sync")
         turn_off(guest)

@@ -1,6 +1,6 @@
 """A disk with programs that are too large for the initramfs: each with the shared libraries that ldd names.
 
-/bin/PROGRAM  /lib/LIBRARY      ext2, read-only in the guest: mounted at /opt, run with LD_LIBRARY_PATH=/opt/lib
+/bin/PROGRAM  /lib/LIBRARY      ext2, read-only in the guest: mounted at /opt, run with PATHS before the name
 """
 
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.guest.initramfs import libraries
 from tests.guest.kernel import find_tool
 
-MOUNT = "mkdir -p /opt && mount -o ro {disk} /opt && export LD_LIBRARY_PATH=/opt/lib PATH=$PATH:/opt/bin"
+MOUNT = "mkdir -p /opt && mount -o ro {disk} /opt"
+PATHS = "LD_LIBRARY_PATH=/opt/lib PATH=$PATH:/opt/bin"
 SLACK = 16 << 20  # bytes for the filesystem's own tables
 
 
