@@ -1,6 +1,6 @@
 """LiveSnapshots: internal snapshots of a disk in use, taken and deleted while the guest goes on writing.
 
-    commit what is pending            so that little is left to do in the pause
+    flush, again while that is slow   so that little is left to write in the pause
     | pause: quiesce, commit the rest, image.freeze, forget the map, resume        as long for a pebibyte as for nothing
     step, step, ...                   each under the map's lock, with a breath between: commits and loads get their turn
     finish                            one header write; before it a crash leaves no snapshot, after it the whole
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _BREATH = 0.5  # of the time that a slice took
 _LEAST, _MOST = 0.0005, 0.005  # seconds
+_QUICK = 0.005  # seconds that a flush takes when little was left to write
+_ROUNDS = 20
 
 
 class LiveSnapshots:
@@ -42,8 +44,7 @@ class LiveSnapshots:
         """Keeps the disk as it is at one moment between the call and the return: all writes that had ended before the
         call are in it. Returns the snapshot, durable, and how many microseconds writes had to wait."""
         self._image.ready_to_freeze()
-        with contextlib.suppress(OSError):  # what cannot be committed is told by the commit that counts
-            self._map.commits.commit()
+        _until_quick(self._map.commits.flush)
         with contextlib.ExitStack() as undo:
             with self._map.commits.turn, self._map.lock:
                 begun = time.perf_counter_ns()
@@ -52,6 +53,7 @@ class LiveSnapshots:
                     undo.enter_context(self._abandoning(freeze))
                 pause = (time.perf_counter_ns() - begun) // 1000
             self._go_through(freeze.step)
+            _until_quick(self._volume.flush)  # beside the writers, who wait for the lock that `finish` holds
             with self._map.lock:
                 return freeze.finish(), pause
 
@@ -62,6 +64,7 @@ class LiveSnapshots:
             deletion = self._image.begin_delete(which)
         with self._abandoning(deletion):
             self._go_through(deletion.step)
+            _until_quick(self._volume.flush)
             with self._map.lock:
                 deletion.finish()
         self._volume.drain()  # reads that began before a commit may still be on what the snapshot held
@@ -94,3 +97,13 @@ class LiveSnapshots:
     def stop(self) -> None:
         """What is on its way is given up soon: the disk is about to be closed."""
         self._stopping.set()
+
+
+def _until_quick(flush: Callable[[], object]) -> None:
+    """Flushes until there is little to write, or until it is plain that a writer is as fast as the disk."""
+    for _ in range(_ROUNDS):
+        begun = time.perf_counter()
+        with contextlib.suppress(OSError):  # what cannot be written is told by the commit that counts
+            flush()
+        if time.perf_counter() - begun < _QUICK:
+            break
