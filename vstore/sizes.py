@@ -4,7 +4,10 @@ A bare number is bytes; `k m g t p e`, alone or as `KiB`, are powers of 1024; `K
 """
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it loads decimal, and most commands parse no size
+    from fractions import Fraction
 
 SECTOR = 512
 LARGEST = 2**63 - SECTOR  # off_t is signed
@@ -41,6 +44,8 @@ def parse_size_change(text: str, current: int, *, multiple: int = SECTOR) -> int
 
 def format_size(size: int) -> str:
     """Three digits and an IEC unit: `512 B`, `1.50 GiB`, `1023 MiB`."""
+    from fractions import Fraction
+
     value = Fraction(size)
     for unit in _IEC[:-1]:
         if value < Fraction(2047, 2):  # 1023.5 of a unit would round to 1024 of it
@@ -49,12 +54,14 @@ def format_size(size: int) -> str:
     return _three_digits(value, _IEC[-1])
 
 
-def _three_digits(value: Fraction, unit: str) -> str:
+def _three_digits(value: "Fraction", unit: str) -> str:
     places = next((places for limit, places in ((9.995, 2), (99.95, 1)) if value < limit), 0)
     return f"{float(value):.{places}f} {unit}"
 
 
-def _bytes(size: str, text: str) -> Fraction:
+def _bytes(size: str, text: str) -> "Fraction":
+    from fractions import Fraction
+
     """The exact value, which may still be a fraction of a byte."""
     if _HEXADECIMAL.fullmatch(size):
         return Fraction(int(size, 16))
@@ -69,7 +76,7 @@ def _bytes(size: str, text: str) -> Fraction:
     return Fraction(match["number"]) * Fraction(base) ** exponent
 
 
-def _whole(text: str, size: Fraction, multiple: int) -> int:
+def _whole(text: str, size: "Fraction", multiple: int) -> int:
     if size > LARGEST:
         raise ValueError(f"{text!r} is larger than a file can be ({LARGEST} bytes)")
     if size % multiple:

@@ -2,7 +2,6 @@
 
 from formats.errors import CorruptImage
 from formats.host_file import HostFile
-from formats.qcow2.check import check
 from formats.qcow2.header import Header
 from formats.qcow2.structures import Incompatible
 
@@ -16,6 +15,8 @@ def recovered(file: HostFile) -> Header:
     if header.incompatible & Incompatible.CORRUPT:
         raise CorruptImage(f"{file.name} is marked corrupt; repair it, or open it read-only")
     if header.incompatible & Incompatible.DIRTY:
+        from formats.qcow2.check import check  # which most images never need
+
         left = check(file, repair="all").corruptions
         if left:
             raise CorruptImage(f"{file.name} was not closed, and {left} corruptions of it cannot be repaired")

@@ -270,3 +270,29 @@ def test_no_client_command_imports_what_only_the_daemon_needs(url: str, tmp_path
         check=False,
     )
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+
+
+def test_convert_imports_nothing_that_moves_no_bytes(tmp_path: Path) -> None:
+    """To load such packages took longer than to copy a small image."""
+    script = tmp_path / "script.py"
+    (tmp_path / "a").write_bytes(b"text" * 1024)
+    heavy = (
+        "http.client ssl socket email json hashlib fractions rich sqlalchemy fastapi pydantic numpy cryptography cffi "
+        "asyncio concurrent.futures logging subprocess tempfile formats.qcow2.check vstore.dataplane"
+    )
+    script.write_text(
+        "import sys\n"
+        "from api.cli import main\n"
+        "for to in ('qcow2', 'raw'):\n"
+        "    assert main(['file', 'convert', '-f', 'raw', '-O', to, 'a', to]) == 0, to\n"
+        f"print('HEAVY', sorted(set({heavy!r}.split()) & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr

@@ -3,12 +3,13 @@
     source: half of it data, in pieces of 64 KiB to 4 MiB, half of that compressible, the rest holes
     for each repeat, for each row: vstore, then the peer with each of its settings; in the next repeat in turn
 
-Whole commands are timed, Python's start included. On disk the peer flushes too (-t writeback), as vstore always does.
-Of the peer's settings the one with the best median counts. Processor time stands beside, because it does not depend on
-what else the machine does.
+Whole commands are timed, Python's start included, with its modules compiled as an installation has them. On disk the
+peer flushes too (-t writeback), as vstore always does. Of the peer's settings the one with the best median counts.
+Processor time stands beside, because it does not depend on what else the machine does.
 """
 
 import argparse
+import compileall
 import os
 import random
 import resource
@@ -153,6 +154,8 @@ def main() -> int:
     parser.add_argument("--place", choices=list(FOLDERS), default="tmpfs", help="where the files lie (tmpfs)")
     arguments = parser.parse_args()
     rows = [ROWS[int(n) - 1] for n in arguments.rows.split(",")] if arguments.rows else list(ROWS)
+    for package in ("api", "formats", "vstore"):
+        compileall.compile_dir(Path(__file__).parents[2] / package, quiet=1)
     with tempfile.TemporaryDirectory(dir=FOLDERS[arguments.place]) as folder:
         times = measure(rows, Path(folder), arguments.place, arguments.repeats, arguments.size * MIB)
     print(f"{arguments.size} MiB half full, {arguments.place}, medians of {arguments.repeats}\n\n{table(rows, times)}")

@@ -7,9 +7,7 @@ Whatever happens before leaves nothing of that name, nor the draft; only a draft
 
 import contextlib
 import errno
-import hashlib
 import os
-import secrets
 from types import TracebackType
 from typing import Self
 
@@ -26,8 +24,7 @@ class Draft:
         where, self._target = os.path.split(os.fspath(path)) if directory is None else ("", os.fspath(path))
         self.shown = os.fspath(path)
         check_plain_name(self._target)
-        mark = hashlib.sha256(os.fsencode(self._target)).hexdigest()[:16] if resume else secrets.token_hex(8)
-        self.name = f".vstore-draft-{mark}"
+        self.name = f".vstore-draft-{_mark(self._target) if resume else os.urandom(8).hex()}"
         self._force, self._resume = force, resume
         self.directory = self._open_directory(where, directory)
         self._beside: list[str] = []
@@ -116,3 +113,10 @@ class Draft:
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=self.directory)
         os.close(self.directory)
+
+
+def _mark(name: str) -> str:
+    """The same for the same name."""
+    import hashlib  # which loads the whole of OpenSSL
+
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]

@@ -20,7 +20,6 @@ from formats.image import Image, Reference
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.image import Qcow2
 from formats.registry import check_image, create_image, open_chain, open_image, probe
-from vstore.sizes import parse_size_change
 from vstore.transfer.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -206,6 +205,7 @@ def clone(base: Place, target: Place, options: Options | None = None) -> None:
 def resize(place: Place, change: str, *, shrink: bool = False) -> int:
     """To a size, or by one (`+1G`, `-1G`); its new length. What a shorter disk loses is gone, so that must be said."""
     from vstore.disk import Disk
+    from vstore.sizes import parse_size_change
 
     disk = Disk(*place.chain(read_only=False))
     try:

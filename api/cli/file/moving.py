@@ -16,8 +16,6 @@ from api.cli.file.options import (
     quiet_option,
     refusals,
 )
-from api.cli.file.words import emit_info
-from api.cli.output import emit_json, emit_object
 from api.cli.parameters import secret_option
 
 
@@ -70,6 +68,8 @@ def convert_(source: str, target: str, *, format_: str, to: str, quiet: bool, ou
                 names = ("preallocation", "compress", "level", "sparse", "threads", "force", "resume")
                 offline.convert_file(place, onto, named, {name: options[name] for name in names}, progress)
         if output == "json":
+            from api.cli.file.words import emit_info
+
             emit_info(offline.info(target, to), output)
 
 
@@ -94,6 +94,7 @@ def _refuse_with_in_place(options: dict[str, Any], named: dict[str, object]) -> 
 @output_option
 def bench_(path: str, *, format_: str, beneath: Any, quiet: bool, output: str, **load: Any) -> None:
     """Measure how fast the image PATH answers, through vstore's data plane."""
+    from api.cli.output import emit_json, emit_object
     from vstore.transfer import offline
 
     with refusals("bench"), bar("measuring", quiet=quiet or output == "json") as progress:
