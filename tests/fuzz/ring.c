@@ -362,11 +362,12 @@ static vs_volume *new_volume(uint8_t kind)
 	vs_volume *volume = vs_volume_new(DISK, 12);
 	uint32_t flags = kind % 3 == 0 ? VS_FILE_MEMORY : kind % 3 == 1 ? VS_FILE_INSTANT : VS_FILE_NULL;
 
+	flags |= kind & 0x40 ? VS_FILE_DEFLATE : VS_FILE_ZSTD;
 	CHECK(volume && !vs_volume_set_layer(volume, 0, disk_fd, flags, 1));
 	CHECK(!vs_volume_set_run(volume, 0, DISK >> 12, (uint64_t)VS_DATA << 60));
 	if (kind & 0x80) { /* a map of several runs, some of which are Python's */
 		for (uint64_t block = 0; block < 12; block++)
-			CHECK(!vs_volume_set_run(volume, 3 * block, 1, (block % 7) << 60 | block * 8));
+			CHECK(!vs_volume_set_run(volume, 3 * block, 1, block % 7 ? (block % 7) << 60 | block * 8 : 0));
 	}
 	return volume;
 }
