@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from formats.errors import ImageExists, InvalidArgument
+from formats.errors import CorruptImage, ImageExists, InvalidArgument
 from formats.registry import open_chain, open_image
 from tests.transfer.chains import CLUSTER, assert_clean, assert_same, chain_of, create, scribble, write
 from vstore.transfer.convert import Convert, Target, convert
@@ -65,6 +65,23 @@ def test_a_compressed_target_holds_the_same_in_less(tmp_path: Path, kind: str) -
     assert out.stat().st_size < plain.stat().st_size / 4
     back = converted(out, "qcow2", Target("raw", tmp_path / "back"))
     assert_same(top, "qcow2", back, "raw")
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_a_damaged_compressed_block_is_named_and_leaves_no_target(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "source.raw"
+    source.write_bytes(b"".join(b"%07d\n" % n for n in range(5 * CLUSTER // 8)))
+    packed = converted(
+        source, "raw", Target("qcow2", tmp_path / "packed", options={"compression_type": kind}), Convert(compress=True)
+    )
+    with open_image("qcow2", packed, read_only=True) as image:
+        place = image.load_entries(3, 1)[0] & (1 << 48) - 1
+    with packed.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xff" * 64)
+    with pytest.raises(CorruptImage, match="compressed cluster 3"):
+        converted(packed, "qcow2", Target("raw", tmp_path / "out"))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["packed", "source.raw"]
 
 
 def test_what_does_not_get_shorter_is_kept_plain(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 /* The same over bytes that were composed: what is COMPRESSED is left as it is. */
 int vs_volume_read_over(vs_volume *volume, uint64_t offset, void *buffer, uint64_t length);
 int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint64_t length);
+/* Without a volume: `count` blocks in a row, of `size` bytes each. The stream of each, VS_FILE_DEFLATE or VS_FILE_ZSTD as
+ * `packing` says, begins at its offset of the file and is not longer than the block. How many, from the first on, could
+ * be unpacked; -EINVAL, -ENOMEM. */
+int vs_unpack(int fd, uint32_t packing, const uint64_t *offsets, uint32_t count, void *blocks, uint64_t size);
 /* From now on it is noted what writes touch, 2^shift bytes a bit; what was noted is forgotten. -EBUSY: not quiesced. */
 int vs_volume_track(vs_volume *volume, uint32_t shift);
 /* 1: the first range from *offset on that was touched; 0: none; -ENOMEM: some of it could not be noted. Quiesced only. */

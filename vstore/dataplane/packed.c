@@ -18,7 +18,7 @@
 #include <unistd.h>
 #include <zstd.h>
 
-enum { KEPT_BYTES = 8 << 20, FEWEST = 4, MOST = 1024, ZSTD_WINDOW_LOG = 23 };
+enum { KEPT_BYTES = 8 << 20, FEWEST = 4, MOST = 1024, ZSTD_WINDOW_LOG = 23, LONGEST = 2 << 20 };
 
 struct packed {
 	uint64_t entry;
@@ -172,4 +172,23 @@ struct packed *packed_hold(struct vs_volume *volume, const struct extent *extent
 		return NULL;
 	struct packed *block = kept(volume, entry);
 	return block ? block : unpack(volume, entry, may_wait);
+}
+
+int vs_unpack(int fd, uint32_t packing, const uint64_t *offsets, uint32_t count, void *blocks, uint64_t size)
+{
+	bool (*unpacked)(const uint8_t *, size_t, uint8_t *, size_t) = packing & VS_FILE_ZSTD ? unzstd : inflate;
+	uint32_t done = 0;
+
+	if (!size || size > LONGEST || count > INT32_MAX)
+		return -EINVAL;
+	uint8_t *stream = malloc(size);
+	if (!stream)
+		return -ENOMEM;
+	for (; done < count; done++) {
+		ssize_t length = pread(fd, stream, size, (off_t)offsets[done]);
+		if (length <= 0 || !unpacked(stream, (size_t)length, (uint8_t *)blocks + done * size, size))
+			break;
+	}
+	free(stream);
+	return (int)done;
 }

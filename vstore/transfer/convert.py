@@ -20,7 +20,7 @@ from vstore.transfer.blocks import Span, nonzero, unlike
 from vstore.transfer.draft import Draft
 from vstore.transfer.line import Turn, work_in_line
 from vstore.transfer.progress import Cancelled, Meter, Progress, never, silent
-from vstore.transfer.reader import STEP, Buffers, Pair, Reader, Window, alone, clear, differing, paired, windows
+from vstore.transfer.reader import STEP, Buffers, Pair, Reader, Window, alone, differing, paired, windows
 from vstore.transfer.sinks import CompressingSink, FlatSink, MapSink, Sink
 from vstore.transfer.threads import threads
 
@@ -183,12 +183,7 @@ class _Moving:
         self._meter.reach(window.end)
 
     def _read(self, window: Window, start: int, view: memoryview) -> None:
-        at = 0
-        for extent, _ in window.pairs:
-            clear(view[at : extent.start - start])
-            at = extent.end - start
-            self._source.fill(view[extent.start - start : at], extent)
-        clear(view[at:])
+        self._source.fill_row(view, start, (extent for extent, _ in window.pairs))
 
     def _compared(self, window: Window, start: int, view: memoryview) -> tuple[list[Span], list[Span]]:
         """Which units differ from the backing chain and hold data, and which differ and are zeros."""

@@ -25,7 +25,8 @@ class Extent:
     """Bytes `start` to `end` of the disk. `present`: the image at `depth` says what they are; else nobody does.
 
     `offset`: where they lie in file `layer` of that image; None where they read as zeros without a place, and where
-    they have to be decompressed.
+    they have to be decompressed. `packed`: where in layer 0 the compressed bytes of each of its blocks begin, at most a
+    block of them; 0 where only the image can tell.
     """
 
     start: int
@@ -36,12 +37,13 @@ class Extent:
     layer: int = 0
     offset: int | None = None
     compressed: bool = False
+    packed: int = 0
 
     def part(self, start: int, end: int) -> "Extent":
         """What of it lies between two offsets of the disk."""
         start, end = max(start, self.start), min(end, self.end)
         offset = None if self.offset is None else self.offset + start - self.start
-        return Extent(start, end, self.depth, self.present, self.zero, self.layer, offset, self.compressed)
+        return Extent(start, end, self.depth, self.present, self.zero, self.layer, offset, self.compressed, self.packed)
 
 
 def extents(images: Sequence[Image], start: int, end: int, *, look_into_files: bool = False) -> Iterator[Extent]:
@@ -102,7 +104,7 @@ class _Walk:
             case BlockState.ZERO:
                 yield Extent(first, last, depth, True, True)
             case BlockState.COMPRESSED:
-                yield Extent(first, last, depth, True, False, compressed=True)
+                yield Extent(first, last, depth, True, False, compressed=True, packed=run.entry & _PLACE)
             case BlockState.PARTIAL:
                 yield from self._partial(depth, run, first, last)
             case _:

@@ -2,8 +2,10 @@
 
     extents (tables are cached, so one thread at a time)  ->  windows  ->  fill (any number of threads)
 
-Compressed blocks are fetched under the lock and decompressed outside of it. What two readers have in the same place of
-the same file is the same, and what both have as zeros is too: `differing` tells the rest.
+Whole compressed blocks in a row are read and unpacked by the data plane in one call, without the lock and the GIL. What
+it cannot unpack is fetched under the lock, and decompressed outside of it, by the image, which says what is wrong. What
+two readers have in the same place of the same file is the same, and what both have as zeros is too: `differing` tells
+the rest.
 """
 
 import mmap
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from formats import direct_io
-from formats.image import SECTOR, Cipher, Image, Layer
+from formats.image import SECTOR, Cipher, Image, Layer, LayerFlags
 from vstore.transfer.extents import Extent, extents
 
 STEP = 1 << 20  # bytes that one thread moves at once
@@ -100,6 +102,44 @@ class Reader:
             take = min(size - within, extent.end - at)
             view[at - extent.start : at - extent.start + take] = memoryview(decompress())[within : within + take]
             at += take
+
+    def fill_row(self, view: memoryview, start: int, extents_: Iterable[Extent]) -> None:
+        """The same of many in order, into the view of the disk from `start` on; gaps between them become zeros."""
+        at = start
+        packed: list[Extent] = []
+        for extent in extents_:
+            if packed and (extent.start != at or extent.depth != packed[0].depth or not self._packed(extent)):
+                self._unpack(view, start, packed)
+                packed = []
+            clear(view[at - start : extent.start - start])
+            at = extent.end
+            if self._packed(extent):
+                packed.append(extent)
+            else:
+                self.fill(view[extent.start - start : at - start], extent)
+        self._unpack(view, start, packed)
+        clear(view[at - start :])
+
+    def _packed(self, extent: Extent) -> bool:
+        """Whether it is one whole block that the data plane may be able to unpack."""
+        if not extent.packed:
+            return False
+        size, layer = self._images[extent.depth].geometry.block_size, self._layers[extent.depth][0]
+        return extent.end - extent.start == size and not extent.start % size and layer.alignment == 1
+
+    def _unpack(self, view: memoryview, start: int, packed: Sequence[Extent]) -> None:
+        done = 0
+        layer = self._layers[packed[0].depth][0] if packed else None
+        packing = int(layer.flags & (LayerFlags.DEFLATE | LayerFlags.ZSTD)) if layer is not None else 0
+        if layer is not None and packing:
+            from vstore.dataplane.native import ffi, lib  # which most sources do without
+
+            size = packed[0].end - packed[0].start
+            where = ffi.from_buffer(view[packed[0].start - start : packed[-1].end - start])
+            offsets = ffi.new("uint64_t[]", [extent.packed for extent in packed])
+            done = max(0, lib.vs_unpack(layer.descriptor, packing, offsets, len(packed), where, size))
+        for extent in packed[done:]:
+            self.fill(view[extent.start - start : extent.end - start], extent)
 
 
 def _decrypt(cipher: Cipher, layer: Layer, offset: int, view: memoryview) -> None:
