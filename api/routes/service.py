@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from api.schemas import Service
 from api.version import vstore_version
-from formats.registry import FORMATS
+from vstore.store.image_spec import FORMATS_KEPT
 
 router = APIRouter(tags=["service"])
 
@@ -29,5 +29,5 @@ def show_service() -> Service:
         version=vstore_version(),
         api_versions=["v1"],
         capabilities=CAPABILITIES,
-        image_formats=list(FORMATS),
+        image_formats=list(FORMATS_KEPT),
     )

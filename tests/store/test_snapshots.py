@@ -164,3 +164,18 @@ def test_a_process_that_cannot_take_a_snapshot_is_told(disk: Store, world: World
     with pytest.raises(PoolUnavailable, match="target t: snapshot_lun fails as it was told to"):
         disk.create_snapshot("default", "a", "live")
     assert disk.list_snapshots("default", "a").items == []
+
+
+def test_a_snapshot_whose_time_cannot_be_is_listed_all_the_same(disk: Store, world: World) -> None:
+    disk.create_snapshot("default", "a", "one")
+    with (world.pool() / "a.qcow2").open("r+b") as file:
+        file.seek(64)  # qcow2 header: snapshots_offset
+        file.seek(int.from_bytes(file.read(8)) + 20)  # date_nsec
+        file.write(b"\xff" * 4)
+    assert disk.show_snapshot("default", "a", "one").created_at.endswith(".999999Z")
+
+
+def test_a_snapshot_whose_name_is_no_text_is_told_as_text(disk: Store, world: World) -> None:
+    subprocess.run(["qemu-img", "snapshot", "-c", b"bad\xff", world.pool() / "a.qcow2"], check=True)
+    assert [each.name for each in disk.list_snapshots("default", "a").items] == ["bad?"]
+    assert json.dumps(disk.info_image("default", "a"), ensure_ascii=False).encode()

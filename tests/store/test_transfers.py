@@ -247,8 +247,8 @@ def test_checking_counts_what_is_wrong_and_repairs_it(chain: Store, world: World
         l1 = int.from_bytes(file.read(8), "big")
         file.seek(l1)
         l2 = int.from_bytes(file.read(8), "big") & ((1 << 56) - 1)
-        file.seek(l2 + 8 * 8)
-        file.write(bytes(8))
+        file.seek(l2 + 4 * 16)  # extended L2, clusters of 128 KiB: what overlays are made with
+        file.write(bytes(16))
     found = done(chain, chain.check_image("default", "top"))
     assert (found["leaks"], found.get("corruptions", 0)) == (1, 0)
     assert found["findings"]
@@ -337,6 +337,7 @@ def test_an_overlay_is_mapped_with_its_whole_chain(chain: Store, world: World) -
     source = lun.settings.image
     assert (source.format, source.name) == ("qcow2", "default/above")
     assert [(each.format, each.name) for each in source.parents] == [("qcow2", "default/top"), ("raw", "default/base")]
+    assert [each.file for each in source.parents] == ["top.qcow2", "base.raw"]
 
 
 def test_a_missing_parent_keeps_the_overlay_from_being_mapped(chain: Store, world: World) -> None:

@@ -155,6 +155,12 @@ WRONG: list[tuple[MapLun, list[str], ErrorCode, str]] = [
         ErrorCode.IMAGE_REFUSED,
         "base is no overlay, but a parent of it was handed over",
     ),
+    (
+        over(0, replace(RAW, file="other")),
+        ["top", "base"],
+        ErrorCode.IMAGE_REFUSED,
+        "top says that its parent is 'base', but 'other' was handed over",
+    ),
     (over(0, QCOW2), ["top", "base"], ErrorCode.IMAGE_REFUSED, "mid is not a qcow2 image"),
     (over(0, RAW, data_file=True), ["top", "extra", "base"], ErrorCode.IMAGE_REFUSED, "top has no data file"),
     (over(0, ParentSource(format="vhs")), ["top", "base"], ErrorCode.IMAGE_REFUSED, "'vhs' is not an image"),

@@ -96,7 +96,7 @@ def test_the_longest_status_fits_into_a_packet() -> None:
         **{field.name: most for field in fields(VringStatus)} | {"started": False, "enabled": False, "broken": False}
     )
     wide = "\U0001f4be"  # four bytes, the most of all characters
-    parent = ParentSource(format="f" * 32, name=wide * 256, data_file=False)
+    parent = ParentSource(format="f" * 32, name=wide * 256, file=wide * 128, data_file=False)
     lun = LunStatus(
         settings=MapLun(
             target=255,

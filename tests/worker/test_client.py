@@ -138,3 +138,19 @@ def test_a_worker_ends_when_its_daemon_is_gone() -> None:
     child.stdin.close()
     assert child.wait(30) == 3
     child.stdout.close()
+
+
+@pytest.mark.parametrize("told", [["cat", "/dev/zero"], ["yes"]], ids=["a line without end", "no JSON"])
+def test_a_worker_that_went_mad_is_ended_and_nobody_waits_for_it(
+    image: ImageFile, started: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    """It would wait for somebody to read what it writes, and its daemon for its end."""
+
+    def start(_work: Work, outcome: int, _keep: object) -> "subprocess.Popen[bytes]":
+        return client.subprocess.Popen(told, stdin=subprocess.PIPE, stdout=outcome)
+
+    monkeypatch.setattr(client, "_start", start)
+    monkeypatch.setattr(client, "_LONGEST_LINE", 1 << 20)
+    with pytest.raises(WorkerFailed, match="the worker told"):
+        run(Work("info", {"image": [image]}))
+    assert started[0].returncode is not None

@@ -18,8 +18,11 @@ from vstore.store.errors import InvalidArgument
 _PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full")}
 _OTHERS = ("off", "falloc", "full")
 _FILES = {"backing_file", "backing_fmt", "data_file", "data_file_raw"}
+_SECRET = "encrypt.format"  # the catalog keeps no secrets, so what is encrypted is served by `vstore export`
+_UNOFFERED = _FILES | {_SECRET}
 _RENAMED = {"cluster_size": "cluster_size_bytes"}  # sizes in REST say what they count
 _KINDS = (bool, int, str)
+FORMATS_KEPT = tuple(name for name in FORMATS if name != "luks")  # of images in the catalog
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class ImageSpec:
     ) -> "ImageSpec":
         """Raises InvalidArgument."""
         if format not in FORMATS:
-            raise InvalidArgument("format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS)}")
+            raise InvalidArgument(
+                "format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS_KEPT)}"
+            )
+        if format == "luks":
+            right = "make and serve it with vstore file create and vstore export, or choose another format"
+            raise InvalidArgument("format", "luks images need a secret, and the catalog keeps none", right)
         if overlay and not takes_parent(format):
             fitting = ", ".join(name for name in FORMATS if takes_parent(name))
             raise InvalidArgument("format", f"{format} images have no parent", f"choose {fitting}")
@@ -82,7 +90,7 @@ def file_name(name: str, format: str) -> str | None:
 
 def offered(format: str) -> dict[str, Option]:
     """The options of a format by their REST names."""
-    return {_RENAMED.get(row.name, row.name): row for row in FORMATS[format].options if row.name not in _FILES}
+    return {_RENAMED.get(row.name, row.name): row for row in FORMATS[format].options if row.name not in _UNOFFERED}
 
 
 def takes_parent(format: str) -> bool:

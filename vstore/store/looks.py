@@ -8,7 +8,6 @@ from sqlalchemy import Row
 
 from vstore.store.chains import parents
 from vstore.store.errors import InvalidArgument, NotFound
-from vstore.store.mappings import mappings
 from vstore.store.parts import Parts, decode_cursor, encode_cursor, image_row, page_limit
 from vstore.store.pool import Pool
 from vstore.store.records import Page, Snapshot
@@ -21,12 +20,11 @@ class Looking(Parts):
     """What verbs need that look into an image."""
 
     def look(self, pool: Pool, chain: list[Row[Any]], verb: str, **options: Any) -> dict[str, Any]:
-        """What a worker tells of a chain, the top image first, whoever uses it. Raises StoreError."""
-        top = chain[0]
-        with self.catalog.read() as connection:
-            live = any(not lun.read_only for lun in mappings(connection, top.id))
-        with image_files(pool, chain, live=live) as files:
-            return self.workers.do(verb, top.file, {"image": files}, **options)
+        """What a worker tells of a chain, the top image first, whoever uses it. Raises StoreError.
+
+        A look locks the top image never: a dashboard that asks all the time would keep guests from getting it."""
+        with image_files(pool, chain, live=True) as files:
+            return self.workers.do(verb, chain[0].file, {"image": files}, **options)
 
     def snapshots(self, pool: Pool, row: Row[Any]) -> list[Snapshot]:
         told = self.look(pool, [row], "list_snapshots")
@@ -76,7 +74,8 @@ def _offset(text: str) -> int:
 
 def snapshot_record(image: str, told: Mapping[str, Any]) -> Snapshot:
     """`told` as qemu-img has it, and the disk's length."""
-    taken = datetime.fromtimestamp(told["date-sec"], UTC).replace(microsecond=told["date-nsec"] // 1000)
+    microsecond = min(told["date-nsec"] // 1000, 999_999)  # the field holds more than a second has
+    taken = datetime.fromtimestamp(told["date-sec"], UTC).replace(microsecond=microsecond)
     return Snapshot(
         id=told["id"],
         name=told["name"],
@@ -84,5 +83,5 @@ def snapshot_record(image: str, told: Mapping[str, Any]) -> Snapshot:
         virtual_size_bytes=told["disk-size"],
         vm_state_size_bytes=told["vm-state-size"],
         created_at=taken.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        revision=told["date-sec"] * 1_000_000 + told["date-nsec"] // 1000,
+        revision=told["date-sec"] * 1_000_000 + microsecond,
     )

@@ -50,7 +50,9 @@ class LunPlan:
             length=None if row.file else row.virtual_size_bytes,
             direct=row.direct,
             name=f"{pool.name}/{image}",
-            parents=tuple(ParentSource(format=each.format, name=f"{pool.name}/{each.name}") for each in parents),
+            parents=tuple(
+                ParentSource(format=each.format, name=f"{pool.name}/{each.name}", file=each.file) for each in parents
+            ),
         )
         request = MapLun(
             target=row.scsi_target,

@@ -23,6 +23,7 @@ from vstore.worker.wire import Cancelled, ImageFile, Work, WorkerFailed
 
 LONGEST = 100.0  # seconds that a request waits for its worker
 _MOST_SHORT = 8  # workers that requests wait for, side by side; each may take as much memory as it is allowed
+_MOST_WAITING = 12  # requests behind those; each holds one of HTTP's 40 threads
 _WORKERS_END = 10.0  # seconds that the workers of the last daemon have to notice that it is gone
 
 Chains = Mapping[str, list[ImageFile]]
@@ -32,6 +33,7 @@ class Workers:
     def __init__(self, lock: Path) -> None:
         """Waits for the workers of the daemon before. Raises CatalogUnavailable when they do not end."""
         self._short = BoundedSemaphore(_MOST_SHORT)
+        self._asked = BoundedSemaphore(_MOST_SHORT + _MOST_WAITING)
         try:
             self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -48,14 +50,14 @@ class Workers:
     def do(self, verb: str, file: str, chains: Chains, **options: Any) -> dict[str, Any]:
         """A short piece of work on `file`, that the caller waits for. Raises StoreError."""
         deadline = time.monotonic() + LONGEST
-        if not self._short.acquire(timeout=LONGEST):
-            raise Busy(f"{_MOST_SHORT} requests look into images already; try again when they are done")
+        with _taken(self._asked, 0), _taken(self._short, LONGEST):
+            return self._do(verb, file, chains, deadline, options)
+
+    def _do(self, verb: str, file: str, chains: Chains, deadline: float, options: dict[str, Any]) -> dict[str, Any]:
         try:
             return self.run(Work(verb, dict(chains), options), file, cancelled=lambda: time.monotonic() > deadline)
         except Cancelled:
             raise WorkFailed(f"the work on {file} ({verb}) was not done within {LONGEST:g} s; it was ended") from None
-        finally:
-            self._short.release()
 
     def run(
         self,
@@ -73,6 +75,17 @@ class Workers:
                 return client.run(work, keep=[self._descriptor], progress=progress, cancelled=cancelled, grace=grace)
         except WorkerFailed as error:
             raise WorkFailed(f"{doing}: {error}") from error
+
+
+@contextlib.contextmanager
+def _taken(places: BoundedSemaphore, timeout: float) -> Iterator[None]:
+    """Raises Busy when none is free in time."""
+    if not places.acquire(blocking=timeout > 0, timeout=timeout or None):
+        raise Busy(f"{_MOST_SHORT} requests look into images already; try again when they are done")
+    try:
+        yield
+    finally:
+        places.release()
 
 
 @contextlib.contextmanager

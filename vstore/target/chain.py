@@ -27,7 +27,7 @@ def images_handed(settings: MapLun, descriptors: Descriptors) -> list[Image]:
     with ExitStack() as undo:
         images = [_opened(top, descriptors, undo, read_only=settings.read_only, length=top.length)]
         for child, source in pairwise(sources):
-            _check_overlay(images[-1], child)
+            _check_overlay(images[-1], child, source)
             images.append(_opened(source, descriptors, undo, read_only=True))
         undo.pop_all()
     return images
@@ -44,9 +44,16 @@ def _check_count(sources: Sequence[Source], came: int) -> None:
         raise TargetError(ErrorCode.INVALID_REQUEST, detail)
 
 
-def _check_overlay(image: Image, source: Source) -> None:
+def _check_overlay(image: Image, source: Source, parent: Source) -> None:
+    """Over another parent the disk would have another content."""
     if image.backing is None:
         raise InvalidArgument(f"{name_of(source)} is no overlay, but a parent of it was handed over")
+    expected = parent.file if isinstance(parent, ParentSource) else ""
+    if expected not in ("", image.backing.name):
+        raise InvalidArgument(
+            f"{name_of(source)} says that its parent is {image.backing.name!r}, but {expected!r} was handed over; "
+            "change it back, or rebase it"
+        )
 
 
 def _opened(

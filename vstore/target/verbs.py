@@ -58,6 +58,7 @@ class ParentSource:
 
     format: str = declared(_format)
     name: str = declared(text(256), "")  # only told
+    file: str = declared(text(128), "")  # what the overlay has to call it; empty: whatever it does
     data_file: bool = declared(flag, False)
 
 

@@ -57,7 +57,7 @@ def run(
             else:
                 result: dict[str, Any] = message["result"]
                 return result
-        status = process.wait()
+        status = _status(process)
     if leash.pulled:
         raise Cancelled("it was ended")
     raise WorkerFailed(f"the worker ended without an outcome (status {status}); the daemon's log may tell more")
@@ -116,14 +116,24 @@ def _messages(descriptor: int, look: Callable[[], None]) -> Iterator[dict[str, A
         if not ready.poll(_LOOK_EVERY * 1000):
             continue
         part = os.read(descriptor, 1 << 16)
-        if not part or len(pending) > _LONGEST_LINE:
+        if not part:
             return
+        if len(pending) > _LONGEST_LINE:
+            raise WorkerFailed(f"the worker told more than {_LONGEST_LINE} bytes at once")
         *lines, pending = (pending + part).split(b"\n")
         for line in lines:
             try:
                 yield json.loads(line)
             except ValueError:
-                return
+                raise WorkerFailed("the worker told what is no JSON") from None
+
+
+def _status(process: subprocess.Popen[bytes]) -> int:
+    """Of one that closed its pipe, and should be at its end."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(GRACE)
+    process.kill()
+    return process.wait()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

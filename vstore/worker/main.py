@@ -24,12 +24,13 @@ _TELL_EVERY = 0.1  # seconds between two lines of progress
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vstore.worker", description=__doc__)
     parser.add_argument("--outcome-fd", metavar="N", type=int, required=True, help="pipe that gets the outcome")
-    outcome = os.fdopen(parser.parse_args(arguments).outcome_fd, "w")
+    # An image may hold names that are no text; whoever asked for them over HTTP could not be answered.
+    outcome = os.fdopen(parser.parse_args(arguments).outcome_fd, "w", encoding="utf-8", errors="replace")
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     work = Work.parse(json.loads(sys.stdin.readline()))
     leash = _Leash(sys.stdin)
-    line = json.dumps(_outcome(work, _Teller(outcome), leash))
+    line = json.dumps(_outcome(work, _Teller(outcome), leash), ensure_ascii=False)
     print(line, file=outcome, flush=True)
     os._exit(0)  # the leash's thread still reads
 
