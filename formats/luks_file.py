@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from formats.errors import CorruptImage, InvalidArgument
 from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, Geometry, Image, Layer, Run, check_length, entry
-from formats.luks import Luks, new, open_with
+from formats.luks import HEADER_BYTES, Luks, new, open_with
 from formats.sector_cipher import PlacedCipher
 
 BLOCK_SIZE = 65536
@@ -24,6 +24,8 @@ class LuksFile(Image):
         self.file = file
         self.luks = Luks(file.name, file.pread)
         self.payload_offset = self.luks.header.payload_offset * SECTOR
+        if self.payload_offset < HEADER_BYTES:
+            raise CorruptImage(f"{file.name}: its data begins at {self.payload_offset}, inside its LUKS header")
         length = (file.length - self.payload_offset) // SECTOR * SECTOR
         if length < SECTOR:
             raise CorruptImage(f"{file.name} ends at {file.length}, before its data at {self.payload_offset}")

@@ -131,10 +131,10 @@ class Allocator:
 
     def cut(self) -> None:
         """Shortens the file by the free clusters at its end that this allocator had appended."""
-        end = self._end
+        behind = end = max(self._end, -(-self._file.length // self._cluster_size))  # more where appending has failed
         while end > self._first_appended and not self._refcounts.get(end - 1):
             end -= 1
-        if end < self._end and not self._file.is_block_device:
+        if end < behind and not self._file.is_block_device:
             self._file.truncate(min(end * self._cluster_size, self._file.length))
 
 

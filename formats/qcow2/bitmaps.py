@@ -344,26 +344,46 @@ class Bitmaps:
         writer.allocator.settle()
 
     def _name(self, where: disk.BitmapsPointer | None) -> None:
-        header, file = self._image.header, self._image.file
-        before, kept = header.pack(), header.extensions
-        header.set_extension(Extension.BITMAPS, None if where is None else where.pack())
+        """The extension in the header. It stays as it was, in memory, where that fails."""
+        header = self._image.header
+        start, extensions, autoclear = header.start, header.extensions, header.features.autoclear_features
         try:
-            after = header.pack()
-        except UnsupportedFeature:  # no room for it in the first cluster
-            header.extensions = kept
+            self._write_extension(where, start)
+        except BaseException:
+            header.start, header.extensions, header.features.autoclear_features = start, extensions, autoclear
             raise
-        differ = [n for n, (one, two) in enumerate(zip(before, after, strict=False)) if one != two]
-        torn = len(before) != len(after) or differ[0] // SECTOR != differ[-1] // SECTOR
-        if torn and header.features.autoclear_features & Autoclear.BITMAPS:
-            header.features.autoclear_features &= ~int(Autoclear.BITMAPS)
+
+    def _write_extension(self, where: disk.BitmapsPointer | None, start: disk.HeaderStart) -> None:
+        header, file, named = self._image.header, self._image.file, self._autoclear()
+        header.set_extension(Extension.BITMAPS, None if where is None else where.pack())
+        self._autoclear(on=where is not None)
+        if not self._torn(data := header.pack()):
+            file.pwrite(0, data)
+            file.fdatasync()
+            return
+        laid_out, header.start = header.start, start  # whose backing file's name lies where it lay, until all is moved
+        self._autoclear(on=False)
+        if named:
             write_fixed(file, header)
-        if not torn and where is not None:
-            header.features.autoclear_features |= Autoclear.BITMAPS
+        header.start = laid_out
         file.pwrite(0, header.pack())
         file.fdatasync()
-        if torn and where is not None:
-            header.features.autoclear_features |= Autoclear.BITMAPS
+        if where is not None:
+            self._autoclear(on=True)
             write_fixed(file, header)
+
+    def _autoclear(self, *, on: bool | None = None) -> bool:
+        """Sets or clears the bit that says that the bitmaps are true; returns it."""
+        features = self._image.header.features
+        if on is not None:
+            features.autoclear_features = features.autoclear_features & ~int(Autoclear.BITMAPS) | int(on)
+        return bool(features.autoclear_features & Autoclear.BITMAPS)
+
+    def _torn(self, data: bytes) -> bool:
+        """Whether a crash may leave only a part of these new first bytes of the file."""
+        before = self._image.file.pread(0, len(data))
+        differ = [n for n, (one, two) in enumerate(zip(before, data, strict=True)) if one != two]
+        return bool(differ) and differ[0] // SECTOR != differ[-1] // SECTOR
 
 
 def _good(entry: BitmapEntry) -> bool:

@@ -233,11 +233,11 @@ class Refcounts:
         while True:
             last = (first + blocks + table + count - 1) // self.per_block
             missing = sum(not self.block(index) for index in range(first // self.per_block, last + 1))
-            longer = 0 if last < len(self.table) else -(-(last + 1) * WORD * 3 // 2 // self.cluster_size)
+            longer = 0 if last < self._room else -(-(last + 1) * WORD * 3 // 2 // self.cluster_size)
             if (missing, longer) == (blocks, table):
                 return blocks, table
             blocks, table = missing, max(longer, table)
-            if table and last < len(self.table):
+            if table and last < self._room:
                 return blocks, table
 
     def extend(self, first: int, count: int) -> int:
@@ -277,17 +277,33 @@ class Refcounts:
             at = self._header.start.refcount_table_offset + index * WORD
             self._pages.put_word(at, offset, Stage.TARGET)
 
+    @property
+    def _room(self) -> int:
+        """Words of the table that the header names; where moving it has failed, blocks are known that have none."""
+        return min(len(self.table), self._header.start.refcount_table_clusters * self.cluster_size // WORD)
+
     def _move_table(self, offset: int, clusters: int) -> None:
         """A longer table: written and durable with all that it names before the header names it (rare)."""
         start = self._header.start
         old, old_clusters = start.refcount_table_offset, start.refcount_table_clusters
         self._regions.add(offset, clusters * self.cluster_size, "the refcount table")
-        self._file.pwrite(offset, widths.big_endian(self.table[:]).tobytes())
         self._pages.forget(old, old_clusters * self.cluster_size)
+        try:
+            self._write_table(offset, clusters)
+        except OSError:  # so the old one has to name, with the next batch, what it has room for
+            start.refcount_table_offset, start.refcount_table_clusters = old, old_clusters
+            self._pages.write(old, widths.big_endian(self.table[: self._room]).tobytes(), Stage.TARGET)
+            self._regions.remove(offset)
+            self.add(offset // self.cluster_size, clusters, -1)
+            raise
+        self._regions.remove(old)
+        self.add(old // self.cluster_size, old_clusters, -1)
+
+    def _write_table(self, offset: int, clusters: int) -> None:
+        self._file.pwrite(offset, widths.big_endian(self.table[:]).tobytes())
         waiting = self._pages.write_back(Stage.BLOCK) + self._pages.write_back(Stage.TARGET)
         self._file.fdatasync()
         self._pages.written(waiting)
+        start = self._header.start
         start.refcount_table_offset, start.refcount_table_clusters = offset, clusters
         headers.write_fixed(self._file, self._header)
-        self._regions.remove(old)
-        self.add(old // self.cluster_size, old_clusters, -1)

@@ -43,8 +43,7 @@ def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
         if image.backing is not None and not shows_parent:
             _zero_all(image, image.geometry.blocks, -(-length // size) - image.geometry.blocks)
     writer.flush()
-    header.start.size = length
-    write_fixed(image.file, header)
+    _name(image, size=length)
     image.geometry = type(image.geometry)(length, size, image.geometry.sub_block_size)
     file = image.data_file
     if file is not None and not file.is_block_device and file.length > length:
@@ -127,10 +126,20 @@ def _grow_l1(image: "Qcow2", entries: int) -> None:
     writer.pages.write(offset, words, Stage.TARGET)
     image.regions.add(offset, clusters * size, "the L1 table")
     writer.flush()
-    start.l1_table_offset, start.l1_size = offset, entries
-    write_fixed(image.file, image.header)
+    _name(image, l1_table_offset=offset, l1_size=entries)
     image.tables.l1_offset, image.tables.l1_size = offset, entries
     image.regions.remove(old)
     writer.pages.forget(old, -(-old_size * disk.WORD // size) * size)
     writer.allocator.drop(old // size, -(-old_size * disk.WORD // size))
     writer.allocator.settle()
+
+
+def _name(image: "Qcow2", **fields: int) -> None:
+    """Puts these into the header; it stays as it was where that fails, for others write it too."""
+    start = image.header.start
+    image.header.start = dataclasses.replace(start, **fields)
+    try:
+        write_fixed(image.file, image.header)
+    except OSError:
+        image.header.start = start
+        raise

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from api.cli import main
+from formats import luks_file
 from formats.errors import CorruptImage, ImageError, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.luks import Luks
@@ -185,3 +186,11 @@ def test_the_command_line_takes_secrets_from_files(tmp_path: Path, capsys: pytes
     assert "is encrypted (LUKS); give its secret" in capsys.readouterr().err
     assert main([*arguments, "--secret-file", str(key)]) == 0
     assert (tmp_path / "raw").read_bytes() == expected
+
+
+def test_a_disk_that_would_lie_on_its_own_header_is_refused(tmp_path: Path) -> None:
+    with HostFile.create(tmp_path / "disk") as file:
+        luks_file.create(file, 1 << 20, "off", b"secret")
+        file.pwrite(104, bytes(4))  # payload-offset
+    with HostFile.from_path(tmp_path / "disk") as file, pytest.raises(CorruptImage, match="inside its LUKS header"):
+        luks_file.LuksFile(file)

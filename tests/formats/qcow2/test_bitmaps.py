@@ -279,3 +279,34 @@ def test_a_crash_in_any_verb_leaves_no_bitmap_that_lies(tmp_path: Path) -> None:
                 if not entry.flags & BitmapFlags.IN_USE:
                     found = len(granules(image, entry.name))
                     assert found in (0, -(-LENGTH // 4096)), (step, entry.name)
+
+
+def test_a_crash_while_bitmaps_come_or_go_leaves_an_overlay_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, crashed = tmp_path / "disk", tmp_path / "crashed"
+    (tmp_path / "parent").write_bytes(bytes(65536))
+    made = run("qemu-img", "create", "-f", "qcow2", "-b", "parent", "-F", "raw", path)
+    assert made.returncode == 0, made.stderr
+    states: list[bytes] = []
+    write = HostFile.pwrite
+
+    def recorded(self: HostFile, offset: int, data: bytes) -> None:
+        write(self, offset, data)
+        states.append(path.read_bytes())
+
+    monkeypatch.setattr(HostFile, "pwrite", recorded)
+    with Qcow2(HostFile.from_path(path), track_writes=True) as image:
+        image.bitmaps.add("one")
+        image.bitmaps.add("two")
+        image.bitmaps.remove("one")
+        image.bitmaps.remove("two")
+    assert len(states) > 8
+    for state in {hash(state): state for state in states}.values():
+        crashed.write_bytes(state)
+        info = run("qemu-img", "info", "--output=json", crashed)
+        assert info.returncode == 0, info.stderr
+        assert json.loads(info.stdout)["backing-filename"] == "parent"
+        checked = run("qemu-img", "check", "-q", crashed)
+        assert checked.returncode in (0, 3), checked.stderr
+    assert_clean(path)

@@ -55,7 +55,7 @@ HEADERS: dict[str, tuple[int, bytes, type[ImageError], str]] = {
     "a backing name in the header": (8, word(8) + word(5, 4), CorruptImage, "backing_file_offset is 8"),
     "a disk of 2^63": (24, word(1 << 63), UnsupportedFeature, "a disk of 9223372036854775808 bytes"),
     "a disk longer than L1": (24, word(1 << 40), CorruptImage, "l1_size is 1; it must be at least"),
-    "AES": (32, word(1, 4), UnsupportedFeature, r"encrypted \(AES\)"),
+    "AES": (32, word(1, 4), UnsupportedFeature, r"encrypted \(AES"),
     "method 9": (32, word(9, 4), UnsupportedFeature, "encrypted"),
     "a huge L1": (36, word(0xFFFFFFFF, 4), UnsupportedFeature, "a table of 34359738360 bytes"),
     "L1 behind the end": (40, word(1 << 40), CorruptImage, "l1_table_offset is 0x10000000000"),

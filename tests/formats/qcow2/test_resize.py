@@ -1,5 +1,6 @@
 """Growing and shrinking over parents, snapshots and data files, against qemu-img's own resize."""
 
+import errno
 import random
 from pathlib import Path
 
@@ -129,4 +130,33 @@ def test_metadata_passes_through_direct_io(tmp_path: Path) -> None:
         model.write(block * 512, b"%512d" % block)
     volume.close()
     assert_clean(path)
+    assert_equal_for_qemu("qcow2", path, model)
+
+
+def test_a_resize_whose_header_was_refused_loses_nothing_that_comes_after(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, MIB, cluster_size=512)
+    image = Qcow2(HostFile.from_path(path), track_writes=True)
+    volume, write = AllocatingVolume(image), image.file.pwrite
+
+    def refused(offset: int, data: bytes) -> None:
+        if offset == 0:
+            raise OSError(errno.ENOSPC, "injected")
+        write(offset, data)
+
+    image.file.pwrite = refused  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="injected"):
+        image.resize(8 * MIB)
+    image.file.pwrite = write  # type: ignore[method-assign]
+    assert image.header.start.size == image.geometry.length == MIB
+    volume.write(5000, b"before")
+    image.bitmaps.add("which writes the header")
+    volume.write(MIB - 10, b"after")
+    volume.close()
+    qemu_io("qcow2", path, "read -P 0x62 5000 1")
+    with open_qcow2(path, read_only=True) as again:
+        assert again.header.start.size == MIB
+    model = Reference(tmp_path / "model", MIB)
+    model.write(5000, b"before")
+    model.write(MIB - 10, b"after")
     assert_equal_for_qemu("qcow2", path, model)
