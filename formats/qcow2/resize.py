@@ -137,7 +137,7 @@ def _grow_l1(image: "Qcow2", entries: int) -> None:
 def _name(image: "Qcow2", **fields: int) -> None:
     """Puts these into the header; it stays as it was where that fails, for others write it too."""
     start = image.header.start
-    image.header.start = dataclasses.replace(start, **fields)
+    image.header.start = dataclasses.replace(start, **fields)  # type: ignore[arg-type]
     try:
         write_fixed(image.file, image.header)
     except OSError:
