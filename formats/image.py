@@ -212,6 +212,8 @@ class Image(abc.ABC):
     """Whether the whole disk lies in one row, so that the map never changes."""
     cipher: Cipher | None = None
     """What its data, not its tables, goes through, once it is unlocked."""
+    resizes: bool = False
+    """Whether `resize` can make it longer and shorter."""
     zeroes: bool = False
     """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
     identity: bool = False

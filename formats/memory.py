@@ -14,6 +14,7 @@ class Memory(Image):
 
     format = "memory"
     flat = True
+    resizes = True
 
     def __init__(self, length: int) -> None:
         super().__init__(Geometry(check_length(length), BLOCK_SIZE), deallocates=True)

@@ -12,6 +12,7 @@ class Null(Image):
 
     format = "null"
     flat = True
+    resizes = True
 
     def __init__(self, length: int) -> None:
         super().__init__(Geometry(check_length(length), BLOCK_SIZE))

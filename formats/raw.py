@@ -21,6 +21,7 @@ class Raw(Image):
 
     format = "raw"
     flat = True
+    resizes = True
 
     def __init__(self, file: HostFile) -> None:
         if file.length < SECTOR:

@@ -165,6 +165,16 @@ def test_an_encrypted_disk_grows_and_shrinks_with_zeros(tmp_path: Path) -> None:
     assert flattened(path, "qcow2", tmp_path / "flat") == model.path.read_bytes()
 
 
+def test_a_luks_file_that_cannot_grow_stays_as_it_was(tmp_path: Path) -> None:
+    path = made(tmp_path / "disk", "luks", MIB + 512)
+    before = path.stat().st_size
+    disk = opened(path, "luks")
+    with pytest.raises(UnsupportedFeature, match="cannot be resized"):
+        disk.resize(2 * MIB)
+    disk.close()
+    assert path.stat().st_size == before
+
+
 def test_a_discarded_encrypted_disk_is_zeros_and_small(tmp_path: Path) -> None:
     path = made(tmp_path / "disk", "qcow2", 8 * MIB)
     disk = opened(path, "qcow2")

@@ -188,3 +188,32 @@ def test_a_read_only_disk_shows_its_sub_blocks(path: Path) -> None:
     disk = open_disk(path, read_only=True)
     assert disk.read_blocking(0, 3 * UNIT) == b"p" * UNIT + b"w" * UNIT + b"p" * UNIT
     disk.close()
+
+
+def test_a_disk_that_ends_in_a_block_without_a_place_grows_and_keeps_its_header(path: Path) -> None:
+    length = MIB + 3 * UNIT
+    make_over_raw(path, b"p" * length)
+    disk = open_disk(path)
+    disk.write_zeroes_blocking(MIB, UNIT, deallocate=True)
+    disk.flush_blocking()
+    head = path.read_bytes()[: 4 * UNIT]
+    disk.resize(length + 5 * UNIT)
+    disk.close()
+    assert path.read_bytes()[UNIT : 4 * UNIT] == head[UNIT:]
+    assert content(path) == b"p" * MIB + bytes(UNIT) + b"p" * 2 * UNIT + bytes(5 * UNIT)
+
+
+def test_what_was_compressed_does_not_show_again_when_a_sub_block_is_discarded(path: Path) -> None:
+    (path.parent / "raw").write_bytes(b"c" * MIB)
+    options = f"extended_l2=on,cluster_size={BLOCK}"
+    done = run("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, path.parent / "raw", path)
+    assert done.returncode == 0, done.stderr
+    disk = open_disk(path)
+    disk.write_blocking(UNIT, b"w" * UNIT)
+    disk.write_zeroes_blocking(2 * UNIT, UNIT, deallocate=True)
+    expected = b"c" * UNIT + b"w" * UNIT + bytes(UNIT) + b"c" * (MIB - 3 * UNIT)
+    assert disk.read_blocking(0, MIB) == expected
+    disk.flush_blocking()
+    assert disk.read_blocking(0, MIB) == expected
+    disk.close()
+    assert content(path) == expected

@@ -172,7 +172,7 @@ class Disk:
             if self._ciphers:
                 self._ciphers.flush()
             try:
-                if length > before and self._map.allocates:
+                if length > before and self._map.allocates and self.image.resizes:
                     self._clear_tail(min(length, before - before % -self.image.geometry.block_size))
                 self._map.resize(length)
             except BaseException:

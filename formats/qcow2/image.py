@@ -61,6 +61,7 @@ class Qcow2(Image):
     """Owns its file, and its data file. Raises ImageError for all that it refuses."""
 
     format = "qcow2"
+    resizes = True
 
     def __init__(self, file: HostFile, *, opener: Opener | None = None, track_writes: bool = False) -> None:
         """`opener` is asked for the external data file of an image that has one, and for nothing else. `track_writes`:

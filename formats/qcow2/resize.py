@@ -87,6 +87,8 @@ def _clear_tail(image: "Qcow2", length: int) -> None:
     file = image.data_file if image.identity and image.data_file is not None else image.file
     offset = (run.entry & _PLACE) * SECTOR
     masks = image.masks(block, 1)[0] if state is BlockState.PARTIAL else None
+    if masks is not None and not masks.allocated:
+        return  # it need not even have a place: its offset may be 0, where the header lies
     if not image.identity and _counted(image, offset) > 1:
         data = file.pread(offset, size)
         data = (image.cipher.decrypt(offset, data) if image.cipher else data)[:within].ljust(size, b"\0")
