@@ -191,16 +191,22 @@ def test_a_read_only_disk_shows_its_sub_blocks(path: Path) -> None:
 
 
 def test_a_disk_that_ends_in_a_block_without_a_place_grows_and_keeps_its_header(path: Path) -> None:
-    length = MIB + 3 * UNIT
-    make_over_raw(path, b"p" * length)
+    (path.parent / "base").write_bytes(b"p" * (MIB + 512))
+    qemu_create(
+        path,
+        MIB + 512,
+        extended_l2="on",
+        cluster_size=16384,
+        backing_file=path.parent / "base",
+        backing_fmt="raw",
+    )
+    head = path.read_bytes()[512:16384]
+    assert any(head)
     disk = open_disk(path)
-    disk.write_zeroes_blocking(MIB, UNIT, deallocate=True)
-    disk.flush_blocking()
-    head = path.read_bytes()[: 4 * UNIT]
-    disk.resize(length + 5 * UNIT)
+    disk.resize(MIB + 8192)
     disk.close()
-    assert path.read_bytes()[UNIT : 4 * UNIT] == head[UNIT:]
-    assert content(path) == b"p" * MIB + bytes(UNIT) + b"p" * 2 * UNIT + bytes(5 * UNIT)
+    assert path.read_bytes()[512:16384] == head
+    assert content(path) == (b"p" * (MIB + 512)).ljust(MIB + 8192, b"\0")
 
 
 def test_what_was_compressed_does_not_show_again_when_a_sub_block_is_discarded(path: Path) -> None:
