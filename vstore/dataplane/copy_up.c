@@ -191,7 +191,7 @@ static int replace(vs_volume *volume, uint64_t block, const void *data, uint64_t
 		if (!error) {
 			memset(fresh->valid, 0xFF, sizeof(fresh->valid));
 			fresh->valid[0] &= volume_all_units(volume);
-			fresh->old = (uint64_t)VS_HOLE << 60; /* a unit that is let go must not show what was compressed */
+			fresh->old = (uint64_t)VS_HOLE << 60; /* not what was compressed, once units are let go */
 			fresh_enqueue(volume, fresh);
 		}
 		fresh->pins--;
