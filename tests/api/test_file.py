@@ -380,7 +380,9 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: signal.Si
     source.write_bytes(os.urandom(1 << 20) * 48)
     (tmp_path / "to").mkdir()
     words = ["file", "convert", source, tmp_path / "to" / "out", "-f", "raw", "-O", "qcow2", "-c", "-m", "1"]
-    script = f"import sys; from api.cli import main; sys.exit(main({list(map(str, words))!r}))"
+    # a shell starts what it runs in the background deaf to SIGINT, and so are the tests then
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{hearing}; import sys; from api.cli import main; sys.exit(main({list(map(str, words))!r}))"
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as converting:
         while converting.poll() is None and not list((tmp_path / "to").iterdir()):
             pass
