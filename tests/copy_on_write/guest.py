@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.copy_on_write.operations import Operation
 from vstore.client import DriverSettings, ScsiDriver
+from vstore.client.errors import BackendGone
 from vstore.client.request import CommandResult, Pending
 from vstore.client.virtio_scsi import LunFormat, encode_lun
 
@@ -114,15 +115,22 @@ def started(path: Path, format: str, queues: int, *, direct: bool) -> Iterator[G
     with log.open("wb") as output:
         process = subprocess.Popen([*argv, "--direct"] if direct else argv, stdout=output, stderr=output)
     try:
-        end = time.monotonic() + PATIENCE
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > end:
-                raise GuestError(f"the target does not start: {log.read_text()[-2000:]}")
-            time.sleep(0.01)
-        with ScsiDriver(socket, DriverSettings(request_queues=queues)) as driver:
+        with _connected(socket, process, log, queues) as driver:
             yield Guest(process, driver)
     finally:
         process.kill()
         process.wait()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket)
+
+
+def _connected(socket: Path, process: "subprocess.Popen[bytes]", log: Path, queues: int) -> ScsiDriver:
+    """The driver, as soon as somebody listens: the socket has its name a moment before."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ScsiDriver(socket, DriverSettings(request_queues=queues))
+        except BackendGone:
+            if process.poll() is not None or time.monotonic() > end:
+                raise GuestError(f"the target does not start: {log.read_text()[-2000:]}") from None
+        time.sleep(0.01)
