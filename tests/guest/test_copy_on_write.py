@@ -83,9 +83,7 @@ def test_a_machine_on_an_overlay_goes_back_to_a_snapshot_that_was_taken_while_it
         guest.check("rm -r /mnt/installed && echo later >/mnt/later && sync")
         turn_off(guest)
     slowest = ", ".join(f"{took} us at {when} ms" for when, took in sorted(latencies, key=lambda pair: -pair[1])[:5])
-    print(
-        f"\npause {pause} us about {FIO_SECONDS * 500} ms after the start; {len(latencies)} writes, the slowest: {slowest}"
-    )
+    print(f"\npause {pause} us, {FIO_SECONDS * 500} ms after the start; {len(latencies)} writes, slowest {slowest}")
     assert latencies
 
     daemon.unmap_lun(TARGET, "0")
