@@ -24,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WATCH_WAKE = VS_MAX_VRINGS, WATCH_URING, EVENTS = 16, FIRST_BUDGET_NS = 4000, SPINS_PER_CLOCK = 16 };
+enum { WATCH_WAKE = VS_MAX_VRINGS, WATCH_URING, EVENTS = 16, FIRST_BUDGET_NS = 4000 };
 
 static uint64_t now_ns(void)
 {
