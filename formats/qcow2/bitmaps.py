@@ -7,8 +7,7 @@ them. With `track`, whoever writes tells every range (`touched`); the bits are c
 them that change, and stored on closing, after which the mark goes. Without it the mark stays: the bitmap is lost, and
 nobody is misled. Disabled bitmaps are never touched.
 
-A directory of another length is written to a new place and named by the header; where the extension that names it might
-be torn by a crash, the autoclear bit is off meanwhile: then all bitmaps are lost, and nobody is misled.
+A directory of another length is written to a new place and named by the header, all at once (rewrite.py).
 """
 
 import contextlib
@@ -17,12 +16,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
-from formats.image import SECTOR
 from formats.qcow2 import bitmap_directory
 from formats.qcow2 import structures as disk
 from formats.qcow2.bitmap import Bitmap
 from formats.qcow2.bitmap_directory import BitmapEntry
-from formats.qcow2.header import write_fixed
+from formats.qcow2.rewrite import rewrite
 from formats.qcow2.structures import OFFSET, WORD, Autoclear, BitmapFlags, Extension
 
 if TYPE_CHECKING:
@@ -347,43 +345,13 @@ class Bitmaps:
         """The extension in the header. It stays as it was, in memory, where that fails."""
         header = self._image.header
         start, extensions, autoclear = header.start, header.extensions, header.features.autoclear_features
+        header.set_extension(Extension.BITMAPS, None if where is None else where.pack())
+        header.features.autoclear_features = autoclear & ~int(Autoclear.BITMAPS) | int(where is not None)
         try:
-            self._write_extension(where, start)
+            rewrite(self._image.file, header)
         except BaseException:
             header.start, header.extensions, header.features.autoclear_features = start, extensions, autoclear
             raise
-
-    def _write_extension(self, where: disk.BitmapsPointer | None, start: disk.HeaderStart) -> None:
-        header, file, named = self._image.header, self._image.file, self._autoclear()
-        header.set_extension(Extension.BITMAPS, None if where is None else where.pack())
-        self._autoclear(on=where is not None)
-        if not self._torn(data := header.pack()):
-            file.pwrite(0, data)
-            file.fdatasync()
-            return
-        laid_out, header.start = header.start, start  # whose backing file's name lies where it lay, until all is moved
-        self._autoclear(on=False)
-        if named:
-            write_fixed(file, header)
-        header.start = laid_out
-        file.pwrite(0, header.pack())
-        file.fdatasync()
-        if where is not None:
-            self._autoclear(on=True)
-            write_fixed(file, header)
-
-    def _autoclear(self, *, on: bool | None = None) -> bool:
-        """Sets or clears the bit that says that the bitmaps are true; returns it."""
-        features = self._image.header.features
-        if on is not None:
-            features.autoclear_features = features.autoclear_features & ~int(Autoclear.BITMAPS) | int(on)
-        return bool(features.autoclear_features & Autoclear.BITMAPS)
-
-    def _torn(self, data: bytes) -> bool:
-        """Whether a crash may leave only a part of these new first bytes of the file."""
-        before = self._image.file.pread(0, len(data))
-        differ = [n for n, (one, two) in enumerate(zip(before, data, strict=True)) if one != two]
-        return bool(differ) and differ[0] // SECTOR != differ[-1] // SECTOR
 
 
 def _good(entry: BitmapEntry) -> bool:

@@ -12,7 +12,7 @@ from typing import Self
 
 from formats.errors import CorruptImage, InvalidImage, UnsupportedFeature
 from formats.host_file import HostFile
-from formats.image import MAX_LENGTH
+from formats.image import MAX_LENGTH, SECTOR
 from formats.qcow2 import structures as disk
 from formats.qcow2.structures import Autoclear, Compatible, CompressionType, Extension, Incompatible
 
@@ -204,7 +204,7 @@ class Header:
     # bytes
 
     def pack_fixed(self) -> bytes:
-        """The fields before the extensions: at most one sector, so written whole or not at all."""
+        """The fields before the extensions; those behind the first sector are kept, and never change."""
         if self.start.version == 2:
             return self.start.pack()
         return self.start.pack() + self.features.pack() + self.additional
@@ -212,7 +212,7 @@ class Header:
     def pack(self) -> bytes:
         """Cluster 0 as far as it is used. UnsupportedFeature where a cluster is too short for it."""
         name = os.fsencode(self.backing or "")
-        tail = b"".join(_pack_extension(kind, data) for kind, data in [*self.extensions, (Extension.END, b"")])
+        tail = b"".join(pack_extension(kind, data) for kind, data in [*self.extensions, (Extension.END, b"")])
         if self.start.version == 3:
             self.features.header_length = _V3_LENGTH + len(self.additional)
         offset = len(self.pack_fixed()) + len(tail)
@@ -250,12 +250,14 @@ def _extensions(file: HostFile, data: bytes, at: int) -> list[tuple[int, bytes]]
             raise CorruptImage(
                 f"{file.name}: header extension {start.type:#x} has {start.length} bytes; {len(data) - at} are left"
             )
-        found.append((start.type, data[at : at + start.length]))
+        if start.type != Extension.SKIPPED:
+            found.append((start.type, data[at : at + start.length]))
         at += -(-start.length // 8) * 8
     return found
 
 
-def _pack_extension(kind: int, data: bytes) -> bytes:
+def pack_extension(kind: int, data: bytes) -> bytes:
+    """One extension with its padding."""
     return disk.ExtensionStart(kind, len(data)).pack() + data.ljust(-(-len(data) // 8) * 8, b"\0")
 
 
@@ -274,8 +276,8 @@ def check_span(file: HostFile, name: str, offset: int, length: int, cluster_size
 
 
 def write_fixed(file: HostFile, header: Header) -> None:
-    """Writes the header's fields and makes them durable."""
+    """Writes the header's fields, as far as any is ever changed, in one sector, and makes them durable."""
     if file.read_only:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    file.pwrite(0, header.pack_fixed())
+    file.pwrite(0, header.pack_fixed()[:SECTOR])
     file.fdatasync()

@@ -40,6 +40,7 @@ from formats.qcow2.pages import Pages
 from formats.qcow2.recovery import recovered
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
+from formats.qcow2.rewrite import rewrite
 from formats.qcow2.snapshot_table import Snapshot
 from formats.qcow2.snapshot_view import SnapshotView, masks_of
 from formats.qcow2.snapshots import Snapshots
@@ -174,8 +175,8 @@ class Qcow2(Image):
             write_fixed(self.file, self.header)
         if not kept & Autoclear.BITMAPS and self.header.extension(Extension.BITMAPS) is not None:
             self.header.set_extension(Extension.BITMAPS, None)
-            self.file.pwrite(0, self.header.pack())
-            self.file.fdatasync()
+            with contextlib.suppress(UnsupportedFeature):  # without the bit it says nothing, so it may stay
+                rewrite(self.file, self.header)
 
     @property
     def encrypted(self) -> bool:

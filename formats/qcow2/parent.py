@@ -1,10 +1,11 @@
-"""Naming another parent: header, extensions and name are written together, in one write to cluster 0."""
+"""Naming another parent: fields, extensions and name change together, or not at all (rewrite.py)."""
 
 import dataclasses
 from typing import TYPE_CHECKING
 
 from formats.errors import UnsupportedFeature
 from formats.image import Reference
+from formats.qcow2.rewrite import rewrite
 from formats.qcow2.structures import Extension
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ def name_parent(image: "Qcow2", reference: Reference | None) -> None:
     header.backing = None if reference is None else reference.name
     told = None if reference is None or reference.format is None else reference.format.encode()
     header.set_extension(Extension.BACKING_FORMAT, told)
-    data = header.pack()  # which refuses a name that is too long, before anything has changed
-    image.file.pwrite(0, data)
-    image.file.fdatasync()
+    rewrite(image.file, header)
     image.header.start.backing_file_offset = header.start.backing_file_offset
     image.header.start.backing_file_size = header.start.backing_file_size
     image.header.backing, image.header.extensions = header.backing, header.extensions

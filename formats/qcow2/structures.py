@@ -127,6 +127,7 @@ class Extension(IntEnum):
     BITMAPS = 0x23852875
     ENCRYPTION = 0x0537BE77
     DATA_FILE = 0x44415441
+    SKIPPED = 0x76736B70  # ours, and nobody else's: room in the first cluster that is not in use (rewrite.py)
 
 
 class Incompatible(IntFlag):
