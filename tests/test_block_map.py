@@ -1,13 +1,16 @@
 """Copy-on-write on the data plane, case by case; tests/copy_on_write holds random operations against a model."""
 
+import contextlib
 import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from formats.image import BlockState, Change
+from formats.image import BlockState, Change, Image
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
 from tests.formats.reference import run
 from vstore import block_io, commits
@@ -15,6 +18,8 @@ from vstore.dataplane import Volume
 from vstore.disk import Disk
 
 MIB = 1 << 20
+
+T = TypeVar("T")
 
 
 def test_a_map_is_loaded_where_something_is_met(tmp_path: Path) -> None:
@@ -139,5 +144,51 @@ def test_zeroes_over_a_new_block_survive_commits_that_fail_and_nothing_is_writte
     disk.write_blocking(100, b"y" * 100)
     assert disk.read_blocking(0, 131072) == (bytes(100) + b"y" * 100).ljust(65536, b"\0") + b"x" * 65536
     disk.flush_blocking()
+    disk.close()
+    assert_clean(path)
+
+
+class Medium:
+    """Whether an image's map can be read now."""
+
+    def __init__(self, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken = False
+        self._load, self._masks = image.load_entries, image.masks
+        monkeypatch.setattr(image, "load_entries", lambda first, count: self._try(self._load(first, count)))
+        monkeypatch.setattr(image, "masks", lambda first, count: self._try(self._masks(first, count)))
+
+    def _try(self, found: T) -> T:
+        if self.broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return found
+
+
+@pytest.mark.parametrize("extended", ["off", "on"])
+@pytest.mark.timeout(20)
+def test_a_map_that_cannot_be_read_is_an_error_each_time_and_none_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: str
+) -> None:
+    path, size = tmp_path / "disk.qcow2", 16384
+    qemu_create(path, 100 * size, cluster_size=size, extended_l2=extended)
+    image = open_qcow2(path)
+    medium = Medium(image, monkeypatch)
+    disk = Disk(image)
+    disk.write_blocking(0, b"a" * 512)
+    medium.broken = True
+    with contextlib.suppress(OSError):
+        disk.resize(300 * size)  # a page of the map of which a part is known
+    for at in (150 * size, 299 * size + 1):
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output error"):
+                disk.read_blocking(at, 100)
+            with pytest.raises(OSError, match="Input/output error"):
+                disk.write_blocking(at, b"b")
+            with pytest.raises(OSError, match="Input/output error"):
+                disk.write_zeroes_blocking(at, size - 1, deallocate=True)
+    medium.broken = False
+    assert disk.read_blocking(150 * size, 100) == bytes(100)
+    disk.write_blocking(299 * size, b"c" * size)
+    disk.resize(400 * size)
+    assert disk.read_blocking(0, disk.length) == (b"a" * 512).ljust(299 * size, b"\0") + b"c" * size + bytes(100 * size)
     disk.close()
     assert_clean(path)

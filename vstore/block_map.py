@@ -16,17 +16,18 @@ takes that first. Blocking.
 import collections
 import contextlib
 import errno
+import itertools
 import logging
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import ImageError
 from formats.image import BlockState, entry
 from vstore import commits
 from vstore.chain import Chain
 from vstore.commits import Commits
-from vstore.dataplane import Allocation, Volume
+from vstore.dataplane import Allocation, Partial, Volume
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,15 @@ class BlockMap:
         self._empty = False  # what was loaded last
         for number, layer in enumerate(chain.layers):
             volume.set_layer(number, layer.descriptor, layer.flags, layer.alignment)
-        if self._top.flat:
-            self._load_all()
-        elif self._has_masks or not self._top.read_only:
+        self._load_flat()
+        if not self._top.flat and (self._has_masks or not self._top.read_only):
             self._allow_allocation()
         with self._telling():
             pass
 
-    def _load_all(self) -> None:
-        """A flat image's map is one run, or none for a disk without a block."""
-        if self._top.geometry.blocks:
+    def _load_flat(self) -> None:
+        """A flat image's map is one run, or none for a disk without a block; other maps are loaded as they are met."""
+        if self._top.flat and self._top.geometry.blocks:
             for run in self._top.load(0, self._top.geometry.blocks):
                 self._volume.set_run(run.first, run.count, run.entry)
 
@@ -99,24 +99,14 @@ class BlockMap:
             self._top.resize(length)
         except BaseException:
             self._volume.resize(old.length)
-            self._load_grown(-(-length // old.block_size))
+            self._load_flat()
             raise
         self._volume.resize(length)  # again, to let go of what it has mapped of the cut-off part
 
     def _grow(self, length: int) -> None:
-        blocks = self._top.geometry.blocks
         self._top.resize(length)
         self._volume.resize(length)
-        self._load_grown(blocks)
-
-    def _load_grown(self, blocks: int) -> None:
-        """The disk had this many blocks, and has more now. A page of the map is loaded as a whole or not at all."""
-        if self._top.flat:
-            self._load_all()
-            return
-        end = min(-(-blocks // PAGE) * PAGE, self._top.geometry.blocks)
-        if blocks < end and self._volume.get_entry(blocks // PAGE * PAGE) >> 60 != BlockState.NOT_LOADED:
-            self._set(blocks, end - blocks)
+        self._load_flat()
 
     # ---- what has changed ----
 
@@ -189,16 +179,11 @@ class BlockMap:
 
     def _load_empty(self, page: int) -> None:
         """Where there is nothing, there is much of it, and it takes up no room in the map."""
-        blocks = self._top.geometry.blocks
-        end = page
-        while end * PAGE < blocks and end < page + MOST_AHEAD and not self._loaded(end * PAGE):
-            end += 1
-        if end > page:
+        first = page * PAGE
+        count = min(MOST_AHEAD * PAGE, self._top.geometry.blocks - first)
+        if count > 0 and (row := self._volume.not_loaded(first, count)):
             with contextlib.suppress(OSError, ImageError):  # who comes there is told
-                self._set(page * PAGE, min(end * PAGE, blocks) - page * PAGE)
-
-    def _loaded(self, block: int) -> bool:
-        return self._volume.get_entry(block) >> 60 != BlockState.NOT_LOADED
+                self._set(*row)
 
     def _read_ahead(self, page: int, following: int) -> None:
         """Who reads page after page finds more and more of them loaded."""
@@ -210,36 +195,36 @@ class BlockMap:
         self._next_page = max(end, following)
 
     def _load_page(self, first: int) -> None:
+        """What of a page is not loaded: all of it, or what lies behind the end that the disk once had."""
         # under the lock, and only once: what the data plane has allocated there since must not be overwritten
         self._empty = False
-        if self._loaded(first):
-            return
-        count = min(PAGE, self._top.geometry.blocks - first)
-        self._set(first, count)
+        end = min(first + PAGE, self._top.geometry.blocks)
+        while first < end and (row := self._volume.not_loaded(first, end - first)):
+            self._set(*row)
+            first = sum(row)
 
     def _set(self, first: int, count: int) -> None:
-        """All of these blocks, or none of them."""
+        """All of these blocks, or none; by pages where some of them are PARTIAL."""
         words = self._chain.entries(first, count)
         self._empty = words == array("Q", [entry(BlockState.HOLE)]) * count
-        partial = []
-        if self._has_masks and max(words) >> 60 == BlockState.PARTIAL:
-            partial = [n for n, word in enumerate(words) if word >> 60 == BlockState.PARTIAL]
-        masks = [self._top.masks(first + n, 1)[0] for n in partial]
-        beneath = self._chain.entries(first, count, top=1) if partial else words
-        self._volume.set_entries(first, words)
-        try:
-            for n, mask in zip(partial, masks, strict=True):
-                self._volume.set_partial(
-                    first + n,
-                    words[n],
-                    beneath[n],
-                    allocated=mask.allocated,
-                    zero=mask.zero,
-                    shared=mask.shared,
-                )
-        except BaseException:
-            self._volume.set_run(first, count, entry(BlockState.NOT_LOADED))
-            raise
+        if not self._has_masks or max(words) >> 60 != BlockState.PARTIAL:
+            self._volume.set_entries(first, words)
+            return
+        for page in range(first // PAGE, (first + count - 1) // PAGE + 1):
+            start, end = max(first, page * PAGE), min(first + count, (page + 1) * PAGE)
+            part = words[start - first : end - first]
+            self._volume.set_partials(start, part, self._partials(start, part))
+
+    def _partials(self, first: int, words: "array[int]") -> list[Partial]:
+        beneath = self._chain.entries(first, len(words), top=1)
+        found: list[Partial] = []
+        for place, count in _rows([word >> 60 == BlockState.PARTIAL for word in words]):
+            masks = self._top.masks(first + place, count)
+            found += [
+                Partial(old, mask.allocated, mask.zero, mask.shared)
+                for old, mask in zip(beneath[place : place + count], masks, strict=True)
+            ]
+        return found
 
     # ---- composing ----
 
@@ -297,3 +282,13 @@ class BlockMap:
     def allocates(self) -> bool:
         """Whether writes may need new blocks."""
         return not (self._top.flat or self._top.read_only)
+
+
+def _rows(marks: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Where the marks stand: first and number of each row."""
+    place = 0
+    for marked, row in itertools.groupby(marks):
+        count = len(list(row))
+        if marked:
+            yield place, count
+        place += count

@@ -100,16 +100,18 @@ static void test_what_no_commit_has_told_of_is_never_dropped(void **state)
 static void test_idle_records_of_partial_blocks_go_with_their_page(void **state)
 {
 	vs_volume *volume = new_map();
-	const uint64_t entry = entry_of(VS_DATA, 0, 0), old = entry_of(VS_ZERO, 0, 0);
+	uint64_t entries[PAGE_ENTRIES];
+	vs_partial partials[64];
 
 	(void)state;
+	for (uint32_t i = 0; i < PAGE_ENTRIES; i++)
+		entries[i] = entry_of(i % 8 ? VS_HOLE : VS_PARTIAL, 0, 0);
+	for (uint32_t i = 0; i < COUNT(partials); i++)
+		partials[i] = (vs_partial){ entry_of(VS_ZERO, 0, 0), 5, 0, 0 };
 	assert_int_equal(vs_volume_allocates(volume, &masks), 0);
-	for (uint64_t page = 0; page < PAGES; page++) {
-		load(volume, page);
-		for (uint64_t i = 0; i < 64; i++)
-			assert_int_equal(vs_volume_set_partial(volume, page * PAGE_ENTRIES + i, entry, old, 5, 0, 0),
-					 0);
-	}
+	for (uint64_t page = 0; page < PAGES; page++)
+		assert_int_equal(vs_volume_set_partials(volume, page * PAGE_ENTRIES, PAGE_ENTRIES, entries, partials),
+				 0);
 	assert_in_range(volume->records, 64, LIMIT / sizeof(struct fresh));
 	assert_in_range(volume->held_count * sizeof(uint64_t) * PAGE_ENTRIES, PAGE, LIMIT);
 	vs_volume_release(volume);
@@ -138,6 +140,47 @@ static void test_a_page_is_loaded_whole_or_not_at_all(void **state)
 	assert_int_equal(vs_volume_write(volume, 600ull << SHIFT, bytes, PAGE), 0);
 	assert_int_equal(vs_volume_set_entries(volume, 512, PAGE_ENTRIES, entries), -EBUSY);
 	assert_int_equal(state_at(volume, 600), STATE_FRESH);
+	vs_volume_release(volume);
+}
+
+static void test_partial_blocks_are_loaded_with_their_page_or_not_at_all(void **state)
+{
+	const uint64_t entries[] = { entry_of(VS_PARTIAL, 0, 0), entry_of(VS_HOLE, 0, 0), entry_of(VS_PARTIAL, 0, 8) };
+	vs_partial partials[] = { { entry_of(VS_ZERO, 0, 0), 1, 2, 0 }, { entry_of(VS_HOLE, 0, 0), 4, 4, 0 } };
+	vs_volume *volume = new_map();
+	uint64_t first = 510, count = 4;
+
+	(void)state;
+	assert_int_equal(vs_volume_set_partials(volume, 512, 3, entries, partials), -EINVAL); /* it keeps no masks */
+	assert_int_equal(vs_volume_allocates(volume, &masks), 0);
+	assert_int_equal(vs_volume_set_partials(volume, 512, 3, entries, partials), -EINVAL); /* both at once */
+	assert_int_equal(vs_volume_set_partials(volume, 511, 3, entries, partials), -EINVAL); /* two pages */
+	assert_int_equal(vs_volume_not_loaded(volume, &first, &count), 1);
+	assert_true(first == 510 && count == 4);
+	partials[1].zero = 8;
+	assert_int_equal(vs_volume_set_partials(volume, 512, 3, entries, partials), 0);
+	assert_int_equal(volume->records, 2);
+	assert_int_equal(state_at(volume, 514), STATE_FRESH);
+	first = 512, count = 3;
+	assert_int_equal(vs_volume_not_loaded(volume, &first, &count), 0);
+	first = 512, count = 30;
+	assert_int_equal(vs_volume_not_loaded(volume, &first, &count), 1);
+	assert_true(first == 515 && count == 27);
+	assert_int_equal(vs_volume_set_partials(volume, 512, 3, entries, partials), -EBUSY);
+	vs_volume_release(volume);
+}
+
+static void test_the_only_block_of_a_disk_may_be_partial(void **state)
+{
+	const uint64_t entry = entry_of(VS_PARTIAL, 0, 0);
+	const vs_partial partial = { entry_of(VS_ZERO, 0, 0), 0, 1, 0 };
+	vs_volume *volume = vs_volume_new(1ull << SHIFT, SHIFT);
+
+	(void)state;
+	assert_int_equal(vs_volume_set_layer(volume, 0, -1, VS_FILE_NULL, 1), 0);
+	assert_int_equal(vs_volume_allocates(volume, &masks), 0);
+	assert_int_equal(vs_volume_set_partials(volume, 0, 1, &entry, &partial), 0);
+	assert_int_equal(volume->held_count, 1);
 	vs_volume_release(volume);
 }
 
@@ -220,6 +263,8 @@ int main(void)
 		cmocka_unit_test(test_what_no_commit_has_told_of_is_never_dropped),
 		cmocka_unit_test(test_idle_records_of_partial_blocks_go_with_their_page),
 		cmocka_unit_test(test_a_page_is_loaded_whole_or_not_at_all),
+		cmocka_unit_test(test_partial_blocks_are_loaded_with_their_page_or_not_at_all),
+		cmocka_unit_test(test_the_only_block_of_a_disk_may_be_partial),
 		cmocka_unit_test(test_forget_makes_every_block_not_loaded),
 		cmocka_unit_test(test_readers_get_by_while_pages_come_and_go),
 	};

@@ -15,7 +15,7 @@ from vstore.dataplane.device import (
     Notice,
     NoticeKind,
 )
-from vstore.dataplane.volume import Allocation, MapChange, Volume
+from vstore.dataplane.volume import Allocation, MapChange, Partial, Volume
 
 __all__ = [
     "GATE_READ",
@@ -29,5 +29,6 @@ __all__ = [
     "MapChange",
     "Notice",
     "NoticeKind",
+    "Partial",
     "Volume",
 ]

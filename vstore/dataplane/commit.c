@@ -196,32 +196,3 @@ int vs_volume_pending(vs_volume *volume)
 	pthread_mutex_unlock(&volume->lock);
 	return count;
 }
-
-int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t allocated,
-			  uint64_t zero, int shared)
-{
-	struct extent place = entry_extent(((uint64_t)(shared ? VS_SHARED : VS_DATA) << 60) | (entry & PLACE), 0, 0);
-	uint64_t offset = entry & ((1ull << 48) - 1), word = (uint64_t)place.state << 60 | (entry & PLACE);
-
-	if (!volume->allocation.keeps_masks || !volume->layers[place.layer] ||
-	    (allocated | zero) > volume_all_units(volume) || allocated & zero || block >= volume_blocks(volume))
-		return -EINVAL;
-	struct fresh *fresh = calloc(1, sizeof(*fresh));
-	if (!fresh)
-		return -ENOMEM;
-	*fresh = (struct fresh){ .block = block, .old = old, .zero = zero };
-	if (shared && allocated) {
-		fresh->lent = word;
-		fresh->held = allocated;
-	} else if (!shared && (allocated || offset)) {
-		fresh->entry = word;
-		fresh->valid[0] = allocated;
-		fresh->told = true;
-	}
-	pthread_mutex_lock(&volume->lock);
-	int error = map_store(volume, block, 1, fresh_entry(fresh));
-	pthread_mutex_unlock(&volume->lock);
-	if (error)
-		free(fresh);
-	return error;
-}

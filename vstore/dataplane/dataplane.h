@@ -63,6 +63,8 @@ int vs_volume_set_run(vs_volume *volume, uint64_t first, uint64_t count, uint64_
  * -EBUSY: a write has allocated there) leaves the page as it was. */
 int vs_volume_set_entries(vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries);
 int vs_volume_get_entry(vs_volume *volume, uint64_t block, uint64_t *entry);
+/* 1: the first row of NOT_LOADED blocks in this range; 0: none. */
+int vs_volume_not_loaded(vs_volume *volume, uint64_t *first, uint64_t *count);
 /* What the map may take of memory (16 MiB; -EINVAL below 1 MiB): blocks not looked at for long are NOT_LOADED again. */
 int vs_volume_set_map_limit(vs_volume *volume, uint64_t bytes);
 /* Keeps to that also where writes have opened pages. Never while another thread loads. */
@@ -137,10 +139,14 @@ int vs_volume_commit_end(vs_volume *volume, int committed);
 int vs_volume_replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length);
 /* Blocks left in the window. */
 uint64_t vs_volume_window(vs_volume *volume);
-/* A PARTIAL block, as it is loaded: units `allocated` lie at `entry`, `zero` ones nowhere, the others are as `old` says.
- * shared: that place may not be written to. An `entry` without offset (0): nothing is allocated. */
-int vs_volume_set_partial(vs_volume *volume, uint64_t block, uint64_t entry, uint64_t old, uint64_t allocated,
-			  uint64_t zero, int shared);
+/* As vs_volume_set_entries, of blocks of one page, at once or not at all; of each PARTIAL one, in order, there is a row:
+ * units `allocated` lie at its entry's place, `zero` ones nowhere, the others are as `beneath` says. shared: that place may
+ * not be written to. A place of 0: nothing is allocated. */
+typedef struct {
+	uint64_t beneath, allocated, zero, shared;
+} vs_partial;
+int vs_volume_set_partials(vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries,
+			   const vs_partial *partials);
 /* Whole units inside one block that show a COMPRESSED parent get these bytes, if nothing else came first. -ENOBUFS. */
 int vs_volume_copy_up(vs_volume *volume, uint64_t offset, const void *data, uint64_t length);
 

@@ -280,7 +280,7 @@ static bool is_run(const struct vs_volume *volume, uint64_t count, const uint64_
 	for (uint64_t i = 1; i < count; i++)
 		if (entries[i] != advance(volume, entries[0], i))
 			return false;
-	return true;
+	return entry_state(entries[0]) != STATE_FRESH;
 }
 
 /* Blocks of one page: at once or not at all. */
@@ -300,8 +300,10 @@ int map_set_entries(struct vs_volume *volume, uint64_t first, uint64_t count, co
 	struct page *page = all ? page_new(volume, number, 0) : page_opened(volume, number);
 	if (!page)
 		return -ENOMEM;
-	for (uint64_t i = 0; i < count; i++)
+	for (uint64_t i = 0; i < count; i++) {
+		volume->records += entry_state(entries[i]) == STATE_FRESH;
 		atomic_store_explicit(&page->entries[within + i], entries[i], memory_order_release);
+	}
 	if (all)
 		put_page(volume, page);
 	return 0;

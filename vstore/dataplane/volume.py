@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,6 +36,15 @@ class MapChange(NamedTuple):
     allocated: int
     zero: int
     unused: int
+
+
+class Partial(NamedTuple):
+    """What a PARTIAL block is loaded with: the fields are those of vs_partial in dataplane.h."""
+
+    beneath: int
+    allocated: int
+    zero: int
+    shared: bool
 
 
 class Volume:
@@ -87,6 +96,12 @@ class Volume:
         entry = ffi.new("uint64_t *")
         checked(lib.vs_volume_get_entry(self.pointer, block, entry), f"volume_get_entry({block})")
         return int(entry[0])
+
+    def not_loaded(self, first: int, count: int) -> tuple[int, int] | None:
+        """First block and number of the first row of NOT_LOADED ones in this range, if there is one."""
+        row = ffi.new("uint64_t[2]", [first, count])
+        found = lib.vs_volume_not_loaded(self.pointer, row, row + 1)
+        return (int(row[0]), int(row[1])) if checked(found, f"volume_not_loaded({first}, {count})") else None
 
     def resize(self, length: int) -> None:
         checked(lib.vs_volume_resize(self.pointer, length), f"volume_resize({length})")
@@ -197,11 +212,12 @@ class Volume:
         """Blocks left in the window."""
         return int(lib.vs_volume_window(self.pointer))
 
-    def set_partial(self, block: int, entry: int, old: int, *, allocated: int, zero: int, shared: bool) -> None:
-        """A PARTIAL block as it is loaded: units `allocated` at the place that `entry` names, `zero` ones nowhere, the
-        others as `old` says."""
-        result = lib.vs_volume_set_partial(self.pointer, block, entry, old, allocated, zero, shared)
-        checked(result, f"volume_set_partial({block})")
+    def set_partials(self, first: int, entries: "array[int]", partials: Sequence[Partial]) -> None:
+        """As `set_entries`, of one page; a row for each PARTIAL block."""
+        words = ffi.from_buffer("uint64_t[]", entries)
+        rows = ffi.new("vs_partial[]", partials)
+        call = f"volume_set_partials({first}, {len(words)} entries)"
+        checked(lib.vs_volume_set_partials(self.pointer, first, len(words), words, rows), call)
 
     def copy_up(self, offset: int, data: Bytes) -> None:
         """Whole units of one block that show a compressed parent get these bytes, its own."""
