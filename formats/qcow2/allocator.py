@@ -7,6 +7,7 @@ within a batch would let a crash show the new owner's bytes through the old word
 file are found by a scan that goes on a little with every call; until it finds some, the file grows.
 """
 
+import contextlib
 import errno
 import os
 
@@ -103,7 +104,11 @@ class Allocator:
                 if punch and self._punches:
                     unused.append((start, length))
         for start, length in _joined(unused):  # clusters may be shorter than what the host gives back
-            self._file.punch(start * self._cluster_size, length * self._cluster_size)
+            self._punch(start, length)
+
+    def _punch(self, first: int, count: int) -> None:
+        with contextlib.suppress(OSError):  # they are free all the same
+            self._file.punch(first * self._cluster_size, count * self._cluster_size)
 
     def give_back(self, clusters: list[int]) -> None:
         """Clusters that were taken and never named by any word."""
@@ -127,7 +132,7 @@ class Allocator:
     def punch(self, clusters: list[int]) -> None:
         """Gives the space of those that are free back to the host."""
         for first, count in _runs(sorted(set(clusters))) if self._punches else ():
-            self._file.punch(first * self._cluster_size, count * self._cluster_size)
+            self._punch(first, count)
 
     def cut(self) -> None:
         """Shortens the file by the free clusters at its end that this allocator had appended."""

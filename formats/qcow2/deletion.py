@@ -30,14 +30,16 @@ class Deletion:
     def __init__(self, image: "Qcow2", snapshot: Snapshot) -> None:
         self._image, self._tables, self._snapshot = image, image.tables, snapshot
         self._switch = Switch(image, "delete a snapshot of it")
-        self._roots = roots(image.snapshots.tables(snapshot))
+        with image.standing.condemning():
+            self._roots = roots(image.snapshots.tables(snapshot))
         self._width = self._tables.entry_size // WORD
         self._slices = self._prepare()
         image.change = self
 
     def step(self) -> bool:
         """Does a slice of the work; False when `finish` may be called."""
-        return next(self._slices, True) is None
+        with self._image.standing.condemning():
+            return next(self._slices, True) is None
 
     def _prepare(self) -> Iterator[None]:
         yield from self._switch.subtract(self._roots)
@@ -62,6 +64,10 @@ class Deletion:
 
     def finish(self) -> None:
         """The snapshot is gone, durably; its space comes back with `reclaim`."""
+        with self._image.standing.condemning():
+            self._finish()
+
+    def _finish(self) -> None:
         image, start, size = self._image, self._snapshot.start, self._image.header.cluster_size
         snapshots = [other for other in image.snapshots if other is not self._snapshot]
         first = start.l1_table_offset // size
@@ -89,7 +95,8 @@ class Deletion:
     def reclaim(self) -> bool:
         """After `finish`: does a slice of the work; False when nothing is left. Nobody may still be reading what the
         snapshot alone held."""
-        return next(self._slices, True) is None
+        with self._image.standing.condemning():
+            return next(self._slices, True) is None
 
     def abandon(self) -> None:
         """The snapshot stays."""

@@ -46,7 +46,8 @@ class Freeze:
 
     def step(self) -> bool:
         """Does a slice of the work, a few milliseconds long; False when `finish` may be called."""
-        return next(self._slices, True) is None
+        with self._image.standing.condemning():
+            return next(self._slices, True) is None
 
     def _prepare(self) -> Iterator[None]:
         seen = 0
@@ -74,6 +75,10 @@ class Freeze:
 
     def finish(self) -> Snapshot:
         """The snapshot, durable."""
+        with self._image.standing.condemning():
+            return self._finish()
+
+    def _finish(self) -> Snapshot:
         image = self._image
         now, then = self._l1_tables()
         start = image.header.start
@@ -98,10 +103,10 @@ class Freeze:
         return now, then
 
     def abandon(self) -> None:
-        """No snapshot: lets go of everything that was kept for it. OSError (see `Switch.abandon`)."""
+        """No snapshot: lets go of everything that was kept for it."""
         self._switch.abandon()
         self._frozen.ending = True
-        for index in list(self._frozen.replaced):
+        for index in () if self._image.standing.lost else list(self._frozen.replaced):
             self._thaw(index)
         self._tables.frozen = None
         self._image.change = None

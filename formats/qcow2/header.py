@@ -31,6 +31,7 @@ class Header:
     additional: bytes = b""  # version 3, from byte 104 on: compression type and what came later
     extensions: list[tuple[int, bytes]] = field(default_factory=list)
     backing: str | None = None
+    lost: bool = False  # a write of it has failed, and so has undoing that: what the file says is not known
 
     @classmethod
     def read(cls, file: HostFile) -> Self:
@@ -201,6 +202,13 @@ class Header:
         kept = [row for row in self.extensions if row[0] != kind]
         self.extensions = kept if data is None else [*kept, (kind, data)]
 
+    def require_known(self, file: HostFile) -> None:
+        """OSError where it is `lost`."""
+        if self.lost:
+            raise OSError(
+                errno.EIO, f"the header of {file.name} could not be written; nothing is, until it is opened anew"
+            )
+
     # bytes
 
     def pack_fixed(self) -> bytes:
@@ -279,5 +287,27 @@ def write_fixed(file: HostFile, header: Header) -> None:
     """Writes the header's fields, as far as any is ever changed, in one sector, and makes them durable."""
     if file.read_only:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    header.require_known(file)
     file.pwrite(0, header.pack_fixed()[:SECTOR])
     file.fdatasync()
+
+
+def replace_start(file: HostFile, header: Header, start: disk.HeaderStart) -> None:
+    """Puts these fields into the header, durably; where that fails (OSError), it is as it was, or `lost`."""
+    old, header.start = header.start, start
+    try:
+        write_fixed(file, header)
+    except OSError:
+        header.start = old
+        restore(file, header, header.pack_fixed()[:SECTOR])
+        raise
+
+
+def restore(file: HostFile, header: Header, old: bytes) -> None:
+    """After the first sector could not be written: has these first bytes in the file again, or else it is `lost`."""
+    try:
+        if file.pread(0, len(old)) != old:  # else it was refused before anything had happened
+            file.pwrite(0, old)
+            file.fdatasync()
+    except OSError:
+        header.lost = True

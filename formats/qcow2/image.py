@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from formats.errors import CorruptImage, ImageInUse, UnsupportedFeature
+from formats.errors import ImageInUse, UnsupportedFeature
 from formats.host_file import HostFile, Opener
 from formats.image import (
     Change,
@@ -44,7 +44,8 @@ from formats.qcow2.rewrite import rewrite
 from formats.qcow2.snapshot_table import Snapshot
 from formats.qcow2.snapshot_view import SnapshotView, masks_of
 from formats.qcow2.snapshots import Snapshots
-from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, CompressionType, Extension, Incompatible
+from formats.qcow2.standing import Standing
+from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, CompressionType, Extension
 from formats.qcow2.tables import Tables
 from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
@@ -70,6 +71,7 @@ class Qcow2(Image):
         """
         self.file = file
         self.header = header = recovered(file)
+        self.standing = Standing(file, header)
         cluster_size = header.cluster_size
         geometry = Geometry(
             header.start.size, cluster_size, cluster_size // SUBCLUSTERS if header.extended_l2 else None
@@ -78,8 +80,7 @@ class Qcow2(Image):
         self.backing = (
             None if header.backing is None else Reference(header.backing, self._text(Extension.BACKING_FORMAT))
         )
-        self.pages = Pages(file, cluster_size)
-        self.regions = Regions(file.name, cluster_size)
+        self.pages, self.regions = Pages(file, cluster_size), Regions(file.name, cluster_size)
         self.entries = Entries(
             file.name,
             header.start.cluster_bits,
@@ -212,16 +213,16 @@ class Qcow2(Image):
 
     def load(self, first: int, count: int) -> list[Run]:
         self._require_key()
-        with self._condemning():
+        with self.standing.condemning():
             return self.tables.load(first, count)
 
     def load_entries(self, first: int, count: int) -> "array[int]":
         self._require_key()
-        with self._condemning():
+        with self.standing.condemning():
             return self.tables.load_entries(first, count)
 
     def masks(self, first: int, count: int) -> list[Masks]:
-        with self._condemning():
+        with self.standing.condemning():
             return masks_of(self.tables, first, count)
 
     def materialise(self, block: int) -> bytes:
@@ -275,10 +276,10 @@ class Qcow2(Image):
     # changes
 
     def require_writer(self, doing: str) -> Writer:
-        """What changes the image. ReadOnlyImage, CorruptImage; `doing` says what for (“resize it”)."""
+        """What changes the image; `doing` says what for (“resize it”). ReadOnlyImage, CorruptImage; OSError where it is
+        not known any more what the file says."""
         self._require_writable(doing)
-        if self.header.incompatible & Incompatible.CORRUPT:
-            raise CorruptImage(f"{self.file.name} is marked corrupt; repair it before you {doing}")
+        self.standing.require(doing)
         assert self.writer is not None
         return self.writer
 
@@ -292,12 +293,12 @@ class Qcow2(Image):
     def reserve(self, count: int) -> list[HostExtent]:
         writer = self.require_writer("reserve room in it")
         self._require_key()
-        with self._condemning():
+        with self.standing.condemning():
             return writer.reserve(count)
 
     def commit(self, changes: Sequence[Change]) -> None:
         writer = self.require_writer("change its map")
-        with self._condemning():
+        with self.standing.condemning():
             self._mark(changes)
             writer.apply(changes)
             self._packer = None  # it may hold on to a cluster that is free from here on
@@ -305,7 +306,7 @@ class Qcow2(Image):
 
     def stage(self, changes: Sequence[Change]) -> None:
         writer = self.require_writer("change its map")
-        with self._condemning():
+        with self.standing.condemning():
             self._mark(changes)
             writer.apply(changes)
 
@@ -337,7 +338,7 @@ class Qcow2(Image):
         if self._packer is None:
             self._packer = Packer(writer)
         self._mark([Change(block, 0)])
-        with self._condemning():
+        with self.standing.condemning():
             self._packer.put(block, data)
 
     def free(self, extents: Sequence[HostExtent]) -> None:
@@ -350,20 +351,6 @@ class Qcow2(Image):
         except OSError:
             return False
         return True
-
-    @contextlib.contextmanager
-    def _condemning(self) -> Iterator[None]:
-        """A contradiction met in a writable image sets the corrupt bit: what we know of it in memory is not to be
-        trusted, and nothing more of it reaches the disk."""
-        try:
-            yield
-        except CorruptImage:
-            condemned = self.header.incompatible & Incompatible.CORRUPT
-            if not self.read_only and not condemned and self.header.start.version > 2:
-                self.header.features.incompatible_features |= Incompatible.CORRUPT
-                with contextlib.suppress(OSError):
-                    write_fixed(self.file, self.header)
-            raise
 
     def listens(self) -> int | None:
         self._told = True
@@ -381,7 +368,7 @@ class Qcow2(Image):
     def close(self) -> None:
         """Makes all durable and leaves no leak. OSError where that fails, after everything was released."""
         try:
-            if self.writer is not None and not self.header.incompatible & Incompatible.CORRUPT:
+            if self.writer is not None and not self.standing.lost:
                 if self.change is not None:
                     self.change.abandon()
                 self.bitmaps.store(self.writer)

@@ -21,7 +21,10 @@ def name_parent(image: "Qcow2", reference: Reference | None) -> None:
     header.backing = None if reference is None else reference.name
     told = None if reference is None or reference.format is None else reference.format.encode()
     header.set_extension(Extension.BACKING_FORMAT, told)
-    rewrite(image.file, header)
+    try:
+        rewrite(image.file, header)
+    finally:
+        image.header.lost = header.lost
     image.header.start.backing_file_offset = header.start.backing_file_offset
     image.header.start.backing_file_size = header.start.backing_file_size
     image.header.backing, image.header.extensions = header.backing, header.extensions

@@ -9,6 +9,7 @@ in front of that range, so each block counts itself or lies under another that d
 longer one is laid there as well. All changes wait in Pages for the stages of a commit.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import CorruptImage, UnsupportedFeature
@@ -291,7 +292,6 @@ class Refcounts:
         try:
             self._write_table(offset, clusters)
         except OSError:  # so the old one has to name, with the next batch, what it has room for
-            start.refcount_table_offset, start.refcount_table_clusters = old, old_clusters
             self._pages.write(old, widths.big_endian(self.table[: self._room]).tobytes(), Stage.TARGET)
             self._regions.remove(offset)
             self.add(offset // self.cluster_size, clusters, -1)
@@ -304,6 +304,5 @@ class Refcounts:
         waiting = self._pages.write_back(Stage.BLOCK) + self._pages.write_back(Stage.TARGET)
         self._file.fdatasync()
         self._pages.written(waiting)
-        start = self._header.start
-        start.refcount_table_offset, start.refcount_table_clusters = offset, clusters
-        headers.write_fixed(self._file, self._header)
+        start = dataclasses.replace(self._header.start, refcount_table_offset=offset, refcount_table_clusters=clusters)
+        headers.replace_start(self._file, self._header, start)

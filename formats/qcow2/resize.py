@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from formats.errors import UnsupportedFeature
 from formats.image import SECTOR, BlockState, Change, entry
 from formats.qcow2 import structures as disk
-from formats.qcow2.header import write_fixed
+from formats.qcow2.header import replace_start
 from formats.qcow2.pages import Stage
 
 if TYPE_CHECKING:
@@ -137,11 +137,6 @@ def _grow_l1(image: "Qcow2", entries: int) -> None:
 
 
 def _name(image: "Qcow2", **fields: int) -> None:
-    """Puts these into the header; it stays as it was where that fails, for others write it too."""
-    start = image.header.start
-    image.header.start = dataclasses.replace(start, **fields)  # type: ignore[arg-type]
-    try:
-        write_fixed(image.file, image.header)
-    except OSError:
-        image.header.start = start
-        raise
+    """Puts these into the header."""
+    start = dataclasses.replace(image.header.start, **fields)  # type: ignore[arg-type]
+    replace_start(image.file, image.header, start)

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 def revert(image: "Qcow2", snapshot: Snapshot, geometry: Geometry) -> None:
     """All of it. Errors: OSError, CorruptImage, UnsupportedFeature; nothing has changed then."""
-    switch, old = Switch(image, "apply a snapshot to it"), roots(image.tables)
+    with image.standing.condemning():
+        _revert(image, snapshot, geometry)
+
+
+def _revert(image: "Qcow2", snapshot: Snapshot, geometry: Geometry) -> None:
+    old = roots(image.tables)
+    switch = Switch(image, "apply a snapshot to it")
     try:
         l1 = _prepare(image, snapshot, switch, old)
         switch.turn(l1, snapshots=list(image.snapshots), length=geometry.length)

@@ -7,7 +7,6 @@ What the new sector 0 leads to is laid where the old one leads to nothing. Where
 of a type that nobody knows spans the room between; it is left out again when the header is next written.
 """
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from formats.errors import UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import SECTOR
-from formats.qcow2.header import Header, pack_extension
+from formats.qcow2.header import Header, pack_extension, restore
 from formats.qcow2.structures import Extension, ExtensionStart, HeaderStart
 
 _START = ExtensionStart.SIZE
@@ -28,11 +27,12 @@ def rewrite(file: HostFile, header: Header) -> None:
 
     Errors: UnsupportedFeature where the header does not fit into its cluster, or not beside the old one; OSError. The
     old header is still the file's then, and `header` is as it was."""
+    header.require_known(file)
     old = file.pread(0, header.cluster_size).ljust(header.cluster_size, b"\0")
     used = list(_used(old, header))
     for laid_out, data in _layouts(header, old, max(end for _, end in used)):
         if all(old[max(at, SECTOR) : end] == data[max(at, SECTOR) : end] for at, end in used):
-            _write(file, old, data)
+            _write(file, header, old, data)
             header.start, header.extensions = laid_out.start, laid_out.extensions
             return
     _without_names(header).pack()  # which says so where it does not fit even alone
@@ -91,7 +91,7 @@ def _lay_out(header: Header, old: bytes, at: int, name_at: int) -> tuple[Header,
     return header, bytes(data)
 
 
-def _write(file: HostFile, old: bytes, new: bytes) -> None:
+def _write(file: HostFile, header: Header, old: bytes, new: bytes) -> None:
     differ = [at for at in range(SECTOR, len(old), SECTOR) if old[at : at + SECTOR] != new[at : at + SECTOR]]
     if differ:
         file.pwrite(differ[0], new[differ[0] : differ[-1] + SECTOR])
@@ -100,6 +100,5 @@ def _write(file: HostFile, old: bytes, new: bytes) -> None:
         file.pwrite(0, new[:SECTOR])
         file.fdatasync()
     except OSError:
-        with contextlib.suppress(OSError):
-            file.pwrite(0, old[:SECTOR])
+        restore(file, header, old[:SECTOR])
         raise

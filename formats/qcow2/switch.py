@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from formats.errors import UnsupportedFeature
 from formats.qcow2 import arrays, snapshot_table, widths
 from formats.qcow2.arrays import Words
-from formats.qcow2.header import write_fixed
+from formats.qcow2.header import replace_start
 from formats.qcow2.pages import Stage
 from formats.qcow2.regions import REFCOUNT_BLOCK
 from formats.qcow2.second_counts import SecondCounts
@@ -42,7 +42,7 @@ class Switch:
         self._pages, self._refcounts = self._writer.pages, self._writer.refcounts
         self._size = image.header.cluster_size
         self._taken: list[int] = []
-        self._named = False  # the second version may be what the header on disk names
+        self._turned = False  # the header names the second version
         self.counts = SecondCounts(self._writer, self._take)
         self._writer.switch = self
 
@@ -140,7 +140,7 @@ class Switch:
         counts = self._refcount_table()
         self._writer.flush()
         old = header.start
-        header.start = dataclasses.replace(
+        start = dataclasses.replace(
             old,
             size=length,
             l1_table_offset=l1_offset,
@@ -150,12 +150,8 @@ class Switch:
             refcount_table_offset=counts.start * self._size,
             refcount_table_clusters=len(counts),
         )
-        self._named = True
-        try:
-            write_fixed(self._pages.file, header)
-        except OSError:
-            header.start = old
-            raise
+        replace_start(self._pages.file, header, start)
+        self._turned = True
         return old
 
     def _snapshot_table(self, snapshots: Sequence[Snapshot]) -> bytes:
@@ -206,12 +202,14 @@ class Switch:
         self._writer.switch = None
 
     def abandon(self) -> None:
-        """Forgets the second version and gives its clusters back. OSError where the header's write had failed and fails
-        again: then they stay taken, because the header may name them."""
-        if self._named:
-            write_fixed(self._pages.file, self._image.header)
+        """Forgets the second version and gives its clusters back, unless the header names it, or may: then all that is
+        on disk is whole, but not what is known in memory, so nothing more is written."""
         self._refcounts.second, self._image.tables.second = {}, {}
         self._writer.switch = None
+        if self._turned:
+            self._image.standing.stop()
+        if self._image.standing.lost:
+            return
         for cluster in self._taken:
             self._pages.forget(cluster * self._size, self._size)
         self._writer.allocator.give_back(sorted(self._taken))
