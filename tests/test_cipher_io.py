@@ -1,5 +1,6 @@
 """Encrypted disks: what is written is what qemu-io decrypts, and back; over parents, resized, never in the clear."""
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from formats.registry import create_image, open_chain, open_image
 from tests.formats.contract import change_randomly
 from tests.formats.reference import Reference, run
 from vstore.disk import Disk
+from vstore.scsi.medium import Held
 
 MIB = 1 << 20
 KEY = b"open sesame"
@@ -223,3 +225,14 @@ def test_what_makes_no_encrypted_image_is_refused(
     with pytest.raises(InvalidArgument, match=message):
         create_image(format, tmp_path / "disk", MIB, options=options, secret=key)
     assert not list(tmp_path.iterdir())
+
+
+async def test_steps_alone_with_a_range_lose_no_count(tmp_path: Path) -> None:
+    disk = opened(made(tmp_path / "disk", "qcow2"), "qcow2")
+
+    def count(held: Held) -> None:
+        held.write(700, (int.from_bytes(held.read(700, 8)) + 1).to_bytes(8))
+
+    await asyncio.gather(*[disk.alone(512, 512, count) for _ in range(40)])
+    assert int.from_bytes(await disk.read(700, 8)) == 40
+    disk.close()

@@ -16,6 +16,7 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from formats.errors import ImageError
 from vstore import commits
@@ -101,6 +102,10 @@ class BlockIo:
                 if error.errno != errno.ENOBUFS:
                     raise
             self._map.commits.reserve_if_empty()
+
+    def held(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """Inside, nobody but this thread writes to the range, on whatever path; others wait."""
+        return self._volume.held(offset, length)
 
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""

@@ -106,6 +106,13 @@ class CipherIo:
                 else:
                     self.write(at, bytes(count))
 
+    @contextlib.contextmanager
+    def held(self, offset: int, length: int) -> Iterator[None]:
+        """Inside, nobody but this thread writes to the range: all take the lock, and the data plane never writes."""
+        _check(offset, length, self._volume.length)
+        with self._lock:
+            yield
+
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""
         with self._lock, _told():

@@ -15,10 +15,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from formats.errors import ImageError, UnsupportedFeature
-from formats.image import Image, Kept, Reference, check_length
+from formats.image import Image, Kept, LayerFlags, Reference, check_length
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
@@ -32,6 +32,16 @@ _T = TypeVar("_T")
 _THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
 
 Bytes = bytes | bytearray | memoryview
+
+
+class Held(Protocol):
+    """The disk, for a thread that holds a range of it."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def write(self, offset: int, data: Bytes) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 class Disk:
@@ -81,6 +91,12 @@ class Disk:
         """Whether a deallocated range gives its space back; it reads as zeros then."""
         return self.image.deallocates
 
+    @property
+    def caches(self) -> bool:
+        """Whether the host keeps what was read: not where an image is opened with O_DIRECT."""
+        flags = (layer.flags for image in (self.image, *self._parents) for layer in image.layers)
+        return not any(LayerFlags.DIRECT in each for each in flags)
+
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range inside the disk."""
         return await self._in_thread(self.read_blocking, offset, length)
@@ -92,6 +108,10 @@ class Disk:
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:
         """Zeroes a range inside the disk; with `deallocate` its space goes back to the host where it can."""
         await self._in_thread(self.write_zeroes_blocking, offset, length, deallocate=deallocate)
+
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+        """What `work` returns; it runs in a thread, and meanwhile nobody else writes to the range, on whatever path."""
+        return await self._in_thread(self.alone_blocking, offset, length, work)
 
     async def flush(self) -> None:
         """Makes everything written so far durable."""
@@ -111,6 +131,11 @@ class Disk:
         """As `write_zeroes`, for threads that may wait."""
         with self._moving(change=True):
             self._io.zero(offset, length, deallocate=deallocate and self.deallocates)
+
+    def alone_blocking(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+        """As `alone`, for threads that may wait. `work` calls nothing of this disk but what it is given."""
+        with self._moving(change=True), self._io.held(offset, length):
+            return work(self._io)
 
     def flush_blocking(self) -> None:
         """As `flush`, for threads that may wait."""

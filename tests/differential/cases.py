@@ -11,7 +11,9 @@ from random import Random
 from vstore.scsi.cdb import Cdb, Fast
 from vstore.scsi.commands import (
     COMMANDS,
+    CompareAndWrite,
     ModeSelect6,
+    OrWrite16,
     ReadCapacity16,
     RequestSense,
     StartStopUnit,
@@ -235,6 +237,24 @@ def _verify(rng: Random, geometry: Geometry) -> Case:
     return Case(Verify16, cdb, data_out=bytes(count * geometry.block_length))
 
 
+def _or_write(rng: Random, geometry: Geometry) -> Case:
+    """A slow command that reads what fast commands wrote, and writes."""
+    lba, count = _lba_and_count(rng, geometry, 8)
+    count = min(count, 8)
+    return Case(
+        OrWrite16, OrWrite16.build(lba=lba, transfer_length=count), rng.randbytes(count * geometry.block_length)
+    )
+
+
+def _compare_and_write(rng: Random, geometry: Geometry) -> Case:
+    """Equal only where zeros were written; else the place of the first difference tells of the medium."""
+    lba, count = _lba_and_count(rng, geometry, 8)
+    count = min(count, 8)
+    length = count * geometry.block_length
+    cdb = CompareAndWrite.build(lba=lba, number_of_logical_blocks=count)
+    return Case(CompareAndWrite, cdb, bytes(length) + rng.randbytes(length))
+
+
 _OTHERS: Sequence[Callable[[Random, Geometry], Case]] = (
     _mode_select,
     _start_stop,
@@ -245,6 +265,8 @@ _OTHERS: Sequence[Callable[[Random, Geometry], Case]] = (
     _request_sense,
     _read_capacity,
     _verify,
+    _or_write,
+    _compare_and_write,
 )
 
 assert Unmap in FAST_ROWS, "the fast path serves UNMAP"

@@ -141,6 +141,12 @@ class Bench:
             self.outcomes[name, "GOOD"] += 1
             return
         assert not response.data_in, "data-in beside an error"
+        if response.status is Status.CONDITION_MET:
+            assert disk
+            assert not response.sense
+            disk.model.condition_met(task.cdb)
+            self.outcomes[name, "CONDITION MET"] += 1
+            return
         if response.status is Status.TASK_SET_FULL:
             self.outcomes[name, "TASK SET FULL"] += 1
             return

@@ -85,7 +85,7 @@ def _value(draws: Draws, member: Field, blocks: int, parameters: int) -> int:
         return draws.likely(member.limit, (0, blocks // 2, blocks))
     if name == "allocation_length":
         return draws.likely(member.limit, (0, 4, 8, 12, 24, 36, 40, 96, 255))
-    return draws.likely(member.limit, (0, blocks, blocks // 2, 9))
+    return draws.likely(member.limit, (0, 1, 2, 9) if member.width <= 8 else (0, blocks, blocks // 2, 9))
 
 
 def draw_parameters(draws: Draws, row: type[Cdb], disk: Disk | None) -> bytes:
@@ -100,13 +100,16 @@ def draw_parameters(draws: Draws, row: type[Cdb], disk: Disk | None) -> bytes:
 def draw_data_out(draws: Draws, cdb: bytes, disk: Disk | None) -> bytes:
     """Data-out of a command without a parameter list."""
     opcode = cdb[0] if cdb else 0
-    if disk and opcode in (0x2F, 0x8F, 0xAF) and draws.pick(4):
+    if disk and opcode in (0x2F, 0x89, 0x8F, 0xAF) and draws.pick(4):
         # What is on the medium, perhaps with one bit turned over.
-        at = int.from_bytes(cdb[2:10] if opcode == 0x8F else cdb[2:6]) * disk.unit.logical_block_length
-        found = bytearray(disk.model.data[at:])
+        size = disk.unit.logical_block_length
+        at = int.from_bytes(cdb[2:10] if opcode in (0x89, 0x8F) else cdb[2:6]) * size
+        found = bytearray(
+            disk.model.data[at : at + int.from_bytes(cdb[13:14]) * size] if opcode == 0x89 else disk.model.data[at:]
+        )
         if found and draws.pick(2):
             found[draws.number(2) % min(len(found), 4096)] ^= 1 << draws.pick(8)
-        return bytes(found)
+        return bytes(found) + (bytes([draws.number(1)]) * len(found) if opcode == 0x89 else b"")
     fill = draws.number(1)
     return bytes([fill]) * (LONG if draws.pick(4) else _OUT[draws.pick(len(_OUT))])
 

@@ -10,20 +10,29 @@ from dataclasses import dataclass
 _TRANSFERS = {
     0x28: (2, 4, 7, 2),
     0x2A: (2, 4, 7, 2),
+    0x2E: (2, 4, 7, 2),
     0x2F: (2, 4, 7, 2),
+    0x34: (2, 4, 7, 2),
     0x35: (2, 4, 7, 2),
     0x41: (2, 4, 7, 2),
     0x88: (2, 8, 10, 4),
+    0x89: (2, 8, 13, 1),
     0x8A: (2, 8, 10, 4),
+    0x8B: (2, 8, 10, 4),
+    0x8E: (2, 8, 10, 4),
     0x8F: (2, 8, 10, 4),
+    0x90: (2, 8, 10, 4),
     0x91: (2, 8, 10, 4),
     0x93: (2, 8, 10, 4),
     0xA8: (2, 4, 6, 4),
     0xAA: (2, 4, 6, 4),
+    0xAE: (2, 4, 6, 4),
     0xAF: (2, 4, 6, 4),
 }
 _READS = (0x08, 0x28, 0x88, 0xA8)
-_WRITES = (0x0A, 0x2A, 0x8A, 0xAA)
+_WRITES = (0x0A, 0x2A, 0x8A, 0xAA, 0x2E, 0x8E, 0xAE)
+_PRE_FETCHES = (0x34, 0x90)
+_COMPARE_AND_WRITE, _OR_WRITE = 0x89, 0x8B
 _VERIFIES = (0x2F, 0x8F, 0xAF)
 _WRITE_SAMES = (0x41, 0x93)
 _UNMAP = 0x42
@@ -90,6 +99,13 @@ class ByteModel:
             assert data_in == self.data[span][:room], "data-in is not what was written"
         elif cdb[0] in _WRITES:
             self._write(span, data_out[: span.stop - span.start])
+        elif cdb[0] == _COMPARE_AND_WRITE:
+            length = span.stop - span.start
+            assert self.data[span] == data_out[:length], "COMPARE AND WRITE wrote although there is a difference"
+            self._write(span, data_out[length : 2 * length])
+        elif cdb[0] == _OR_WRITE:
+            assert len(data_out) >= span.stop - span.start, "data-out was too short"
+            self._write(span, bytes(a | b for a, b in zip(self.data[span], data_out, strict=False)))
         elif cdb[0] in _WRITE_SAMES:
             assert count, "WRITE SAME of no blocks, although WSNZ is one"
             ndob = cdb[0] == 0x93 and cdb[1] & 1
@@ -97,8 +113,14 @@ class ByteModel:
         elif cdb[0] in _VERIFIES:
             assert self._difference(cdb, data_out) is None, "VERIFY saw no difference where there is one"
 
+    def condition_met(self, cdb: bytes) -> None:
+        """AssertionError: CONDITION MET does not belong to this command."""
+        assert cdb[0] in _PRE_FETCHES
+        lba, count = _range(cdb)
+        assert (lba + count) * self.block <= len(self.data), "CONDITION MET beyond the last block"
+
     def miscompare(self, cdb: bytes, data_out: bytes, information: int | None) -> None:
-        assert cdb[0] in _VERIFIES
+        assert cdb[0] in (*_VERIFIES, _COMPARE_AND_WRITE)
         assert self._difference(cdb, data_out) == information, "INFORMATION is not where the difference lies"
 
     def _write(self, span: slice, data: bytes) -> None:
@@ -119,7 +141,7 @@ class ByteModel:
         """Where data-out first differs from the medium."""
         lba, count = _range(cdb)
         found = self.data[lba * self.block : (lba + count) * self.block]
-        bytchk = cdb[1] >> 1 & 3
+        bytchk = 1 if cdb[0] == _COMPARE_AND_WRITE else cdb[1] >> 1 & 3
         if bytchk == 0:
             return None
         assert len(data_out) >= (len(found) if bytchk == 1 else min(self.block, len(found))), "data-out was too short"

@@ -69,10 +69,15 @@ static void *call_main(void *argument)
 	return NULL;
 }
 
+static void start_at(struct caller *caller, vs_volume *volume, int (*call)(struct caller *caller), uint64_t offset)
+{
+	*caller = (struct caller){ .volume = volume, .call = call, .offset = offset };
+	assert_int_equal(pthread_create(&caller->thread, NULL, call_main, caller), 0);
+}
+
 static void start(struct caller *caller, vs_volume *volume, int (*call)(struct caller *caller))
 {
-	*caller = (struct caller){ .volume = volume, .call = call };
-	assert_int_equal(pthread_create(&caller->thread, NULL, call_main, caller), 0);
+	start_at(caller, volume, call, 0);
 }
 
 static void finish(struct caller *caller)
@@ -205,6 +210,74 @@ static void test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is
 	}
 	assert_int_equal(vs_volume_resume(driver->volume), 0);
 	assert_good(command(driver, write_10(0, 8), &out, 1, NULL, 0), RESPONSE);
+	driver_free(driver);
+}
+
+static int holds_and_releases(struct caller *caller)
+{
+	int error = vs_volume_hold(caller->volume, caller->offset, PAGE);
+
+	return error ? error : vs_volume_release_hold(caller->volume, caller->offset, PAGE);
+}
+
+static void test_a_held_range_waits_for_writes_under_way_and_holds_up_later_ones_of_others(void **state)
+{
+	struct caller under_way, beside, into, other;
+	uint8_t bytes[PAGE] = { 7 };
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	close_gate(1);
+	start(&under_way, volume, writes);
+	wait_until_stopped(1);
+	start(&other, volume, holds_and_releases);
+	usleep(A_WHILE_US);
+	assert_false(other.done);
+	passing = 1;
+	finish(&under_way);
+	finish(&other);
+	assert_int_equal(vs_volume_hold(volume, 0, PAGE + 1), 0);
+	start_at(&into, volume, writes, PAGE);
+	start_at(&other, volume, holds_and_releases, PAGE);
+	start_at(&beside, volume, writes, 2 * PAGE);
+	finish(&beside);
+	assert_int_equal(vs_volume_write(volume, 0, bytes, PAGE), 0);
+	usleep(A_WHILE_US);
+	assert_false(into.done);
+	assert_false(other.done);
+	assert_int_equal(vs_volume_release_hold(volume, 0, PAGE + 1), 0);
+	finish(&into);
+	finish(&other);
+	assert_int_equal(vs_volume_release_hold(volume, 0, PAGE + 1), -EINVAL);
+	assert_int_equal(vs_volume_hold(volume, DISK_LENGTH - 1, 2), -EINVAL);
+	assert_int_equal(vs_volume_hold(volume, UINT64_MAX, 2), -EINVAL);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and_no_others(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	struct buffer out = data_out(driver, PAGE, 1), in = data_in(driver, PAGE);
+
+	(void)state;
+	assert_int_equal(vs_volume_hold(driver->volume, PAGE, PAGE), 0);
+	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	assert_good(command(driver, write_10(0, 8), &out, 1, NULL, 0), RESPONSE);
+	assert_good(command(driver, write_10(16, 8), &out, 1, NULL, 0), RESPONSE);
+	for (unsigned i = 0; i < 2; i++) {
+		struct answer answer = i ? command(driver, write_same_16(15, 2, true, true), NULL, 0, NULL, 0)
+					 : command(driver, write_10(15, 8), &out, 1, NULL, 0);
+		vs_completion completion = { .request = answer.notice.request, .response_length = RESPONSE };
+		struct vring_used_elem used;
+
+		assert_slow(answer);
+		assert_int_equal(vs_complete(driver->device, &completion, 1), 0);
+		assert_true(driver_used(driver, REQUEST, &used));
+	}
+	assert_int_equal(vs_volume_release_hold(driver->volume, PAGE, PAGE), 0);
+	assert_good(command(driver, write_10(15, 8), &out, 1, NULL, 0), RESPONSE);
 	driver_free(driver);
 }
 
@@ -398,6 +471,8 @@ int main(void)
 		cmocka_unit_test(test_drain_waits_for_what_a_loop_does_in_its_turn),
 		cmocka_unit_test(test_quiesce_waits_for_writes_under_way_and_holds_up_later_ones_until_resume),
 		cmocka_unit_test(test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is_quiesced),
+		cmocka_unit_test(test_a_held_range_waits_for_writes_under_way_and_holds_up_later_ones_of_others),
+		cmocka_unit_test(test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and_no_others),
 		cmocka_unit_test(test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced),
 		cmocka_unit_test(test_drain_frees_the_tables_that_were_replaced),
 		cmocka_unit_test(test_no_reader_sees_what_came_to_the_place_that_its_block_left),

@@ -16,6 +16,8 @@ from tests.scsi.initiator import (
 from tests.scsi.sense_parser import parse_sense
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import (
+    PreFetch10,
+    PreFetch16,
     Read6,
     Read10,
     Read12,
@@ -36,7 +38,7 @@ from vstore.scsi.commands import (
     WriteSame10,
     WriteSame16,
 )
-from vstore.scsi.direct_access import MAXIMUM_TRANSFER_BYTES
+from vstore.scsi.direct_access import MAXIMUM_PREFETCH_BYTES, MAXIMUM_TRANSFER_BYTES
 from vstore.scsi.task import Status
 
 READS = [Read6, Read10, Read12, Read16]
@@ -204,6 +206,66 @@ def test_synchronize_cache_checks_its_range(row: type[SynchronizeCache10], lba: 
     sense = initiator.check(row.build(lba=lba, number_of_logical_blocks=count))
     assert (sense.code, sense.information) == (LBA_OUT_OF_RANGE, max(lba, BLOCKS))
     assert medium.calls == []
+
+
+# ---- PRE-FETCH -----------------------------------------------------------------------------------------
+
+PRE_FETCHES = [PreFetch10, PreFetch16]
+
+
+@pytest.mark.parametrize(
+    ("row", "printed"),
+    [(PreFetch10, "34 02 01 02 03 04 1f 00 09 00"), (PreFetch16, "90 02 00 00 00 00 01 02 03 04 00 00 00 09 1f 00")],
+)
+def test_pre_fetch_is_laid_out_as_sbc_3_prints_it(row: type[PreFetch10], printed: str) -> None:
+    assert row.build(lba=0x01020304, prefetch_length=9, immed=1, group_number=0x1F).hex(" ") == printed
+
+
+@pytest.mark.parametrize("row", PRE_FETCHES)
+@pytest.mark.parametrize("immed", [0, 1])
+def test_blocks_that_fit_the_cache_meet_the_condition(row: type[PreFetch10], immed: int) -> None:
+    initiator, medium = with_log()
+    response = initiator.send(row.build(lba=2, prefetch_length=3, immed=immed))
+    assert (response.status, response.sense, response.data_in) == (Status.CONDITION_MET, b"", b"")
+    assert medium.calls == [("read", 1024, 1536)]
+
+
+@pytest.mark.parametrize("row", PRE_FETCHES)
+def test_a_prefetch_length_of_zero_reaches_to_the_last_block(row: type[PreFetch10]) -> None:
+    initiator, medium = with_log()
+    assert initiator.send(row.build(lba=BLOCKS - 3)).status is Status.CONDITION_MET
+    assert initiator.send(row.build(lba=BLOCKS)).status is Status.CONDITION_MET
+    assert medium.calls == [("read", MIB - 1536, 1536)]
+    assert initiator.check(row.build(lba=BLOCKS + 1)).code == LBA_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("immed", [0, 1])
+def test_more_than_the_cache_is_to_hold_ends_with_good(immed: int) -> None:
+    initiator = Initiator(make_unit(medium=HugeMedium(1 << 40)))
+    most = MAXIMUM_PREFETCH_BYTES // 512
+    assert initiator.send(PreFetch16.build(prefetch_length=most, immed=immed)).status is Status.CONDITION_MET
+    assert initiator.send(PreFetch16.build(prefetch_length=most + 1, immed=immed)).status is Status.GOOD
+    assert initiator.send(PreFetch16.build(immed=immed)).status is Status.GOOD
+
+
+def test_a_medium_without_a_cache_has_room_for_nothing() -> None:
+    initiator, medium = with_log()
+    medium.caches = False
+    assert initiator.send(PreFetch10.build(prefetch_length=1)).status is Status.GOOD
+    assert medium.calls == []
+
+
+@pytest.mark.parametrize("row", PRE_FETCHES)
+def test_pre_fetch_checks_its_range_and_tells_errors(row: type[PreFetch10]) -> None:
+    initiator, medium = with_log()
+    sense = initiator.check(row.build(lba=BLOCKS - 1, prefetch_length=2))
+    assert (sense.code, sense.information) == (LBA_OUT_OF_RANGE, BLOCKS)
+    medium.errors["read"] = errno.EIO
+    assert initiator.check(row.build(prefetch_length=1)).code == (3, 0x11, 0)
+    assert initiator.send(row.build(prefetch_length=1, immed=1)).status is Status.CONDITION_MET
+    told = initiator.check("00")
+    assert (told.code, told.deferred) == ((3, 0x11, 0), True)
+    assert initiator.refused(bytes([row.opcode, 0x10]).ljust(row.length, b"\0")) == (1, 4)
 
 
 # ---- capacity and state --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from tests.scsi.initiator import (
     LBA_OUT_OF_RANGE,
     MIB,
     SHORT_DATA_OUT,
+    WRITE_PROTECTED,
     Initiator,
     make_unit,
 )
@@ -16,12 +17,17 @@ from vstore.scsi.commands import (
     Verify10,
     Verify12,
     Verify16,
+    WriteAndVerify10,
+    WriteAndVerify12,
+    WriteAndVerify16,
 )
 from vstore.scsi.direct_access import MAXIMUM_TRANSFER_BYTES
+from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import Status
 from vstore.scsi.verify import first_difference
 
 VERIFIES = [Verify10, Verify12, Verify16]
+WRITES = [WriteAndVerify10, WriteAndVerify12, WriteAndVerify16]
 BLOCKS = MIB // 512
 MISCOMPARE = (0xE, 0x1D, 0x00)
 
@@ -108,3 +114,89 @@ def test_the_first_difference_is_found(one: bytes, data: st.DataObject) -> None:
     tail = data.draw(st.binary(min_size=len(one) - at - 1, max_size=len(one) - at - 1))
     other = one[:at] + bytes([one[at] ^ 1]) + tail
     assert first_difference(one, other) == at
+
+
+# ---- WRITE AND VERIFY ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "printed"),
+    [
+        (WriteAndVerify10, "2e 12 01 02 03 04 1f 00 09 00"),
+        (WriteAndVerify12, "ae 12 01 02 03 04 00 00 00 09 1f 00"),
+        (WriteAndVerify16, "8e 12 00 00 00 00 01 02 03 04 00 00 00 09 1f 00"),
+    ],
+)
+def test_write_and_verify_is_laid_out_as_sbc_3_prints_it(row: type[WriteAndVerify10], printed: str) -> None:
+    cdb = row.build(lba=0x01020304, transfer_length=9, bytchk=1, dpo=1, group_number=0x1F)
+    assert cdb.hex(" ") == printed
+
+
+@pytest.mark.parametrize("row", WRITES)
+@pytest.mark.parametrize("bytchk", [0, 1])
+def test_data_is_written_made_durable_and_read_again(row: type[WriteAndVerify10], bytchk: int) -> None:
+    initiator, medium = with_log()
+    data = bytes(range(256)) * 6
+    response = initiator.send(row.build(lba=2, transfer_length=3, bytchk=bytchk), data)
+    assert (response.status, response.data_out_used) == (Status.GOOD, 1536)
+    assert initiator.data == bytes(1024) + data + bytes(MIB - 2560)
+    assert medium.calls == [("write", 1024, 1536), ("flush",), ("read", 1024, 1536)]
+
+
+class Forgetful(MemoryMedium):
+    """Keeps all that is written but one bit."""
+
+    async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        await super().write(offset, data)
+        self.data[700] ^= 1
+
+
+@pytest.mark.parametrize("row", WRITES)
+def test_a_medium_that_keeps_other_bytes_miscompares_only_with_bytchk(row: type[WriteAndVerify10]) -> None:
+    initiator = Initiator(make_unit(medium=Forgetful(MIB)))
+    sense = initiator.check(row.build(lba=1, transfer_length=2, bytchk=1), b"\5" * 1024)
+    assert (sense.code, sense.information) == (MISCOMPARE, 700 - 512)
+    initiator.good(row.build(lba=1, transfer_length=2), b"\5" * 1024)
+
+
+def test_a_long_write_and_verify_tells_the_offset_from_the_start_of_data_out() -> None:
+    class ForgetfulAtTheEnd(MemoryMedium):
+        async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+            await super().write(offset, data)
+            self.data[2 * MIB] = 9
+
+    initiator = Initiator(make_unit(medium=ForgetfulAtTheEnd(3 * MIB)))
+    cdb = WriteAndVerify16.build(lba=1, transfer_length=5 * MIB // 2 // 512, bytchk=1)
+    assert initiator.check(cdb, bytes(5 * MIB // 2)).information == 2 * MIB - 512
+
+
+@pytest.mark.parametrize("row", WRITES)
+@pytest.mark.parametrize("bytchk", [2, 3])
+def test_write_and_verify_knows_two_values_of_bytchk(row: type[WriteAndVerify10], bytchk: int) -> None:
+    assert Initiator().refused(row.build(transfer_length=1, bytchk=bytchk), bytes(512)) == (1, 2)
+
+
+@pytest.mark.parametrize("row", WRITES)
+def test_write_and_verify_checks_range_data_and_protection(row: type[WriteAndVerify10]) -> None:
+    initiator, medium = with_log()
+    assert initiator.check(row.build(lba=BLOCKS - 1, transfer_length=2), bytes(1024)).code == LBA_OUT_OF_RANGE
+    assert initiator.check(row.build(transfer_length=2), bytes(1023)).code == SHORT_DATA_OUT
+    cdb = bytearray(row.build(transfer_length=1))
+    cdb[1] |= 0x40
+    assert initiator.refused(bytes(cdb), bytes(512)) == (1, 7)
+    initiator.good(row.build(lba=BLOCKS))
+    assert medium.calls == []
+    protected = Initiator(make_unit(read_only=True))
+    assert protected.check(row.build(transfer_length=1), bytes(512)).code == WRITE_PROTECTED
+
+
+@pytest.mark.parametrize("call", ["write", "flush", "read"])
+def test_whatever_fails_of_a_write_and_verify_is_a_write_error(call: str) -> None:
+    initiator, medium = with_log()
+    medium.errors[call] = errno.EIO
+    assert initiator.check(WriteAndVerify10.build(transfer_length=1), bytes(512)).code == (3, 0x0C, 0)
+
+
+def test_write_and_verify_is_held_to_the_maximum_transfer_length() -> None:
+    initiator = Initiator(make_unit(medium=HugeMedium(1 << 30)))
+    assert initiator.refused(WriteAndVerify16.build(transfer_length=MAXIMUM_TRANSFER_BYTES // 512 + 1)) == (10, 7)

@@ -52,7 +52,7 @@ def test_block_limits_of_a_thin_unit(tmp_path: Path) -> None:
     told = decoded("sg_vpd", page(Initiator(), 0xB0), tmp_path)
     for words in (
         "Write same non-zero (WSNZ): 1",
-        "Maximum compare and write length: 0 blocks",
+        "Maximum compare and write length: 255 blocks",
         "Optimal transfer length granularity: 8 blocks",
         "Maximum transfer length: 65536 blocks",
         "Maximum unmap LBA count: -1 [unbounded]",
@@ -69,7 +69,7 @@ def test_block_limits_of_a_thin_unit(tmp_path: Path) -> None:
 def test_block_limits_of_a_thick_unit_with_4096_byte_blocks() -> None:
     data = page(Initiator(make_unit(thin=False, logical_block_length=4096)), 0xB0)
     assert len(data) == 64
-    assert data[4:12].hex(" ") == "01 00 00 01 00 00 20 00"  # one block is a physical block; 8192 blocks at most
+    assert data[4:12].hex(" ") == "01 ff 00 01 00 00 20 00"  # one block is a physical block; 8192 blocks at most
     assert not any(data[12:36])
     assert int.from_bytes(data[36:44]) == 1 << 18
 

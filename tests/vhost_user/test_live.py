@@ -3,12 +3,14 @@
 import contextlib
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from formats.memory import Memory
+from formats.registry import create_image, open_image
 from tests.client.live import LiveEndpoint
 from vstore.client import BackendGone, DriverSettings, Response, ScsiDriver, TaskManagementFunction
 from vstore.client.driver import FIRST_REQUEST_QUEUE
@@ -17,6 +19,7 @@ from vstore.client.memory import MIB, GuestMemory
 from vstore.client.request import CommandResult, Pending
 from vstore.client.transport import TransportSettings
 from vstore.client.virtio_scsi import encode_lun
+from vstore.scsi.logical_unit import LogicalUnit
 from vstore.vhost_user.virtio_scsi import MEMORY_SLOTS
 
 LUN = encode_lun(0, 0)
@@ -193,3 +196,55 @@ def test_a_slow_command_on_one_queue_and_task_management_do_not_stop_the_other_u
 def test_the_number_of_memory_slots_is_that_of_the_data_plane() -> None:
     header = (Path(__file__).parents[2] / "vstore" / "dataplane" / "dataplane.h").read_text()
     assert f"VS_MAX_REGIONS = {MEMORY_SLOTS}," in header
+
+
+def test_nothing_is_lost_where_steps_of_the_slow_path_meet_writes_of_the_fast_path(tmp_path: Path) -> None:
+    """ORWRITE of no bits reads a block and writes it back: a write that came in between would be undone."""
+    path = tmp_path / "disk"
+    create_image("raw", path, LENGTH)
+    with LiveEndpoint(tmp_path / "s", request_queues=2) as live:
+        live.map(open_image("raw", path))
+        with connected(live) as driver:
+            for number in range(40):
+                steps = [driver.submit(LUN, or_write16(0, 2048), bytes(MIB), queue=0) for _ in range(2)]
+                writes = [
+                    driver.submit(LUN, write10(lba), bytes([number + lba & 0xFF]) * PAGE, queue=1)
+                    for lba in range(0, 256, BLOCKS)
+                ]
+                ended_well(driver, [*steps, *writes])
+                found = driver.wait(driver.submit(LUN, read10(0, 256), b"", 256 * 512), 10).data_in
+                assert found == b"".join(bytes([number + lba & 0xFF]) * PAGE for lba in range(0, 256, BLOCKS))
+
+
+def test_two_machines_that_count_by_compare_and_write_lose_no_count(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    create_image("raw", path, LENGTH)
+    one, two = LiveEndpoint(tmp_path / "one", request_queues=2), LiveEndpoint(tmp_path / "two", request_queues=2)
+    with one, two:
+        unit = one.map(open_image("raw", path))
+        disk = one.disks[0, 0]
+        two.call(lambda: two.endpoint.map_lun(0, 0, LogicalUnit(disk, unit.identity), disk.volume))
+        with connected(one) as first, connected(two) as second:
+            counted = threading.Thread(target=count_up, args=(second, 60))
+            counted.start()
+            count_up(first, 60)
+            counted.join()
+            assert int.from_bytes(first.wait(first.submit(LUN, read10(0, 1), b"", 512), 10).data_in) == 120
+        two.run(two.endpoint.unmap_lun(0, 0))
+
+
+def or_write16(lba: int, count: int) -> bytes:
+    return struct.pack(">BBQIBB", 0x8B, 0, lba, count, 0, 0)
+
+
+def count_up(driver: ScsiDriver, times: int) -> None:
+    """Adds one to the number in block 0, `times` times, however often another is quicker."""
+    old = 0
+    while times:
+        step = struct.pack(">BBQ3xBBB", 0x89, 0, 0, 1, 0, 0)
+        result = driver.wait(driver.submit(LUN, step, old.to_bytes(512) + (old + 1).to_bytes(512)), 10)
+        if result.status == 0:
+            times -= 1
+        else:
+            assert result.sense[2] & 0xF == 0xE, result.sense  # MISCOMPARE
+        old = int.from_bytes(driver.wait(driver.submit(LUN, read10(0, 1), b"", 512), 10).data_in)

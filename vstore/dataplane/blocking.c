@@ -208,7 +208,7 @@ int vs_volume_write(vs_volume *volume, uint64_t offset, const void *buffer, uint
 {
 	if (!within(volume, offset, length))
 		return -EINVAL;
-	uint32_t entered = epoch_enter_to_write(volume);
+	uint32_t entered = epoch_enter_to_write(volume, offset, length);
 	volume_note(volume, offset, length);
 	int error = write_range(volume, offset, buffer, length);
 	epoch_leave(volume, entered);
@@ -280,7 +280,7 @@ int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deal
 {
 	if (!within(volume, offset, length))
 		return -EINVAL;
-	uint32_t entered = epoch_enter_to_write(volume);
+	uint32_t entered = epoch_enter_to_write(volume, offset, length);
 	volume_note(volume, offset, length);
 	int error = zero_range(volume, offset, length, deallocate);
 	epoch_leave(volume, entered);

@@ -103,6 +103,11 @@ int vs_volume_drain(vs_volume *volume);
 int vs_volume_quiesce(vs_volume *volume);
 /* -EINVAL: it is not quiesced. */
 int vs_volume_resume(vs_volume *volume);
+/* The same for a range, and for all but the calling thread, which may write there meanwhile. Waits for whoever holds a part
+ * of it. Not nested. -EINVAL: it is not inside the volume; -ENOMEM. */
+int vs_volume_hold(vs_volume *volume, uint64_t offset, uint64_t length);
+/* Ends it, from the same thread. -EINVAL: it does not hold that range. */
+int vs_volume_release_hold(vs_volume *volume, uint64_t offset, uint64_t length);
 
 /* Copy-on-write (allocate.c). A write to a block that is HOLE, ZERO or SHARED takes the next block of the window; what
  * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. */

@@ -13,7 +13,7 @@
  *
  * Quiesce is a flag that writers look at, and a drain. A writer that missed the flag was counted (or in its turn) when the
  * flag was set, so the drain waits for it: both sides use sequentially consistent operations, flag first here, count
- * first there.
+ * first there. What writers look at is `guarded`, which counts also the ranges of hold.c.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -65,18 +65,15 @@ void epoch_leave(struct vs_volume *volume, uint32_t entered)
 	atomic_fetch_sub(&volume->under_way[entered], 1);
 }
 
-uint32_t epoch_enter_to_write(struct vs_volume *volume)
+uint32_t epoch_enter_to_write(struct vs_volume *volume, uint64_t offset, uint64_t length)
 {
 	for (;;) {
 		uint32_t entered = epoch_enter(volume);
 
-		if (LIKELY(!atomic_load(&volume->quiesced)))
+		if (LIKELY(!atomic_load(&volume->guarded)) || hold_lets_write(volume, offset, length, true))
 			return entered;
 		epoch_leave(volume, entered);
-		pthread_mutex_lock(&volume->lock);
-		while (atomic_load(&volume->quiesced))
-			pthread_cond_wait(&volume->settled, &volume->lock);
-		pthread_mutex_unlock(&volume->lock);
+		hold_wait_to_write(volume, offset, length);
 	}
 }
 
@@ -150,6 +147,7 @@ int vs_volume_drain(vs_volume *volume)
 int vs_volume_quiesce(vs_volume *volume)
 {
 	atomic_fetch_add(&volume->quiesced, 1);
+	atomic_fetch_add(&volume->guarded, 1);
 	return vs_volume_drain(volume);
 }
 
@@ -158,10 +156,13 @@ int vs_volume_resume(vs_volume *volume)
 	int error = 0;
 
 	pthread_mutex_lock(&volume->lock);
-	if (!atomic_load(&volume->quiesced))
+	if (!atomic_load(&volume->quiesced)) {
 		error = -EINVAL;
-	else if (atomic_fetch_sub(&volume->quiesced, 1) == 1)
-		pthread_cond_broadcast(&volume->settled);
+	} else {
+		atomic_fetch_sub(&volume->guarded, 1);
+		if (atomic_fetch_sub(&volume->quiesced, 1) == 1)
+			pthread_cond_broadcast(&volume->settled);
+	}
 	pthread_mutex_unlock(&volume->lock);
 	return error;
 }

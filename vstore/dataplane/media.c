@@ -154,6 +154,14 @@ static void start_segments(struct vs_request *request, const struct media *media
 	}
 }
 
+static bool may_write(struct vs_volume *volume, const struct media *ranges, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (!hold_lets_write(volume, ranges[i].offset, ranges[i].length, false))
+			return false;
+	return true;
+}
+
 /* Runs ranges[0..count) as one request. The first extent of most requests is the whole of it: no list is copied. */
 void media_start(struct vs_request *request, const struct media *ranges, uint32_t count)
 {
@@ -161,7 +169,8 @@ void media_start(struct vs_request *request, const struct media *ranges, uint32_
 	struct extent extent = volume_extent(volume, ranges->offset, ranges->length);
 	bool read = ranges->operation == IO_READ;
 
-	if (!read && UNLIKELY(atomic_load_explicit(&volume->quiesced, memory_order_relaxed))) {
+	if (!read && UNLIKELY(atomic_load_explicit(&volume->guarded, memory_order_relaxed)) &&
+	    !may_write(volume, ranges, count)) {
 		request_to_python(request); /* whose threads may wait */
 		return;
 	}

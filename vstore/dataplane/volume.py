@@ -1,5 +1,6 @@
 """A disk's block map over its files, with blocking I/O; the data plane's loops look into the same map."""
 
+import contextlib
 import dataclasses
 import errno
 import struct
@@ -149,6 +150,15 @@ class Volume:
     def resume(self) -> None:
         """Ends what `quiesce` began."""
         checked(lib.vs_volume_resume(self.pointer), "volume_resume()")
+
+    @contextlib.contextmanager
+    def held(self, offset: int, length: int) -> Iterator[None]:
+        """Inside, only this thread writes to the range; who else wants to waits. OSError (EINVAL) outside the disk."""
+        checked(lib.vs_volume_hold(self.pointer, offset, length), f"volume_hold({offset}, {length})")
+        try:
+            yield
+        finally:
+            checked(lib.vs_volume_release_hold(self.pointer, offset, length), f"volume_release_hold({offset})")
 
     # ---- what writes touch ----
 

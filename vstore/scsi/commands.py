@@ -2,7 +2,7 @@
 
 A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
 plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row here and its handler in spc.py,
-modes.py, sbc.py, verify.py or provisioning.py.
+modes.py, sbc.py, verify.py, atomic.py or provisioning.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,6 +92,15 @@ class Write10(Cdb, name="WRITE (10)", opcode=0x2A, length=10, access=Access.WRIT
     transfer_length = u16(7)
 
 
+class WriteAndVerify10(Cdb, name="WRITE AND VERIFY (10)", opcode=0x2E, length=10, access=Access.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    transfer_length = u16(7)
+
+
 class Verify10(Cdb, name="VERIFY (10)", opcode=0x2F, length=10, access=Access.READ):
     vrprotect = bits(1, 7, 5, ZERO)
     dpo = bit(1, 4, HINT)
@@ -99,6 +108,13 @@ class Verify10(Cdb, name="VERIFY (10)", opcode=0x2F, length=10, access=Access.RE
     lba = u32(2)
     group_number = bits(6, 4, 0, IGNORED)
     verification_length = u16(7)
+
+
+class PreFetch10(Cdb, name="PRE-FETCH (10)", opcode=0x34, length=10, access=Access.READ):
+    immed = bit(1, 1)
+    lba = u32(2)
+    group_number = bits(6, 4, 0, IGNORED)
+    prefetch_length = u16(7)
 
 
 class SynchronizeCache10(
@@ -151,10 +167,37 @@ class Read16(Cdb, name="READ (16)", opcode=0x88, length=16, access=Access.READ, 
     group_number = bits(14, 4, 0, IGNORED)
 
 
+class CompareAndWrite(Cdb, name="COMPARE AND WRITE", opcode=0x89, length=16, access=Access.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    lba = u64(2)
+    number_of_logical_blocks = u8(13)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
 class Write16(Cdb, name="WRITE (16)", opcode=0x8A, length=16, access=Access.WRITE, fast=Fast.WRITE):
     wrprotect = bits(1, 7, 5, ZERO)
     dpo = bit(1, 4, HINT)
     fua = bit(1, 3)
+    lba = u64(2)
+    transfer_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class OrWrite16(Cdb, name="ORWRITE (16)", opcode=0x8B, length=16, access=Access.WRITE):
+    orprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3)
+    lba = u64(2)
+    transfer_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class WriteAndVerify16(Cdb, name="WRITE AND VERIFY (16)", opcode=0x8E, length=16, access=Access.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
     lba = u64(2)
     transfer_length = u32(10)
     group_number = bits(14, 4, 0, IGNORED)
@@ -166,6 +209,13 @@ class Verify16(Cdb, name="VERIFY (16)", opcode=0x8F, length=16, access=Access.RE
     bytchk = bits(1, 2, 1)
     lba = u64(2)
     verification_length = u32(10)
+    group_number = bits(14, 4, 0, IGNORED)
+
+
+class PreFetch16(Cdb, name="PRE-FETCH (16)", opcode=0x90, length=16, access=Access.READ):
+    immed = bit(1, 1)
+    lba = u64(2)
+    prefetch_length = u32(10)
     group_number = bits(14, 4, 0, IGNORED)
 
 
@@ -230,6 +280,15 @@ class Write12(Cdb, name="WRITE (12)", opcode=0xAA, length=12, access=Access.WRIT
     wrprotect = bits(1, 7, 5, ZERO)
     dpo = bit(1, 4, HINT)
     fua = bit(1, 3)
+    lba = u32(2)
+    transfer_length = u32(6)
+    group_number = bits(10, 4, 0, IGNORED)
+
+
+class WriteAndVerify12(Cdb, name="WRITE AND VERIFY (12)", opcode=0xAE, length=12, access=Access.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    bytchk = bits(1, 2, 1)
     lba = u32(2)
     transfer_length = u32(6)
     group_number = bits(10, 4, 0, IGNORED)

@@ -23,7 +23,8 @@ from vstore.scsi.commands import BY_OPERATION_CODE
 from vstore.scsi.sense import WRITE_PROTECTED, AdditionalSense, CheckCondition, Sense, SenseKey
 from vstore.scsi.task import ITNexus, Response, Status, Task, TaskAttribute
 
-Handler = Callable[[Any, Any, Task], Awaitable[bytes]]
+# The answer is data-in, or a status other than GOOD that is no error: CONDITION MET.
+Handler = Callable[[Any, Any, Task], Awaitable[bytes | Status]]
 Handlers = Mapping[type[Cdb], Handler]
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,10 @@ class DeviceServer:
         if attention is not None:
             raise CheckCondition(attention)
 
-    def _good(self, task: Task, cdb: Cdb, data_in: bytes) -> Response:
+    def _good(self, task: Task, cdb: Cdb, answer: bytes | Status) -> Response:
+        if isinstance(answer, Status):
+            return Response(answer, data_out_used=task.data_out_used)
+        data_in = answer
         # SPC-4 4.2.5.6: data-in is truncated at the allocation length, which is not an error.
         wanted = cdb.fields.get("allocation_length")
         if wanted is not None:

@@ -23,6 +23,8 @@ from vstore.scsi.task import ITNexus, Task
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
 MAXIMUM_WRITE_SAME_BYTES = 1024 * MIB
+MAXIMUM_COMPARE_AND_WRITE = 255  # blocks, all that the CDB can name
+MAXIMUM_PREFETCH_BYTES = 64 * MIB  # what one command may bring into the host's cache
 MAXIMUM_UNMAP_DESCRIPTORS = 256
 LOGICAL_BLOCK_LENGTHS = (512, 1024, 2048, 4096)
 

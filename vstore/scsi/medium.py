@@ -1,6 +1,19 @@
 """What the model needs of a disk, and a disk in memory for tests and fuzzers."""
 
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Held(Protocol):
+    """A medium, to whoever alone may write to a range of it. Calls that wait; OSError as of a medium."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 class Medium(Protocol):
@@ -22,11 +35,21 @@ class Medium(Protocol):
         """Whether deallocating gives space back; deallocated bytes read as zeros."""
         ...
 
+    @property
+    def caches(self) -> bool:
+        """Whether what was read once is likely to be read sooner again."""
+        ...
+
     async def read(self, offset: int, length: int) -> bytes: ...
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
 
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None: ...
+
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+        """What `work` returns, or raises; meanwhile nobody else writes to the range, on whatever path. It may run in a
+        thread of its own."""
+        ...
 
     async def flush(self) -> None:
         """Returns when everything written before the call is durable."""
@@ -40,6 +63,7 @@ class MemoryMedium:
         self.data = bytearray(length)
         self.read_only = read_only
         self.deallocates = deallocates
+        self.caches = True
         self.flushes = 0
 
     @property
@@ -58,5 +82,34 @@ class MemoryMedium:
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:  # noqa: ARG002
         await self.write(offset, bytes(length))
 
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+        assert 0 <= offset <= offset + length <= self.length
+        return work(_AtOnce(self))
+
     async def flush(self) -> None:
         self.flushes += 1
+
+
+class _AtOnce:
+    """The same disk without waiting, because it never does."""
+
+    def __init__(self, medium: MemoryMedium) -> None:
+        self._medium = medium
+
+    def read(self, offset: int, length: int) -> bytes:
+        return _end_of(self._medium.read(offset, length))
+
+    def write(self, offset: int, data: bytes) -> None:
+        _end_of(self._medium.write(offset, data))
+
+    def flush(self) -> None:
+        _end_of(self._medium.flush())
+
+
+def _end_of(work: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    raise AssertionError("a disk in memory waited for something")

@@ -131,6 +131,8 @@ def _limits() -> Iterator[str]:
             ("logical block length", ", ".join(map(str, direct_access.LOGICAL_BLOCK_LENGTHS))),
             ("transfer length", f"{direct_access.MAXIMUM_TRANSFER_BYTES // mib} MiB"),
             ("WRITE SAME length", f"{direct_access.MAXIMUM_WRITE_SAME_BYTES // mib} MiB"),
+            ("COMPARE AND WRITE length", f"{direct_access.MAXIMUM_COMPARE_AND_WRITE} blocks"),
+            ("PRE-FETCH into the host's cache", f"{direct_access.MAXIMUM_PREFETCH_BYTES // mib} MiB"),
             ("UNMAP block descriptors", direct_access.MAXIMUM_UNMAP_DESCRIPTORS),
             ("UNMAP LBA count", "none"),
         ),

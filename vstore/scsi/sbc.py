@@ -1,12 +1,14 @@
-"""Handlers of the block commands (SBC-3 clause 5): READ, WRITE, SYNCHRONIZE CACHE, capacity, and START STOP UNIT.
+"""Handlers of the block commands (SBC-3 clause 5): READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE, capacity, START STOP.
 
-Each takes the unit, the decoded CDB and the task, and returns data-in. VERIFY stands in verify.py; WRITE SAME and UNMAP
-in provisioning.py.
+Each takes the unit, the decoded CDB and the task, and returns data-in. VERIFY stands in verify.py; COMPARE AND WRITE in
+atomic.py; WRITE SAME and UNMAP in provisioning.py.
 """
 
 from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces
 from vstore.scsi.cdb import Access
 from vstore.scsi.commands import (
+    PreFetch10,
+    PreFetch16,
     Read6,
     Read10,
     Read12,
@@ -22,9 +24,9 @@ from vstore.scsi.commands import (
     Write16,
 )
 from vstore.scsi.device_server import Handlers
-from vstore.scsi.direct_access import DirectAccessDevice
+from vstore.scsi.direct_access import MAXIMUM_PREFETCH_BYTES, DirectAccessDevice
 from vstore.scsi.pages import Capacity10, Capacity16
-from vstore.scsi.task import Task
+from vstore.scsi.task import Status, Task
 
 _BLOCKS_OF_ZERO = 256  # TRANSFER LENGTH 0 in READ (6) and WRITE (6)
 
@@ -72,6 +74,27 @@ async def write(unit: DirectAccessDevice, cdb: Write10 | Write12 | Write16, task
     check_transfer(unit, cdb, "transfer_length", cdb.lba, cdb.transfer_length)
     await _write(unit, task, cdb.lba, cdb.transfer_length, durable=bool(cdb.fua))
     return b""
+
+
+async def pre_fetch(unit: DirectAccessDevice, cdb: PreFetch10 | PreFetch16, task: Task) -> bytes | Status:
+    """CONDITION MET: all of it is in the host's cache, or with IMMED will be. GOOD: it does not fit (SBC-3 5.10)."""
+    # A length of zero reaches to the last block.
+    count = cdb.prefetch_length or max(unit.blocks - cdb.lba, 0)
+    check_range(unit, cdb.lba, count)
+    if not unit.medium.caches:
+        return Status.GOOD
+    most = MAXIMUM_PREFETCH_BYTES // unit.logical_block_length
+    reading = _fetch(unit, cdb.lba, min(count, most))
+    if cdb.immed:
+        await unit.later(task.nexus, Access.READ, reading)
+    else:
+        await reading
+    return Status.CONDITION_MET if count <= most else Status.GOOD
+
+
+async def _fetch(unit: DirectAccessDevice, lba: int, count: int) -> None:
+    for offset, length in pieces(unit, lba, count):
+        await unit.medium.read(offset, length)
 
 
 # ---- capacity and state --------------------------------------------------------------------------------
@@ -129,9 +152,11 @@ HANDLERS: Handlers = {
     ReadCapacity10: read_capacity_10,
     Read10: read,
     Write10: write,
+    PreFetch10: pre_fetch,
     SynchronizeCache10: synchronize_cache,
     Read16: read,
     Write16: write,
+    PreFetch16: pre_fetch,
     SynchronizeCache16: synchronize_cache,
     ReadCapacity16: read_capacity_16,
     Read12: read,

@@ -1,9 +1,17 @@
-"""Handlers of VERIFY (SBC-3 5.30 to 5.32): the medium is read, or compared byte by byte with data-out."""
+"""Handlers of VERIFY and WRITE AND VERIFY (SBC-3 5.30 to 5.37): the medium is read, or compared with data-out."""
 
 from vstore.scsi.block_range import CHUNK, check_range, check_transfer, pieces
-from vstore.scsi.commands import Verify10, Verify12, Verify16
+from vstore.scsi.commands import (
+    Verify10,
+    Verify12,
+    Verify16,
+    WriteAndVerify10,
+    WriteAndVerify12,
+    WriteAndVerify16,
+)
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import DirectAccessDevice
+from vstore.scsi.medium import Held
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense, SenseKey
 from vstore.scsi.task import Task
 
@@ -48,6 +56,34 @@ async def _compare_one_block(unit: DirectAccessDevice, task: Task, lba: int, cou
             raise miscompare(first_difference(found, pattern[:length]) % len(block))
 
 
+async def write_and_verify(
+    unit: DirectAccessDevice, cdb: WriteAndVerify10 | WriteAndVerify12 | WriteAndVerify16, task: Task
+) -> bytes:
+    """Written, made durable, and read again. BYTCHK: 00b reads; 01b compares what was read with data-out."""
+    lba, count, size = cdb.lba, cdb.transfer_length, unit.logical_block_length
+    if cdb.bytchk not in (_BYTCHK_MEDIUM, _BYTCHK_COMPARE):
+        raise cdb.invalid_field("bytchk")
+    check_transfer(unit, cdb, "transfer_length", lba, count)
+    task.require(count * size)
+    for offset, length in pieces(unit, lba, count):
+        at = offset - lba * size
+        await _write_and_read(unit, offset, task.fetch(length, at), None if cdb.bytchk == _BYTCHK_MEDIUM else at)
+    return b""
+
+
+async def _write_and_read(unit: DirectAccessDevice, offset: int, data: bytes, compare_at: int | None) -> None:
+    """In one step, so that a write of somebody else is not taken for a fault of the medium."""
+
+    def step(medium: Held) -> None:
+        medium.write(offset, data)
+        medium.flush()
+        found = medium.read(offset, len(data))
+        if compare_at is not None and found != data:
+            raise miscompare(compare_at + first_difference(found, data))
+
+    await unit.medium.alone(offset, len(data), step)
+
+
 def miscompare(offset: int) -> CheckCondition:
     """INFORMATION says at which byte of data-out the first difference lies (SBC-3 4.18.1)."""
     return CheckCondition(
@@ -67,4 +103,11 @@ def first_difference(one: bytes, other: bytes) -> int:
     return low
 
 
-HANDLERS: Handlers = {Verify10: verify, Verify12: verify, Verify16: verify}
+HANDLERS: Handlers = {
+    WriteAndVerify10: write_and_verify,
+    Verify10: verify,
+    WriteAndVerify16: write_and_verify,
+    Verify16: verify,
+    WriteAndVerify12: write_and_verify,
+    Verify12: verify,
+}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vstore.scsi.device_server import DeviceServer
-from vstore.scsi.direct_access import MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
+from vstore.scsi.direct_access import MAXIMUM_COMPARE_AND_WRITE, MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
 from vstore.scsi.field import Layout
 from vstore.scsi.pages import BlockDeviceCharacteristics, BlockLimits, DesignationDescriptor, LogicalBlockProvisioning
 
@@ -56,6 +56,7 @@ def block_limits(unit: DirectAccessDevice) -> bytes:
     physical_block = 1 << unit.physical_block_exponent
     return BlockLimits.of(
         wsnz=1,
+        maximum_compare_and_write_length=MAXIMUM_COMPARE_AND_WRITE,
         optimal_transfer_length_granularity=physical_block,
         maximum_transfer_length=unit.maximum_transfer,
         maximum_unmap_lba_count=_NO_LIMIT if unit.thin else 0,
