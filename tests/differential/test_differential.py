@@ -34,7 +34,9 @@ def test_both_paths_answer_alike_and_leave_the_same_bytes(tmp_path: Path, config
 
 def test_every_command_of_the_table_is_served_by_the_fast_path_somewhere(tmp_path: Path) -> None:
     fast: Counter[str] = Counter()
-    for index in range(3):
+    for index in range(12):  # WRITE SAME rarely is what the fast path serves
+        if {row.name for row in FAST_ROWS} <= set(fast):
+            return
         folder = tmp_path / str(index)
         folder.mkdir()
         with Twins(folder, CONFIGURATIONS[0]) as twins:
