@@ -5,12 +5,17 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc)
+# Of the tests: one more than cores, since each also waits for the disk and for processes.
+WORKERS ?= $(shell expr $(JOBS) + 1)
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1
 CRASH_SECONDS ?= 3600
 CRASH_SEED ?= 1
 CRASH_STATES ?= 2000
 CRASH_QEMU_EVERY ?= 1
+
+# The tests start some thousand processes of Python: each would compile all that it imports if it might not keep it.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What each verb needs of Debian; Python packages stand in pyproject.toml.
 APT_BUILD := gcc libc6-dev make pkg-config liburing-dev libdeflate-dev libzstd-dev python3-dev python3-venv
@@ -50,7 +55,8 @@ demo: build | apt-guest ## watch a Linux guest use a disk that vstore serves
 	@$(BIN)/python -m tests.guest.demo
 
 test: vubench native-test build .venv/.test .venv/.fuzz | apt-test ## the tests: Python, and C under ASan and UBSan
-	$(BIN)/python -m pytest -q --ignore=tests/guest --ignore=tests/crash --ignore=tests/test_packaging.py $(PYTEST)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+		--ignore=tests/guest --ignore=tests/crash --ignore=tests/test_packaging.py $(PYTEST)
 
 native-test: | apt-test ## the C tests of the data plane, under ASan and UBSan
 	@$(MAKE) --no-print-directory -j$(JOBS) -C tests/native check
