@@ -1,5 +1,6 @@
 """What writes touch is told to the image's bitmaps, by every way to write to a disk, and qemu reads it there."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -76,6 +77,20 @@ def test_what_is_written_around_a_resize_and_a_snapshot_is_dirty(path: Path) -> 
     disk.close()
     assert_clean(path)
     assert dirty(path, 512) == {0, LENGTH >> 9, (2 * LENGTH - 1) >> 9}
+
+
+def test_the_last_granule_may_reach_behind_the_end_of_the_disk(tmp_path: Path) -> None:
+    length = LENGTH + 1536
+    qemu_create(tmp_path / "disk", length)
+    assert run("qemu-img", "bitmap", "--add", "-g", "65536", tmp_path / "disk", "by 65536").returncode == 0
+    disk = Disk(*open_chain("qcow2", tmp_path / "disk"))
+    disk.write_blocking(length - 1, b"x")
+    disk.volume.quiesce()
+    assert list(itertools.islice(disk.volume.tracked(), 2)) == [(LENGTH, 1536)]
+    disk.volume.resume()
+    disk.close()
+    assert_clean(tmp_path / "disk")
+    assert dirty(tmp_path / "disk", 65536) == {LENGTH >> 16}
 
 
 def test_an_image_without_bitmaps_costs_nothing(tmp_path: Path) -> None:

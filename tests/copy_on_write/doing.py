@@ -15,11 +15,12 @@ from formats.qcow2.image import Qcow2
 from formats.qcow2.snapshots import Snapshots
 from tests.copy_on_write import guest as guests
 from tests.copy_on_write import recipe as recipes
+from tests.copy_on_write import restructuring
+from tests.copy_on_write.layer import SECRET, options_of
 from tests.copy_on_write.operations import WRITERS, Operation
 from tests.copy_on_write.world import LONG, Disagreement, World
+from tests.crash.guest import abandoned
 from tests.formats.reference import run
-from vstore.disk import Disk
-from vstore.transfer import offline
 
 _FEW_BITS = 8  # counts of so many bits may be full
 
@@ -41,13 +42,13 @@ def _write(world: World, operation: Operation) -> None:
     offset, length = _range(world, operation)
     data = operation.data(length)
     world.disk.write_blocking(offset, data)
-    world.history.changed(offset, data)
+    world.changed(offset, data)
 
 
 def _zero(world: World, operation: Operation) -> None:
     offset, length = _range(world, operation)
     world.disk.write_zeroes_blocking(offset, length, deallocate=operation.kind == "discard")
-    world.history.changed(offset, bytes(length))
+    world.changed(offset, bytes(length))
 
 
 def _read(world: World, operation: Operation) -> None:
@@ -115,19 +116,20 @@ def _resize(world: World, operation: Operation) -> None:
             world.disk.resize(length)
         return
     world.disk.resize(length)
+    world.bitmaps.resized(world.model.length, length, world.top.cluster)
     world.model.resize(length)
     _flush(world, operation)
 
 
 def _why_not_resize(world: World, length: int) -> str:
     """Version 2 knows neither the length that a snapshot had nor zeros that hide a parent."""
-    top = world.recipe.top
+    top = world.top
     if not world.is_qcow2 or top.version == 3:
         return ""
     if world.snapshots:
         return "snapshots of version 2"
     grown = -(-length // top.cluster) > -(-world.model.length // top.cluster)
-    return "no zero clusters" if grown and world.depth > 1 else ""
+    return "no zero clusters" if grown and len(world.chain) > 1 else ""
 
 
 @contextlib.contextmanager
@@ -154,7 +156,8 @@ def _reopen(world: World, _: Operation) -> None:
 
 def _kill(world: World, operation: Operation) -> None:
     """The process is gone: nothing of what only memory held is written any more."""
-    _drop(world.disk)
+    abandoned(world.disk)
+    world.bitmaps.lost()
     if operation.stamp % 2:
         _only_leaks(world)
     world.open_after_a_crash()
@@ -162,22 +165,10 @@ def _kill(world: World, operation: Operation) -> None:
     world.repair()
 
 
-def _drop(disk: Disk) -> None:
-    """Lets go of a disk as the end of its process does."""
-    if disk._keeper:
-        disk._keeper.stop()
-    disk._closed = True
-    disk._threads.shutdown()
-    disk.volume.close()
-    if isinstance(disk.image, Qcow2):
-        disk.image.writer = None
-    disk._close_images()
-
-
 def _only_leaks(world: World) -> None:
     """A lazy image is marked dirty, and may count wrongly until it is repaired."""
-    if world.is_qcow2 and "lazy_refcounts" not in world.recipe.top.options:
-        checked = run("qemu-img", "check", "-f", "qcow2", world.path)
+    if world.is_qcow2 and "lazy_refcounts" not in world.top.options:
+        checked = run("qemu-img", "check", *SECRET, "--image-opts", options_of(world.chain, world.folder))
         if checked.returncode not in (0, 3):
             raise Disagreement(f"qemu-img check of a dropped disk: {checked.stdout[:2000]}{checked.stderr[:500]}")
 
@@ -191,9 +182,9 @@ def _guest(world: World, operation: Operation) -> None:
         if one.kind == "read":
             world.same(one.offset, data, world.history.now(one.offset, one.length))
         else:
-            world.history.changed(one.offset, one.data(one.length) if one.kind == "write" else bytes(one.length))
+            world.changed(one.offset, one.data(one.length) if one.kind == "write" else bytes(one.length))
 
-    with guests.started(world.path, world.recipe.top.format, WRITERS, direct=world.recipe.direct) as guest:
+    with guests.started(world.path, world.top.format, WRITERS, direct=world.recipe.direct) as guest:
         if guest.length != world.model.length:
             raise Disagreement(f"the guest sees {guest.length} bytes instead of {world.model.length}")
         guest.drive([part[: len(part) // 2] for part in parts], done)
@@ -202,6 +193,7 @@ def _guest(world: World, operation: Operation) -> None:
         guest.drive([part[len(part) // 2 :] for part in parts], done)
         guest.end(signal.SIGKILL if killed else signal.SIGTERM)
     if killed:
+        world.bitmaps.lost()
         world.open_after_a_crash()
         world.take_what_is_left()
         world.repair()
@@ -214,11 +206,12 @@ def _guest(world: World, operation: Operation) -> None:
 def _qemu(world: World, operation: Operation) -> None:
     """qemu-io changes the image meanwhile."""
     source = random.Random(operation.stamp)
-    fills = recipes.fills(source, world.recipe.top, world.model.length, 5, new=False)
+    fills = recipes.fills(source, world.top, world.model.length, 5, new=False)
     with world.closed():
-        recipes.change(world.recipe.top, world.folder, list(map(str, fills)))
+        recipes.change(world.chain, world.folder, list(map(str, fills)))
         for fill in fills:
             world.model.write(fill.offset, fill.data)
+            world.bitmaps.touched(fill.offset, fill.end - fill.offset)
 
 
 # ---- snapshots ----
@@ -240,6 +233,10 @@ def _take_live(world: World, operation: Operation) -> None:
     name = f"s{operation.stamp}"
     if not _may_take(world, name):
         return
+    if world.top.encrypted:
+        with _refused(world, "encrypted"):
+            world.disk.snapshot(name)
+        return
     if operation.stamp % 2:
         _taken(world, name, lambda: world.disk.snapshot(name))
         return
@@ -253,7 +250,7 @@ def _take_live(world: World, operation: Operation) -> None:
 
 
 def _taken(world: World, name: str, take: Callable[[], object]) -> None:
-    if "data_file" in world.recipe.top.options:
+    if "data_file" in world.top.options:
         with _refused(world, "data file"):
             take()
         return
@@ -268,7 +265,7 @@ def _unless_full(world: World) -> Iterator[None]:
     try:
         yield
     except UnsupportedFeature as error:
-        if int(world.recipe.top.options.get("refcount_bits", 16)) > _FEW_BITS or "snapshots fit" not in str(error):
+        if int(world.top.options.get("refcount_bits", 16)) > _FEW_BITS or "snapshots fit" not in str(error):
             raise
         world.done["refused"] += 1
 
@@ -283,11 +280,19 @@ def _one(world: World, operation: Operation) -> str:
 
 
 def _apply(world: World, operation: Operation) -> None:
-    if world.snapshots:
-        name = _one(world, operation)
-        with world.offline() as (image, *_), _unless_full(world):
+    if not world.snapshots:
+        return
+    name = _one(world, operation)
+    with world.offline() as (image, *_):
+        if len(world.bitmaps) and world.snapshots[name].length != world.model.length:
+            with _refused(world, "another length than the bitmaps"):
+                _snapshots(image).apply(name)
+            return
+        with _unless_full(world):
+            world.bitmaps.perhaps_touched(0, world.model.length)
             _snapshots(image).apply(name)
             world.model = world.snapshots[name].copy()
+            world.bitmaps.touched(0, world.model.length)
 
 
 def _delete(world: World, operation: Operation) -> None:
@@ -300,36 +305,13 @@ def _delete(world: World, operation: Operation) -> None:
 
 
 def _delete_live(world: World, operation: Operation) -> None:
-    if world.snapshots:
+    if world.snapshots and not world.top.encrypted:
         name = _one(world, operation)
         del world.snapshots[name]
         if operation.stamp % 2:
             world.disk.delete_snapshot(name)
         else:
             _side_by_side(world, operation, lambda: world.disk.delete_snapshot(name))
-
-
-# ---- chains ----
-
-
-def _commit(world: World, _: Operation) -> None:
-    """Into the parent; what snapshots see through the holes they have would change with it."""
-    if world.depth > 1 and not world.snapshots:
-        parent = world.recipe.layers[-2]
-        if parent.version == 2 and parent.length < world.model.length:
-            return  # it may be unable to grow
-        with world.closed():
-            offline.commit_file(offline.Place(str(world.path), "qcow2"))
-
-
-def _rebase(world: World, operation: Operation) -> None:
-    """Over no parent, or back over the one that it was made for."""
-    if world.is_qcow2 and not world.snapshots and "data_file_raw" not in world.recipe.top.options:
-        below = world.recipe.layers[-2:-1] if operation.stamp % 3 else ()
-        name, format = (below[0].name, below[0].format) if below else ("", None)
-        with world.closed():
-            offline.rebase_file(offline.Place(str(world.path), "qcow2"), name, format)
-            world.depth = len(world.recipe.layers) if below else 1
 
 
 _DOERS: dict[str, Callable[[World, Operation], None]] = {
@@ -350,7 +332,10 @@ _DOERS: dict[str, Callable[[World, Operation], None]] = {
     "apply": _apply,
     "delete": _delete,
     "delete live": _delete_live,
-    "commit": _commit,
-    "rebase": _rebase,
+    "commit": restructuring.commit,
+    "rebase": restructuring.rebase,
+    "clone": restructuring.clone,
+    "convert": restructuring.convert,
+    "bitmap": restructuring.bitmap,
     "qemu": _qemu,
 }

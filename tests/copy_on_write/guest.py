@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.copy_on_write.layer import KEY
 from tests.copy_on_write.operations import Operation
 from vstore.client import DriverSettings, ScsiDriver
 from vstore.client.errors import BackendGone
@@ -111,7 +112,10 @@ def _checked(result: CommandResult, what: bytes) -> CommandResult:
 def started(path: Path, format: str, queues: int, *, direct: bool) -> Iterator[Guest]:
     """A target process that serves the chain, and a guest with so many request queues."""
     socket, log = path.parent / "vhost.sock", path.parent / "export.log"
+    key = path.parent / "key"
+    key.write_bytes(KEY)
     argv = [sys.executable, "-m", "api.cli", "export", str(path), "--format", format, "--socket", str(socket)]
+    argv += ["--secret-file", str(key)]
     with log.open("wb") as output:
         process = subprocess.Popen([*argv, "--direct"] if direct else argv, stdout=output, stderr=output)
     try:

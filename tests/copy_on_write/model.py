@@ -58,28 +58,6 @@ class Model:
                     os.pwrite(file.fileno(), data, offset)
 
 
-def load(path: Path) -> Model:
-    """The model of a raw file, which may be sparse."""
-    model = Model(path.stat().st_size)
-    with path.open("rb") as file:
-        for start, stop in _data(file.fileno(), model.length):
-            for at in range(start, stop, CHUNK):
-                model.write(at, os.pread(file.fileno(), min(CHUNK, stop - at), at))
-    return model
-
-
-def _data(descriptor: int, length: int) -> Iterator[tuple[int, int]]:
-    """Start and end of every part of a file that is no hole."""
-    stop = 0
-    while stop < length:
-        try:
-            start = os.lseek(descriptor, stop, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole up to the end
-            return
-        stop = os.lseek(descriptor, start, os.SEEK_HOLE)
-        yield start, stop
-
-
 def _pieces(offset: int, length: int) -> Iterator[tuple[int, slice]]:
     """The chunks that a range touches, and which of their bytes."""
     end = offset + length

@@ -37,13 +37,14 @@ class Operation:
 _BYTES = {"write": 12, "read": 5, "zero": 3, "discard": 3}  # within a range
 _SINGLE = {"flush": 4, "resize": 1.2, "side by side": 0.8, "forget": 0.4, "pause": 0.3}
 _SNAPSHOTS = {"take": 0.5, "take live": 0.7, "apply": 0.5, "delete": 0.3, "delete live": 0.4}
-_CLOSED = {"reopen": 1.2, "kill": 1, "qemu": 0.8, "guest": 0.3, "commit": 0.3, "rebase": 0.3}  # nobody has it open
+_CLOSED = {"reopen": 1.2, "kill": 1, "qemu": 0.8, "guest": 0.3, "bitmap": 0.8}  # nobody has it open
+_CHAINS = {"commit": 0.3, "rebase": 0.3, "clone": 0.2, "convert": 0.2}
 _WITH_PARTS = {"side by side", "forget", "guest", "take live", "delete live"}
 
 
 def draw(source: random.Random, recipe: Recipe, count: int) -> list[Operation]:
     """`count` operations for the disk of a recipe."""
-    weights = _BYTES | _SINGLE | _SNAPSHOTS | _CLOSED
+    weights = _BYTES | _SINGLE | _SNAPSHOTS | _CLOSED | _CHAINS
     kinds = source.choices(list(weights), list(weights.values()), k=count)
     places: list[int] = []
     return [_operation(source, recipe, kind, places) for kind in kinds]

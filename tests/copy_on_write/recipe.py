@@ -1,77 +1,26 @@
 """Recipe: a random chain of images, from the bottom up, as a plain value; and the building of it with qemu's tools.
 
-    raw or qcow2 <-- qcow2 <-- ... <-- qcow2      each of its own cluster size, length and features, with content that
-    bottom                             top        qemu-io wrote: data, zeros, compressed clusters, snapshots in between
+    raw, luks or qcow2 <-- qcow2 <-- ... <-- qcow2      each of its own cluster size, length, features and encryption,
+    bottom                                   top        with content that qemu-io wrote: data, zeros, compressed
+                                                        clusters, snapshots in between
 
 What is drawn depends on the seed alone, so a recipe need not be kept. `build` says what each disk should read as.
 """
 
 import random
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from formats.registry import create_image
-from tests.copy_on_write.model import Model, load
-from tests.formats.reference import qemu_io, run
+from tests.copy_on_write.layer import KEY, SECRET, Fill, Layer, options_of
+from tests.copy_on_write.model import Model
+from tests.formats.reference import run
 
 MIB = 1 << 20
 DEEPEST = 8
 LEAST_LIMIT = MIB  # bytes of a map
-
-
-@dataclass(frozen=True)
-class Fill:
-    """One thing that qemu-io does while an image is made; `kind`: write, zero, unmap, compress, snapshot."""
-
-    kind: str
-    offset: int = 0
-    length: int = 0
-    pattern: int = 0
-
-    @property
-    def data(self) -> bytes:
-        """What the range reads as afterwards."""
-        return bytes([self.pattern if self.kind in ("write", "compress") else 0]) * self.length
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
-    def __str__(self) -> str:
-        """As qemu-io takes it."""
-        return _COMMANDS[self.kind].format(self)
-
-
-_COMMANDS = {
-    "write": "write -P {0.pattern} {0.offset} {0.length}",
-    "compress": "write -c -P {0.pattern} {0.offset} {0.length}",
-    "zero": "write -z {0.offset} {0.length}",
-    "unmap": "write -z -u {0.offset} {0.length}",
-}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One image of the chain; `options` as `qemu-img create -o` takes them."""
-
-    name: str
-    format: str
-    length: int
-    options: dict[str, str] = field(default_factory=dict)
-    ours: bool = False  # made by us, not by qemu-img
-    fills: tuple[Fill, ...] = ()
-
-    @property
-    def cluster(self) -> int:
-        return int(self.options.get("cluster_size", 65536))
-
-    @property
-    def version(self) -> int:
-        return 2 if self.options.get("compat") == "0.10" else 3
-
-    @property
-    def sub_cluster(self) -> int:
-        return self.cluster // 32 if "extended_l2" in self.options else self.cluster
+ENCRYPTED = 0.15  # of the images
 
 
 @dataclass(frozen=True)
@@ -143,12 +92,15 @@ def _parent_length(source: random.Random, length: int) -> int:
 
 
 def _layer(source: random.Random, name: str, length: int, bits: int, parent: Layer | None) -> Layer:
-    raw = parent is None and source.random() < 0.3
-    options = {} if raw else _options(source, bits, parent)
-    empty = Layer(
-        f"{name}.{'raw' if raw else 'qcow2'}", "raw" if raw else "qcow2", length, options, source.random() < 0.4
-    )
-    return replace(empty, fills=fills(source, empty, length, source.choice([0, 3, 12]), new=True))
+    format = source.choices(["qcow2", "raw", "luks"], [14, 5, 1])[0] if parent is None else "qcow2"
+    if format == "luks" and (name == "top" or length > 16 * MIB):
+        format = "raw"
+    options = {} if format != "qcow2" else _options(source, bits, parent)
+    empty = Layer(f"{name}.{format}", format, length, options, source.random() < 0.4)
+    drawn = fills(source, empty, length, source.choice([0, 3, 12]), new=True)
+    if format == "luks":  # what was never written to it is noise
+        drawn = (Fill("write", 0, length, source.randrange(256)), *drawn)
+    return replace(empty, fills=drawn)
 
 
 def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str, str]:
@@ -167,8 +119,18 @@ def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str
         options["data_file"] = "on"
         if parent is None and source.random() < 0.5:
             options["data_file_raw"] = "on"
-    if parent is None and source.random() < 0.2 and "data_file" not in options:
+    elif source.random() < ENCRYPTED:
+        options["encrypt.format"] = "luks"
+    elif parent is None and source.random() < 0.2:
         options["preallocation"] = source.choice(["metadata", "falloc", "full"])
+    return options
+
+
+def options_over(source: random.Random, parent: Layer | None) -> dict[str, str]:
+    """For one more image, over this parent or none."""
+    options = _options(source, _bits(source), parent)
+    for name in ("preallocation", "data_file", "data_file_raw"):
+        options.pop(name, None)
     return options
 
 
@@ -177,7 +139,8 @@ def fills(source: random.Random, layer: Layer, length: int, count: int, *, new: 
     first, because qemu compresses over no cluster that is there."""
     options = layer.options
     own = new and layer.format == "qcow2" and "data_file" not in options
-    compressed = source.choice([0, 0, 2, 8]) if own and "preallocation" not in options else 0
+    packs = own and not layer.encrypted and "preallocation" not in options
+    compressed = source.choice([0, 0, 2, 8]) if packs else 0
     countable = own and length <= 64 * MIB and int(options.get("refcount_bits", 16)) >= 16
     kinds = ["write"] * 6 + ["zero", "unmap"] + ["snapshot"] * countable
     drawn: list[Fill] = []
@@ -214,7 +177,7 @@ def build(recipe: Recipe, folder: Path) -> Built:
         model.resize(layer.length)
         built = Built(model, {})
         create(layer, recipe.layers[number - 1] if number else None, folder)
-        _fill_all(layer, folder, built)
+        _fill_all(recipe.layers[: number + 1], folder, built)
     return built
 
 
@@ -226,40 +189,39 @@ def create(layer: Layer, parent: Layer | None, folder: Path) -> None:
     if parent is not None:
         options |= {"backing_file": parent.name, "backing_fmt": parent.format}
     if layer.ours:
-        preallocation = options.pop("preallocation", "off")
-        create_image(layer.format, path, layer.length, preallocation=preallocation, options=options)
+        preallocation, secret = options.pop("preallocation", "off"), KEY if layer.encrypted else None
+        create_image(layer.format, path, layer.length, preallocation=preallocation, options=options, secret=secret)
         return
+    if layer.encrypted:
+        options |= {f"{layer.key_prefix}key-secret": "key", f"{layer.key_prefix}iter-time": "10"}
     text = ",".join(f"{name}={value}" for name, value in options.items())
     argv = ["-o", text] if text else []
-    made = run("qemu-img", "create", "-q", "-f", layer.format, *argv, path, str(layer.length))
+    made = run("qemu-img", "create", "-q", *SECRET, "-f", layer.format, *argv, path, str(layer.length))
     assert made.returncode == 0, made.stderr
 
 
-def _fill_all(layer: Layer, folder: Path, built: Built) -> None:
+def _fill_all(chain: Sequence[Layer], folder: Path, built: Built) -> None:
+    """The last of the chain."""
     commands: list[str] = []
-    for number, fill in enumerate(layer.fills):
+    for number, fill in enumerate(chain[-1].fills):
         if fill.kind == "snapshot":
-            change(layer, folder, commands)
-            taken = run("qemu-img", "snapshot", "-c", f"fill{number}", folder / layer.name)
+            change(chain, folder, commands)
+            taken = run(
+                "qemu-img", "snapshot", *SECRET, "-c", f"fill{number}", "--image-opts", options_of(chain, folder)
+            )
             assert taken.returncode == 0, taken.stderr
             built.snapshots[f"fill{number}"] = built.model.copy()
             commands = []
             continue
         commands.append(str(fill))
         built.model.write(fill.offset, fill.data)
-    change(layer, folder, commands)
+    change(chain, folder, commands)
 
 
-def change(layer: Layer, folder: Path, commands: list[str]) -> None:
-    """Lets qemu-io do all of them."""
+def change(chain: Sequence[Layer], folder: Path, commands: list[str]) -> None:
+    """Lets qemu-io do all of them to the last of the chain."""
     if commands:
-        qemu_io(layer.format, folder / layer.name, *commands)
-
-
-def read_by_qemu(path: Path, folder: Path, *, snapshot: str | None = None) -> Model:
-    """The disk, or one of its snapshots, as qemu reads it."""
-    raw = folder / "qemu.raw"
-    which = ["-l", f"snapshot.name={snapshot}"] if snapshot else []
-    done = run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", *which, path, raw)
-    assert done.returncode == 0, done.stderr
-    return load(raw)
+        arguments = [argument for command in commands for argument in ("-c", command)]
+        done = run("qemu-io", *SECRET, "--image-opts", *arguments, options_of(chain, folder))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "failed" not in done.stdout, done.stdout

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from formats import luks
 from formats.errors import ImageError
 from formats.host_file import HostFile
 from formats.image import Image
@@ -20,17 +21,21 @@ from formats.qcow2.check import check
 from formats.qcow2.image import Qcow2
 from formats.registry import open_chain
 from tests.copy_on_write import recipe as recipes
+from tests.copy_on_write.bitmaps import Bitmaps
 from tests.copy_on_write.history import History
+from tests.copy_on_write.layer import KEY, SECRET, Layer, options_of
 from tests.copy_on_write.model import Model
 from tests.copy_on_write.recipe import Recipe
 from tests.formats.reference import run
 from vstore import block_map, commits
 from vstore.chain import Chain
 from vstore.disk import Disk
+from vstore.transfer.offline import Place
 
 STEP = 1 << 20
 LONG = 64 << 20  # disks beyond it are looked at only where something was written, and around it
 AROUND = 512
+FEW_ITERATIONS = 2000  # of PBKDF2, so that a new LUKS header takes no second
 
 
 class Disagreement(AssertionError):  # noqa: N818
@@ -43,10 +48,12 @@ class World:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self.done: Counter[str] = Counter()
-        self.depth = len(recipe.layers)
+        self.chain, self.under = recipe.layers, recipe.layers[:-1]  # `under`: what the top was made over
+        self.bitmaps = Bitmaps()
+        self._tuning = contextlib.ExitStack()
+        self._tuning.enter_context(mock.patch.object(luks, "_ITERATIONS", FEW_ITERATIONS))
         built = recipes.build(recipe, folder)
         self.model, self.snapshots = built.model, built.snapshots
-        self._tuning = contextlib.ExitStack()
         for name, value in recipe.tuning.items():
             module = next(module for module in (block_map, commits) if hasattr(module, name))
             self._tuning.enter_context(mock.patch.object(module, name, value))
@@ -63,17 +70,25 @@ class World:
     # ---- opening and closing ----
 
     @property
+    def top(self) -> Layer:
+        """The image that the disk writes to."""
+        return self.chain[-1]
+
+    @property
+    def place(self) -> Place:
+        return Place(str(self.path), self.top.format, secrets=[KEY])
+
+    @property
     def path(self) -> Path:
-        """The top image."""
-        return self.folder / self.recipe.top.name
+        return self.folder / self.top.name
 
     @property
     def is_qcow2(self) -> bool:
-        return self.recipe.top.format == "qcow2"
+        return self.top.format == "qcow2"
 
     def images(self, *, read_only: bool = False) -> list[Image]:
         """The whole chain."""
-        return open_chain(self.recipe.top.format, self.path, read_only=read_only, direct=self.recipe.direct)
+        return open_chain(self.top.format, self.path, read_only=read_only, direct=self.recipe.direct, secrets=[KEY])
 
     def open(self) -> None:
         """Puts a disk over the images; what they hold is durable."""
@@ -95,20 +110,28 @@ class World:
 
     def ask_qemu(self) -> None:
         """Nobody has the image open."""
+        options = options_of(self.chain, self.folder)
         if self.is_qcow2:
-            checked = run("qemu-img", "check", "-f", "qcow2", self.path)
+            checked = run("qemu-img", "check", *SECRET, "--image-opts", options)
             if checked.returncode:
                 raise Disagreement(f"qemu-img check: {checked.stdout[:2000]}{checked.stderr[:500]}")
-        model = self.folder / "model.raw"
-        self.model.save(model)
-        self._compare(self.path, self.recipe.top.format, model)
-        if "data_file_raw" in self.recipe.top.options:
-            self._compare(self.folder / f"{self.recipe.top.name}.data", "raw", model)
+            if wrong := self.bitmaps.wrong(self.chain, self.folder):
+                raise Disagreement(wrong)
+        self.model.save(self.folder / "model.raw")
+        self._compare(options)
+        if "data_file_raw" in self.top.options:
+            self._compare(f"driver=raw,file.filename={self.path}.data")
 
-    def _compare(self, path: Path, format: str, model: Path) -> None:
-        same = run("qemu-img", "compare", "-f", format, "-F", "raw", path, model)
+    def _compare(self, options: str) -> None:
+        model = f"driver=raw,file.filename={self.folder / 'model.raw'}"
+        same = run("qemu-img", "compare", *SECRET, "--image-opts", options, model)
         if same.returncode or "mismatch" in same.stdout + same.stderr:
-            raise Disagreement(f"qemu-img compare {path.name}: {same.stdout[:500]}{same.stderr[:500]}")
+            raise Disagreement(f"qemu-img compare {options}: {same.stdout[:500]}{same.stderr[:500]}")
+
+    def changed(self, offset: int, data: bytes) -> None:
+        """A write, whoever made it, has ended."""
+        self.history.changed(offset, data)
+        self.bitmaps.touched(offset, len(data))
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -126,6 +149,11 @@ class World:
             for image in images:
                 closing.enter_context(image)
             yield images
+
+    def goes_on_in(self, layer: Layer, under: tuple[Layer, ...]) -> None:
+        """Nobody has any image open; the disk reads the same in this one, which has no snapshots and no bitmaps."""
+        self.chain, self.under = (*under, layer), under
+        self.snapshots, self.bitmaps = {}, Bitmaps()
 
     def repair(self) -> None:
         """After a crash: what was reserved has leaked, and nothing else is wrong."""
@@ -190,7 +218,7 @@ class World:
             raise Disagreement(f"{len(found)} bytes at {offset} instead of {len(wanted)}")
         wrong = [n for n in range(len(wanted)) if found[n] != wanted[n]]
         at, last = wrong[0], wrong[-1]
-        block, within = divmod(offset + at, self.recipe.top.cluster)
+        block, within = divmod(offset + at, self.top.cluster)
         raise Disagreement(
             f"{len(wrong)} bytes wrong from {offset + at} to {offset + last} (block {block}, byte {within}): "
             f"{found[at : at + 16].hex(' ')} instead of {wanted[at : at + 16].hex(' ')}"

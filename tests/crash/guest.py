@@ -13,12 +13,14 @@ from pathlib import Path
 
 from formats.host_file import HostFile
 from formats.image import Reference
+from formats.qcow2.bitmaps import Bitmaps
+from formats.qcow2.check import check
 from formats.qcow2.image import Qcow2
 from formats.qcow2.snapshots import Snapshots
 from formats.registry import open_chain, open_image
 from tests.crash.history import ZEROS, filled
 from tests.crash.recording import SECTOR, Marker
-from tests.crash.variants import TOP, Variant
+from tests.crash.variants import KEY, TOP, Variant
 from vstore.disk import Disk
 from vstore.transfer.commit import commit
 from vstore.transfer.rebase import rebase
@@ -74,11 +76,12 @@ class Guest:
         self._draw = random.Random(f"{variant.name}:{seed}")
         self._numbers = itertools.count(1)
         self._rows = Rows()
+        self._bitmaps = [f"by-{granularity}" for granularity in variant.bitmaps]
         self._snapshots = [f"before-{n}" for n in range(variant.snapshots)]
         self._open()
 
     def _open(self) -> None:
-        self._disk = Disk(*open_chain("qcow2", self._files / TOP))
+        self._disk = Disk(*open_chain("qcow2", self._files / TOP, secrets=[KEY]))
 
     def run(self) -> None:
         for phase in range(PHASES):
@@ -212,5 +215,48 @@ class Guest:
     def _offline(self, verb: str, name: str, edit: Callable[[Snapshots], object]) -> None:
         self._close()
         with Qcow2(HostFile.from_path(self._files / TOP)) as image, self._asked(verb, name=name):
+            image.unlock([KEY])
             edit(image.snapshots)
         self._open()
+
+    def _abandon(self) -> None:
+        """The process that has the disk is gone: what it had reserved has leaked, what it counted late is wrong. Then
+        the image is repaired."""
+        self._flush()
+        abandoned(self._disk)
+        with HostFile.from_path(self._files / TOP) as file, self._asked("move"):
+            check(file, repair="all")
+        self._open()
+
+    def _add_bitmap(self) -> None:
+        name = f"added-{next(self._numbers)}"
+        self._on_bitmaps("bitmap", name, lambda bitmaps: bitmaps.add(name, granularity=self._draw.choice([512, 4096])))
+        self._bitmaps.append(name)
+
+    def _clear_bitmap(self) -> None:
+        if self._bitmaps:
+            name = self._draw.choice(self._bitmaps)
+            self._on_bitmaps("bitmap", name, lambda bitmaps: bitmaps.clear(name))
+
+    def _remove_bitmap(self) -> None:
+        if self._bitmaps:
+            name = self._bitmaps.pop(self._draw.randrange(len(self._bitmaps)))
+            self._on_bitmaps("move", name, lambda bitmaps: bitmaps.remove(name))
+
+    def _on_bitmaps(self, verb: str, name: str, edit: Callable[[Bitmaps], None]) -> None:
+        self._close()
+        with Qcow2(HostFile.from_path(self._files / TOP), track_writes=True) as image, self._asked(verb, name=name):
+            edit(image.bitmaps)
+        self._open()
+
+
+def abandoned(disk: Disk) -> None:
+    """Lets go of a disk as the end of its process does."""
+    if disk._keeper:
+        disk._keeper.stop()
+    disk._closed = True
+    disk._threads.shutdown()
+    disk.volume.close()
+    if isinstance(disk.image, Qcow2):
+        disk.image.writer = None
+    disk._close_images()

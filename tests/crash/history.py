@@ -102,6 +102,14 @@ def _up_to(steps: list[Step], under_way: set[int]) -> list[int]:
     return [step.generation for step in steps[first:]]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Where a bitmap began, or was cleared, and how many sectors the disk had."""
+
+    position: int
+    sectors: int
+
+
 @dataclass
 class History:
     """Built from a recording's marks. `initial`: what `variants.prepare` told."""
@@ -116,6 +124,8 @@ class History:
         self._length = len(content)
         self.lengths: list[tuple[int, int]] = []  # position from which a length may be, sectors
         self.lengths_done: list[tuple[int, int]] = [(-1, self._length)]
+        self._first = Begun(0, self._length)
+        self.bitmaps: dict[str, list[Begun]] = {}  # those that are there from the beginning only when they are cleared
         self._open: dict[int, tuple[dict[str, Any], int]] = {}
         self._requests: list[Request] = []
         self._by_number: dict[int, Request] = {}
@@ -127,6 +137,11 @@ class History:
         if "ask" in mark:
             self._open[mark["ask"]] = (mark, position)
             getattr(self, f"_asked_{mark['verb']}")(position, mark)
+        elif "failed" in mark:
+            asked, _ = self._open.pop(mark["failed"])
+            self._by_number.pop(mark["failed"], None)  # it may be there or not
+            if asked["verb"] == "close":
+                self._requests.clear()  # and so may all that waited for it
         else:
             asked, since = self._open.pop(mark["answer"])
             getattr(self, f"_answered_{asked['verb']}")(position, asked, since)
@@ -219,6 +234,33 @@ class History:
 
     def _answered_delete(self, _position: int, asked: dict[str, Any], _since: int) -> None:
         del asked
+
+    # bitmaps
+
+    def _asked_bitmap(self, position: int, mark: dict[str, Any]) -> None:
+        """From here on it need not know of older changes."""
+        self.bitmaps.setdefault(mark["name"], [self._first]).append(Begun(position, self._length))
+
+    def _answered_bitmap(self, _position: int, _asked: dict[str, Any], _since: int) -> None:
+        pass
+
+    def clean(self, name: str, position: int, content: bytes) -> set[int]:
+        """Sectors of a disk that a crash at `position` has left with this content, which may be clean in a bitmap that
+        says it is true: those that show what they did when it began, and those that a shorter disk did not have."""
+        begun = [begun for begun in self.bitmaps.get(name, [self._first]) if begun.position <= position][-1]
+        shorter = [sectors for asked, sectors in self.lengths if begun.position < asked < position]
+        end = min([begun.sectors, *shorter])
+        return {
+            sector
+            for sector in range(len(content) // SECTOR)
+            if sector >= end
+            or content[sector * SECTOR : (sector + 1) * SECTOR] == pattern(sector, self._at(sector, begun))
+        }
+
+    def _at(self, sector: int, begun: Begun) -> int:
+        """What it showed when the bitmap began: nobody had the disk open."""
+        steps = self.sectors[sector]
+        return steps[bisect_left(steps, begun.position, key=lambda step: step.asked) - 1].generation
 
     # what may be
 

@@ -15,12 +15,12 @@ from formats.image import Image
 from formats.qcow2.check import check
 from formats.qcow2.header import Header
 from formats.qcow2.image import Qcow2
-from formats.qcow2.structures import MAGIC, Incompatible
-from formats.registry import open_chain
+from formats.qcow2.structures import MAGIC, BitmapFlags, Extension, Incompatible
+from formats.registry import open_chain, open_image
 from tests.crash.history import History, filled
 from tests.crash.recording import SECTOR
 from tests.crash.states import State
-from tests.crash.variants import TOP
+from tests.crash.variants import KEY, TOP, opened
 from vstore.chain import Chain
 from vstore.disk import Disk
 
@@ -67,7 +67,7 @@ class Judge:
         self._repair()
         if qemu:
             self._check("repaired", qemu=True, leaks=False)
-        chain = open_chain("qcow2", self._top, read_only=True)
+        chain = open_chain("qcow2", self._top, read_only=True, secrets=[KEY])
         self._look_at_snapshots(chain, state.position)
         content = Chain(chain).compose(0, len(expected))
         if content != expected:
@@ -77,9 +77,11 @@ class Judge:
 
     def _use(self, state: State) -> bytes:
         """Looks at all of it, writes to some of it; returns what is to be read from now on."""
-        disk = Disk(*open_chain("qcow2", self._top))
+        bitmaps = self._believable()
+        disk = Disk(*open_chain("qcow2", self._top, secrets=[KEY]))
         try:
             content = bytearray(disk.read_blocking(0, disk.length))
+            self._look_at_bitmaps(bitmaps, state.position, bytes(content))
             sectors = len(content) // SECTOR
             if sectors not in self._history.length_allowed(state.position):
                 self._complaints.append(f"the disk has {sectors} sectors")
@@ -93,6 +95,29 @@ class Judge:
         finally:
             disk.close()
         return bytes(content)
+
+    def _believable(self) -> dict[str, set[int]]:
+        """Of each bitmap that says it is true, the sectors that it says are dirty."""
+        with HostFile.from_path(self._top, read_only=True) as file:
+            if not Header.read(file).extension(Extension.BITMAPS):
+                return {}
+        found = {}
+        with open_image("qcow2", self._top, read_only=True) as image:
+            assert isinstance(image, Qcow2)
+            for entry in image.bitmaps.entries:
+                if not entry.flags & BitmapFlags.IN_USE:
+                    spans = image.bitmaps.find(entry.name).dirty()
+                    found[entry.name] = {
+                        sector for at, length in spans for sector in range(at // SECTOR, (at + length) // SECTOR)
+                    }
+        return found
+
+    def _look_at_bitmaps(self, found: dict[str, set[int]], position: int, content: bytes) -> None:
+        for name, dirty in found.items():
+            clean = self._history.clean(name, position, content)
+            misled = sorted(set(range(len(content) // SECTOR)) - dirty - clean)
+            if misled:
+                self._complaints.append(f"bitmap {name} says that sectors {misled[:8]} have not changed")
 
     def _look_at_snapshots(self, chain: list[Image], position: int) -> None:
         top = chain[0]
@@ -122,12 +147,13 @@ class Judge:
 
     def _check(self, when: str, *, qemu: bool, leaks: bool) -> None:
         with HostFile.from_path(self._top, read_only=True) as file:
-            report = check(file)
+            report, encrypted = check(file), Header.read(file).encrypted
         if report.corruptions or (report.leaks and not leaks):
             self._complaints.append(f"{when}: {sorted(report.findings)[:4]}")
         if not qemu:
             return
-        argv = ["qemu-img", "check", "-f", "qcow2", TOP]  # there, because it looks for data files where it runs
+        # there, because it looks for data files where it runs
+        argv = ["qemu-img", "check", *opened(secret=encrypted)]
         told = subprocess.run(argv, cwd=self._folder, capture_output=True, check=False)
         ours = 2 if report.corruptions else 3 if report.leaks else 0
         if told.returncode != ours:

@@ -13,6 +13,7 @@
  *
  * VSTORE_CRASH_FOLDER: absolute path of the folder whose files are watched. VSTORE_CRASH_LOG: the log.
  * VSTORE_CRASH_REFUSE=punch: no hole can be punched, as on a file system that has none.
+ * VSTORE_CRASH_FAIL: what is to fail, see faults.c.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -32,8 +33,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { FILE_SEEN = 1, WRITE, TRUNCATE, PUNCH, ZERO, ALLOCATE, BARRIER }; /* recording.py's Kind */
-enum { DURABLE = 1, KEEP_SIZE = 2 };                                     /* flags of a record */
+#include "recorder.h"
+
+enum { DURABLE = 1, KEEP_SIZE = 2 }; /* flags of a record */
 enum { MOST_FILES = 4096, LOG_DESCRIPTOR = 700 };
 
 /* fs/ioctl.c: what any file system serves by the code of fallocate(2) with FALLOC_FL_KEEP_SIZE. */
@@ -66,15 +68,14 @@ static char folder[PATH_MAX];
 static dev_t device;
 static bool refuses_punch;
 
-static void die(const char *why)
+void die(const char *why)
 {
 	fprintf(stderr, "recorder: %s: %s\n", why, strerror(errno));
 	abort();
 }
 
-/* Under the lock, or before there are threads. */
-static void note(uint32_t kind, int file, uint64_t offset, uint64_t length, uint32_t flags, const struct iovec *data,
-		 int count)
+void note(uint32_t kind, int file, uint64_t offset, uint64_t length, uint32_t flags, const struct iovec *data,
+	  int count)
 {
 	struct record record = { kind, (uint32_t)file, offset, length, flags, 0 };
 	struct iovec parts[IOV_MAX] = { { &record, sizeof(record) } };
@@ -142,6 +143,7 @@ __attribute__((constructor)) static void begin(void)
 		die(where);
 	device = status.st_dev;
 	refuses_punch = refuse && !strcmp(refuse, "punch");
+	faults_begin();
 	int fd = open(log, O_WRONLY | O_APPEND | O_CLOEXEC);
 	log_descriptor = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, LOG_DESCRIPTOR);
 	if (log_descriptor < 0)
@@ -157,13 +159,21 @@ __attribute__((constructor)) static void begin(void)
 
 /* ---- writes ---- */
 
+static ssize_t write_now(int fd, const struct iovec *iov, int count, int64_t offset, int flags, int file)
+{
+	if (fails(WRITE, file))
+		return errno ? -1 : half_written(fd, iov, count, offset, flags);
+	if (offset < 0 && !flags)
+		return syscall(SYS_writev, fd, iov, (long)count);
+	return syscall(SYS_pwritev2, fd, iov, (long)count, (long)offset, 0L, flags);
+}
+
 static ssize_t written(int fd, const struct iovec *iov, int count, int64_t offset, int flags)
 {
 	pthread_mutex_lock(&lock);
 	int file = watched(fd);
 	int64_t at = offset >= 0 ? offset : lseek(fd, 0, SEEK_CUR);
-	ssize_t done = offset >= 0 || flags ? syscall(SYS_pwritev2, fd, iov, (long)count, (long)offset, 0L, flags)
-					    : syscall(SYS_writev, fd, iov, (long)count);
+	ssize_t done = write_now(fd, iov, count, offset, flags, file);
 	int error = errno;
 	if (file >= 0 && done > 0)
 		note(WRITE, file, (uint64_t)at, (uint64_t)done, flags & (RWF_DSYNC | RWF_SYNC) ? DURABLE : 0, iov,
@@ -258,7 +268,8 @@ ssize_t sendfile(int to, int from, off_t *offset, size_t length) __attribute__((
 int ftruncate64(int fd, off_t length)
 {
 	pthread_mutex_lock(&lock);
-	int file = watched(fd), result = (int)syscall(SYS_ftruncate, fd, length), error = errno;
+	int file = watched(fd), result = fails(TRUNCATE, file) ? -1 : (int)syscall(SYS_ftruncate, fd, length);
+	int error = errno;
 	if (file >= 0 && !result)
 		note(TRUNCATE, file, 0, (uint64_t)length, 0, NULL, 0);
 	pthread_mutex_unlock(&lock);
@@ -277,7 +288,9 @@ static int space_changed(int fd, int mode, int64_t offset, int64_t length)
 		die("a mode of fallocate that no test knows");
 	pthread_mutex_lock(&lock);
 	int file = watched(fd), error = EOPNOTSUPP;
-	if (file < 0 || !refuses_punch || !(punches || zeroes)) {
+	if (fails(punches ? PUNCH : zeroes ? ZERO : ALLOCATE, file)) {
+		error = errno;
+	} else if (file < 0 || !refuses_punch || !(punches || zeroes)) {
 		result = (int)syscall(SYS_fallocate, fd, mode, offset, length);
 		error = errno;
 	}
@@ -328,7 +341,7 @@ int ioctl(int fd, unsigned long request, ...)
 static int made_durable(int fd, long call)
 {
 	pthread_mutex_lock(&lock);
-	int file = watched(fd), result = (int)syscall(call, fd), error = errno;
+	int file = watched(fd), result = fails(BARRIER, file) ? -1 : (int)syscall(call, fd), error = errno;
 	if (file >= 0 && !result)
 		note(BARRIER, file, 0, 0, 0, NULL, 0);
 	pthread_mutex_unlock(&lock);

@@ -34,6 +34,7 @@ class Kind(IntEnum):
     ALLOCATE = 6
     BARRIER = 7
     MARK = 8
+    FAILURE = 9  # a call that was made to fail: `offset` is its kind, `length` its errno
 
 
 _DURABLE, _KEEP_SIZE = 1, 2
@@ -148,7 +149,21 @@ def recorder() -> Path:
     return RECORDER
 
 
-def environment(folder: Path, *, refuse: str = "") -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The calls of one kind that fail: those of these numbers, counted from 0, with this errno; see recorder.c."""
+
+    kind: Kind
+    first: int
+    last: int
+    error: int
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}:{self.first}:{self.last}:{self.error}"
+
+
+def environment(folder: Path, *, refuse: str = "", fault: Fault | None = None) -> dict[str, str]:
     """For a process whose doings in `folder`/files are to be recorded in `folder`/log."""
     names = {"VSTORE_CRASH_FOLDER": str(folder / "files"), "VSTORE_CRASH_LOG": str(folder / "log")}
-    return {**os.environ, **names, "VSTORE_CRASH_REFUSE": refuse, "LD_PRELOAD": str(recorder())}
+    names |= {"VSTORE_CRASH_REFUSE": refuse, "VSTORE_CRASH_FAIL": str(fault or "")}
+    return {**os.environ, **names, "LD_PRELOAD": str(recorder())}

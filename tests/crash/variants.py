@@ -8,13 +8,20 @@ import random
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+from formats import luks
+from formats.host_file import HostFile
+from formats.qcow2.image import Qcow2
+from formats.qcow2.structures import WORD
+from formats.registry import create_image
 from tests.crash.history import PARENT, POISON, ZEROS, filled, pattern
 from tests.crash.recording import SECTOR
 
 TOP = "disk.qcow2"
 SECTORS = 512  # of a disk
 POISONED = 12  # clusters
+CLUSTERS_LEFT = 200  # of a crowded image
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,9 @@ class Variant:
     live: bool = False  # snapshots are taken and deleted while the guest writes
     longer: bool = False  # the parent goes on behind the end of the disk; else it ends before
     refuse: str = ""  # what the file system cannot do
+    bitmaps: tuple[int, ...] = ()  # that the image has before the workload, by their granularity
+    secret: bool = False  # the image is encrypted
+    crowded: bool = False  # so full that its refcount table is soon too short
     sectors: int = SECTORS
 
     @property
@@ -45,6 +55,9 @@ class Variant:
 _RESIZING = ("reopen", "resize")
 _SNAPSHOTS = ("reopen", "snapshot", "apply", "delete")
 _MOVING = ("reopen", "commit", "rebase")
+_BITMAPS = ("reopen", "resize", "add_bitmap", "remove_bitmap", "clear_bitmap")
+_REPAIRING = ("reopen", "abandon")
+KEY = b"of every encrypted disk"
 OTHER = -100  # generation of the parent to rebase to
 
 VARIANTS = {
@@ -74,6 +87,15 @@ VARIANTS = {
         Variant("served, extended L2", "cluster_size=16384,extended_l2=on", "raw", served=True, live=True),
         Variant("data file", "cluster_size=4096,data_file=disk.data"),
         Variant("raw data file", "cluster_size=4096,data_file=disk.data,data_file_raw=on"),
+        Variant("bitmaps", "cluster_size=4096", bitmaps=(512, 65536), verbs=_BITMAPS),
+        Variant("bitmaps, moved", "cluster_size=512", "raw", bitmaps=(4096,), verbs=(*_MOVING, *_BITMAPS[2:])),
+        Variant("bitmaps, live", "cluster_size=16384,extended_l2=on", bitmaps=(4096,), live=True),
+        Variant("repaired", "cluster_size=4096,refcount_bits=64", verbs=_REPAIRING),
+        Variant("recounted", "cluster_size=2048,lazy_refcounts=on", "raw", verbs=_REPAIRING),
+        Variant("crowded", "cluster_size=512,refcount_bits=64", verbs=("reopen",), crowded=True),
+        Variant("crowded, live", "cluster_size=512,refcount_bits=64", live=True, crowded=True),
+        Variant("encrypted", "cluster_size=4096", secret=True, snapshots=1, verbs=(*_SNAPSHOTS, "resize")),
+        Variant("encrypted over a parent", "cluster_size=16384", "qcow2", secret=True, verbs=_RESIZING),
     )
 }
 
@@ -101,8 +123,12 @@ def prepare(variant: Variant, files: Path, seed: int) -> dict[str, list[int]]:
     shown = {"": content}
     for number in range(variant.snapshots):
         _fill(variant, files, content, -2 - number, seeded)
-        _qemu(files, "snapshot", "-c", f"before-{number}", TOP)
+        _qemu(files, "snapshot", "-c", f"before-{number}", *opened(secret=variant.secret))
         shown[f"before-{number}"] = list(content)
+    for granularity in variant.bitmaps:
+        _qemu(files, "bitmap", "--add", "-g", granularity, TOP, f"by-{granularity}")
+    if variant.crowded:
+        _crowd(files / TOP)
     _poison(files / TOP, variant)
     source.unlink(missing_ok=True)
     return shown
@@ -122,7 +148,19 @@ def _make_top(variant: Variant, files: Path) -> None:
         _qemu(files, "convert", "-c", "-O", "qcow2", "-o", variant.options, "source", TOP)
         return
     backing = ["-b", "parent", "-F", variant.parent] if variant.parent else []
+    if variant.secret:
+        _make_encrypted(variant, files / TOP)
+        return
     _qemu(files, "create", "-f", "qcow2", "-o", variant.options, *backing, TOP, variant.sectors * SECTOR)
+
+
+def _make_encrypted(variant: Variant, path: Path) -> None:
+    """By us: each state opens it anew, and a key of qemu's takes longer than all else."""
+    options = dict(word.split("=") for word in variant.options.split(",")) | {"encrypt.format": "luks"}
+    if variant.parent:
+        options |= {"backing_file": "parent", "backing_fmt": variant.parent}
+    with mock.patch.object(luks, "_ITERATIONS", 1000):
+        create_image("qcow2", path, variant.sectors * SECTOR, options=options, secret=KEY)
 
 
 def _fill(variant: Variant, files: Path, content: list[int], generation: int, seeded: random.Random) -> None:
@@ -130,9 +168,19 @@ def _fill(variant: Variant, files: Path, content: list[int], generation: int, se
     for _ in range(8):
         first, count = seeded.randrange(variant.sectors - 64), seeded.randrange(1, 64)
         (files / "row").write_bytes(filled(first, count, generation))
-        _run(files, "qemu-io", "-f", "qcow2", "-c", f"write -s row {first * SECTOR} {count * SECTOR}", TOP)
+        _run(files, "qemu-io", *opened(secret=variant.secret), "-c", f"write -s row {first * SECTOR} {count * SECTOR}")
         content[first : first + count] = [generation] * count
     (files / "row").unlink()
+
+
+def _crowd(path: Path) -> None:
+    """Leaks nearly all clusters that the refcount table has room for."""
+    with Qcow2(HostFile.from_path(path)) as image:
+        assert image.writer is not None
+        words = image.header.start.refcount_table_clusters * image.header.cluster_size // WORD
+        room = words * image.header.cluster_size * 8 // image.header.refcount_bits
+        image.writer.allocator.take(room - image.file.length // image.header.cluster_size - CLUSTERS_LEFT)
+        image.writer.flush()
 
 
 def _poison(path: Path, variant: Variant) -> None:
@@ -142,6 +190,14 @@ def _poison(path: Path, variant: Variant) -> None:
         end = -(-file.seek(0, 2) // size) * size
         file.seek(end)
         file.write(POISON * (POISONED * size // len(POISON)))
+
+
+def opened(*, secret: bool) -> list[str]:
+    """How qemu's tools are told of the top image."""
+    if not secret:
+        return ["--image-opts", f"driver=qcow2,file.filename={TOP}"]
+    key = ["--object", f"secret,id=key,data={KEY.decode()}", "--image-opts"]
+    return [*key, f"driver=qcow2,file.filename={TOP},encrypt.key-secret=key"]
 
 
 def _qemu(files: Path, *arguments: object) -> None:

@@ -110,7 +110,8 @@ int vs_volume_tracked(vs_volume *volume, uint64_t *offset, uint64_t *length)
 		return 0;
 	if (atomic_load(&track->lost))
 		return -ENOMEM;
-	uint64_t first = find(track, *offset >> track->shift, true), end = find(track, first, false);
+	uint64_t after = (*offset >> track->shift) + !!(*offset & ((1ull << track->shift) - 1)); /* its own was told */
+	uint64_t first = find(track, after, true), end = find(track, first, false);
 	if (first == end || first << track->shift >= disk)
 		return 0;
 	*offset = first << track->shift;

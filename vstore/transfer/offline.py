@@ -90,7 +90,8 @@ class Place:
 
     def named(self, name: str, format: str) -> "Place":
         """What this image would mean by such a reference."""
-        return Place(os.path.join(os.path.dirname(self.path), name), format, (self.directory, *self.beneath))
+        beneath = (self.directory, *self.beneath)
+        return Place(os.path.join(os.path.dirname(self.path), name), format, beneath, secrets=self.secrets)
 
     @property
     def directory(self) -> str:
