@@ -20,9 +20,9 @@ from api.addresses import Address
 from api.app import create_app
 from api.paths import Paths
 from api.token import kept_digest
+from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.store import Store
 from vstore.store.directories import PASSABLE, make
-from vstore.target.main import raise_descriptor_limit
 from vstore.vhost_user.listener import Listener, Permissions
 
 _log = logging.getLogger(__name__)

@@ -216,6 +216,8 @@ class Image(abc.ABC):
     """Whether `resize` can make it longer and shorter."""
     zeroes: bool = False
     """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
+    going_on: Callable[[], None] = staticmethod(lambda: None)
+    """Called now and then while a verb of the image takes long."""
     identity: bool = False
     """Whether new blocks lie in layer 1 at the guest's own offset, so that none need be reserved."""
 

@@ -9,6 +9,7 @@ is not at hand: over a parent, resize through `vstore.disk.Disk`.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from formats.errors import UnsupportedFeature
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from formats.qcow2.image import Qcow2
 
 _PLACE = (1 << 48) - 1  # of an entry
-_BATCH = 1 << 14  # blocks changed together
+_BATCH = 1 << 18  # blocks changed together
 
 
 def resize(image: "Qcow2", length: int, *, shows_parent: bool = False) -> None:
@@ -56,17 +57,27 @@ def _cut_off(image: "Qcow2", first: int, count: int) -> None:
     assert image.writer is not None
     over_parent = image.backing is not None and image.entries.can_zero
     state = BlockState.ZERO if over_parent else BlockState.HOLE
-    for run in image.load(first, count) if count else ():
-        if run.entry != entry(BlockState.HOLE):
-            image.writer.apply([Change(run.first + n, entry(state)) for n in range(run.count)])
+    for at, few in _batches(first, count):
+        for run in image.load(at, few):
+            if run.entry != entry(BlockState.HOLE):
+                image.writer.apply([Change(run.first, entry(state), count=run.count)])
+        image.writer.flush()
+        image.going_on()
 
 
 def _zero_all(image: "Qcow2", first: int, count: int) -> None:
     """Makes blocks ZERO, whatever they are."""
     assert image.writer is not None
+    for at, few in _batches(first, count):
+        image.writer.apply([Change(at, entry(BlockState.ZERO), count=few)])
+        image.writer.flush()
+        image.going_on()
+
+
+def _batches(first: int, count: int) -> Iterator[tuple[int, int]]:
     end = first + count
     for at in range(first, end, _BATCH):
-        image.writer.apply([Change(block, entry(BlockState.ZERO)) for block in range(at, min(end, at + _BATCH))])
+        yield at, min(_BATCH, end - at)
 
 
 def _clear_tail(image: "Qcow2", length: int) -> None:

@@ -120,7 +120,7 @@ class Snapshots:
         freeze = self.freeze(name, identity=identity, now=now)
         with _abandoning(freeze):
             while freeze.step():
-                pass
+                self._image.going_on()
             return freeze.finish()
 
     def delete(self, which: str) -> None:
@@ -128,10 +128,10 @@ class Snapshots:
         deletion = self.begin_delete(which)
         with _abandoning(deletion):
             while deletion.step():
-                pass
+                self._image.going_on()
             deletion.finish()
         while deletion.reclaim():
-            pass
+            self._image.going_on()
 
     def apply(self, which: str) -> None:
         """Makes the disk what it was, its length included; the snapshot stays. Nobody may use the disk meanwhile."""

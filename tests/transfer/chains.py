@@ -64,6 +64,15 @@ def told(*arguments: object) -> Any:
     return json.loads(qemu(*arguments, "--output=json"))
 
 
+def empty_chain(folder: Path, depth: int) -> list[Path]:
+    """Short qcow2 images without content over each other, the bottom one first."""
+    made: list[Path] = []
+    for number in range(depth):
+        made.append(folder / f"layer{number}.qcow2")
+        create(made[-1], "qcow2", 1 << 20, (made[-2], "qcow2") if number else None, "")
+    return made
+
+
 def chain_of(folder: Path, lengths: Sequence[int], options: Sequence[str] = (), *, seed: int = 1) -> list[Path]:
     """qcow2 images over each other, the bottom one first, each with content of its own."""
     made: list[Path] = []

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ import pytest
 
 from formats.errors import CorruptImage, ImageNotFound, UnsupportedFeature
 from formats.registry import create_image
+from tests.formats.reference import qemu_io
 from tests.store.world import MIB, ROOT, eventually
+from tests.transfer.chains import empty_chain
 from vstore.worker import client
 from vstore.worker.client import run
 from vstore.worker.wire import Cancelled, ImageFile, Work, WorkerFailed, told, understood
@@ -118,6 +121,48 @@ def test_a_worker_has_limits_and_only_the_descriptors_it_was_given(
     run(Work("info", {"image": [image]}), cancelled=during(look))
     os.close(stranger)
     assert seen == {"files": {str(tmp_path / "a.qcow2")}, "sockets": []}
+
+
+def test_a_worker_takes_a_chain_that_is_longer_than_the_usual_limit_of_open_files_allows(tmp_path: Path) -> None:
+    chain = empty_chain(tmp_path, 30)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = [os.open(path, os.O_RDONLY) for path in reversed(chain)]
+    files = [
+        ImageFile("qcow2", path.name, descriptor, read_only=True)
+        for path, descriptor in zip(reversed(chain), descriptors, strict=True)
+    ]
+    few = max(len(os.listdir("/proc/self/fd")), *descriptors) + 12
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        told = run(Work("map", {"image": files}, {"start": 0, "limit": 10}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [("resize", {"length": 1 << 19}), ("resize", {"length": 1 << 36}), ("take_snapshot", {"name": "two"})],
+)
+def test_a_change_tells_that_it_goes_on(tmp_path: Path, verb: str, options: dict[str, object]) -> None:
+    chain = empty_chain(tmp_path, 2)
+    qemu_io("qcow2", chain[1], "write 0 1M")
+    descriptors = [os.open(path, os.O_RDWR) for path in chain]
+    files = [
+        ImageFile("qcow2", path.name, each, read_only=path is chain[0])
+        for path, each in zip(chain, descriptors, strict=True)
+    ][::-1]
+    heard: list[tuple[int, int]] = []
+    run(Work(verb, {"image": files}, options), progress=lambda done, total: heard.append((done, total)))
+    if verb == "take_snapshot":
+        assert heard
+        heard.clear()
+        run(Work("delete_snapshot", {"image": files}, options), progress=lambda *told: heard.append(told))
+    assert heard
+    for each in descriptors:
+        os.close(each)
 
 
 def test_a_worker_that_does_not_give_up_is_killed(image: ImageFile, started: list["subprocess.Popen[bytes]"]) -> None:

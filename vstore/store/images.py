@@ -28,6 +28,7 @@ from vstore.store.parts import (
     same_or_taken,
 )
 from vstore.store.pool import Draft, Pool
+from vstore.store.reconcile import following
 from vstore.store.records import Image, Page
 from vstore.store.refusals import refusals_told
 from vstore.store.work import image_files
@@ -222,7 +223,7 @@ class ImageVerbs(Parts):
             ):
                 image.resize(size)
         elif row.file is not None:
-            with image_files(pool, chain, writable=1) as files:
+            with following(self.catalog, pool, row), image_files(pool, chain, writable=1) as files:
                 self.workers.do("resize", row.file, {"image": files}, length=size)
 
     def _resize_mapped(self, row: Row[Any], size: int, mapping: Row[Any]) -> None:

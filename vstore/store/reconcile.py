@@ -5,6 +5,8 @@ an image whose file is gone stays in the catalog as `missing`. Processes are the
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,20 @@ def adopt_length(catalog: Catalog, plan: LunPlan, length: int) -> None:
         _take_length(catalog, row, length)
 
 
+@contextmanager
+def following(catalog: Catalog, pool: Pool, *images: Row[Any]) -> Iterator[None]:
+    """Around work that changes the length of images: where it ends early, the catalog takes what they have then."""
+    try:
+        yield
+    except BaseException:
+        for image in images:
+            if image.file is not None:
+                with catalog.read() as connection:
+                    row = image_row(connection, pool, image.name)
+                _reconcile_image(catalog, pool, row)
+        raise
+
+
 def _reconcile_image(catalog: Catalog, pool: Pool, row: Row[Any]) -> None:
     try:
         with (
@@ -91,12 +107,12 @@ def _reconcile_parent(catalog: Catalog, pool: Pool, row: Row[Any], wanted: str |
         parent = connection.execute(query).one_or_none()
         if wanted is not None and parent is None:
             return
-        if _named_parent(pool, row) == (parent and parent.file):
+        if named_parent(pool, row) == (parent and parent.file):
             _log.warning("image_parent_adopted", extra={"image": row.name, "parent": wanted})
             change(connection, table, image_row(connection, pool, row.name), parent_id=parent and parent.id)
 
 
-def _named_parent(pool: Pool, row: Row[Any]) -> str | None:
+def named_parent(pool: Pool, row: Row[Any]) -> str | None:
     """The file that the image says its parent is; its own where it cannot be read, which is nobody's parent."""
     try:
         with (

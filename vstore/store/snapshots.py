@@ -25,6 +25,7 @@ from vstore.store.parts import (
     renew,
 )
 from vstore.store.pool import Pool
+from vstore.store.reconcile import following
 from vstore.store.records import Job, Page, Snapshot
 from vstore.store.work import image_files
 
@@ -108,7 +109,7 @@ class SnapshotVerbs(Looking):
             self.snapshot(where, row, snapshot)
 
             def work(job: RunningJob) -> None:
-                with image_files(where, [row], writable=1) as files:
+                with following(self.catalog, where, row), image_files(where, [row], writable=1) as files:
                     told = job.run("apply_snapshot", row.file, {"image": files}, name=snapshot)
                 with self.catalog.write() as connection:
                     now = image_row(connection, where, image)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, insert, select
 from vstore.store import schema
 from vstore.store.catalog import birth
 from vstore.store.chains import check_childless, check_depth, parents
-from vstore.store.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, Unsupported
+from vstore.store.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, StoreError, Unsupported
 from vstore.store.identifiers import check_labels, check_name
 from vstore.store.image_spec import ImageSpec, effective, file_name, offered, takes_parent
 from vstore.store.jobs import JobPlan, RunningJob
@@ -22,8 +22,10 @@ from vstore.store.looks import Looking
 from vstore.store.mappings import check_still, check_unmapped
 from vstore.store.parts import Parts, check_revision, image_row, renew
 from vstore.store.pool import Draft, Pool
+from vstore.store.reconcile import following, named_parent
 from vstore.store.records import Job
 from vstore.store.work import draft_file, image_files
+from vstore.worker.wire import Cancelled
 
 REPAIRS = ("none", "leaks", "all")
 MOST_REQUESTS = 1 << 24
@@ -68,7 +70,8 @@ class TransferVerbs(Looking):
             raise InvalidArgument("parent", "an image cannot be its own parent", "name another one")
 
         def work(job: RunningJob) -> None:
-            with image_files(where, old, writable=1) as chain, image_files(where, new) as above:
+            renaming = _unless_renamed(where, row, new[0] if new else None)
+            with renaming, image_files(where, old, writable=1) as chain, image_files(where, new) as above:
                 reference = None if not new else [new[0].file, new[0].format]
                 options = {"reference": reference, "unsafe": unsafe}
                 job.run("rebase", old[0].file, {"image": chain, "parents": above}, **options)
@@ -93,7 +96,7 @@ class TransferVerbs(Looking):
         where = self.pool(pool)
 
         def work(job: RunningJob) -> None:
-            with image_files(where, chain, writable=2) as files:
+            with following(self.catalog, where, *chain[:2]), image_files(where, chain, writable=2) as files:
                 told = job.run("commit", row.file, {"image": files})
             with self.catalog.write() as connection:
                 for each in chain[:2]:
@@ -233,6 +236,17 @@ class TransferVerbs(Looking):
             now = connection.execute(select(schema.images).where(schema.images.c.id == row.id)).one()
             renew(connection, schema.images, now, parent_id=parent_id)
             job.succeeded(connection, {"parent": job.plan.arguments["parent"]})
+
+
+@contextmanager
+def _unless_renamed(pool: Pool, row: Row[Any], parent: Row[Any] | None) -> Iterator[None]:
+    """Around a rebase: what is ended when the image names its new parent, which it does last of all, was done."""
+    try:
+        yield
+    except (StoreError, Cancelled):
+        file = None if parent is None else parent.file
+        if row.parent_id == (parent and parent.id) or named_parent(pool, row) != file:
+            raise
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vstore.store.refusals import refusals_told
 from vstore.worker import client
 from vstore.worker.wire import Cancelled, ImageFile, Work, WorkerFailed
 
-LONGEST = 100.0  # seconds that a request waits for its worker
+LONGEST = 100.0  # seconds that a request waits for its worker, or for a sign that it goes on
 _MOST_SHORT = 8  # workers that requests wait for, side by side; each may take as much memory as it is allowed
 _MOST_WAITING = 12  # requests behind those; each holds one of HTTP's 40 threads
 _WORKERS_END = 10.0  # seconds that the workers of the last daemon have to notice that it is gone
@@ -48,16 +48,23 @@ class Workers:
         os.close(self._descriptor)
 
     def do(self, verb: str, file: str, chains: Chains, **options: Any) -> dict[str, Any]:
-        """A short piece of work on `file`, that the caller waits for. Raises StoreError."""
-        deadline = time.monotonic() + LONGEST
+        """A piece of work on `file` that the caller waits for, as long as it goes on. Raises StoreError."""
         with _taken(self._asked, 0), _taken(self._short, LONGEST):
-            return self._do(verb, file, chains, deadline, options)
+            return self._do(Work(verb, dict(chains), options), file)
 
-    def _do(self, verb: str, file: str, chains: Chains, deadline: float, options: dict[str, Any]) -> dict[str, Any]:
+    def _do(self, work: Work, file: str) -> dict[str, Any]:
+        deadline = time.monotonic() + LONGEST
+
+        def heard(_done: int, _total: int) -> None:
+            nonlocal deadline
+            deadline = time.monotonic() + LONGEST
+
         try:
-            return self.run(Work(verb, dict(chains), options), file, cancelled=lambda: time.monotonic() > deadline)
+            return self.run(work, file, progress=heard, cancelled=lambda: time.monotonic() > deadline)
         except Cancelled:
-            raise WorkFailed(f"the work on {file} ({verb}) was not done within {LONGEST:g} s; it was ended") from None
+            raise WorkFailed(
+                f"the work on {file} ({work.verb}) made no progress for {LONGEST:g} s; it was ended"
+            ) from None
 
     def run(
         self,

@@ -15,10 +15,11 @@ from formats.errors import ImageError, ReferenceOutside
 from formats.host_file import HostFile
 from formats.image import Image
 from formats.registry import open_chain, open_image, probe
+from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.target import log
 from vstore.target.errors import TargetError
 from vstore.target.lun import refusal
-from vstore.target.main import DONE, FAILED, end_on_signals, raise_descriptor_limit
+from vstore.target.main import DONE, FAILED, end_on_signals
 from vstore.target.packet import Descriptors
 from vstore.target.process import TargetProcess
 from vstore.target.verbs import Configure, FrontendDisconnected, MapLun

@@ -8,11 +8,11 @@ import argparse
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
 
+from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.target import log
 from vstore.target.control import ControlServer
 from vstore.target.errors import TargetError
@@ -90,9 +90,3 @@ def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, received)
     return begin
-
-
-def raise_descriptor_limit() -> None:
-    """A VMM may send 509 memory regions and three descriptors for each of 66 vrings; the usual soft limit is 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import IO, Any
 
+from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.worker.wire import CANCEL, Cancelled, Work, told
 
 MOST_MEMORY = 2 << 30  # bytes of address space
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcome = os.fdopen(parser.parse_args(arguments).outcome_fd, "w", encoding="utf-8", errors="replace")
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    raise_descriptor_limit()
     work = Work.parse(json.loads(sys.stdin.readline()))
     leash = _Leash(sys.stdin)
     line = json.dumps(_outcome(work, _Teller(outcome), leash), ensure_ascii=False)

@@ -40,8 +40,9 @@ def check(chains: Chains, _context: Context, *, repair: str) -> dict[str, Any]:
     return {**report.as_json(source.name), "findings": report.findings}
 
 
-def resize(chains: Chains, _context: Context, *, length: int) -> dict[str, Any]:
+def resize(chains: Chains, context: Context, *, length: int) -> dict[str, Any]:
     with images.opened(chains["image"]) as chain:
+        chain[0].going_on = _going_on(context)
         disk = Disk(*chain)
         try:
             disk.resize(length)
@@ -57,17 +58,19 @@ def list_snapshots(chains: Chains, _context: Context) -> dict[str, Any]:
         return {"snapshots": [_told(snapshot, kept.geometry.length) for snapshot in kept.snapshots]}
 
 
-def take_snapshot(chains: Chains, _context: Context, *, name: str) -> dict[str, Any]:
+def take_snapshot(chains: Chains, context: Context, *, name: str) -> dict[str, Any]:
     source = chains["image"][0]
     with images.alone(source) as image:
         kept = images.with_snapshots(image, source.name)
+        kept.going_on = _going_on(context)
         return _told(kept.snapshots.take(name), kept.geometry.length)
 
 
-def delete_snapshot(chains: Chains, _context: Context, *, name: str) -> dict[str, Any]:
+def delete_snapshot(chains: Chains, context: Context, *, name: str) -> dict[str, Any]:
     source = chains["image"][0]
     with images.alone(source) as image:
         kept = images.with_snapshots(image, source.name)
+        kept.going_on = _going_on(context)
         kept.snapshots.delete(images.snapshot_named(kept, source.name, name).id)
     return {}
 
@@ -78,6 +81,11 @@ def apply_snapshot(chains: Chains, _context: Context, *, name: str) -> dict[str,
         kept = images.with_snapshots(image, source.name)
         kept.snapshots.apply(images.snapshot_named(kept, source.name, name).id)
         return {"length": kept.geometry.length}
+
+
+def _going_on(context: Context) -> Callable[[], None]:
+    """Tells whoever waits that the work goes on; how much of it is done is not known."""
+    return lambda: context.progress(0, 0)
 
 
 def _told(snapshot: Snapshot, length: int) -> dict[str, Any]:

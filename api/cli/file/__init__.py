@@ -10,6 +10,8 @@ from functools import partial
 
 import click
 
+from vstore.descriptor_limit import raise_descriptor_limit
+
 COMMANDS = {  # name: the module that has it; and one line of help
     "create": ("changing", "Make a new image."),
     "info": ("looking", "Show what an image is."),
@@ -52,5 +54,6 @@ def file(ctx: click.Context) -> None:
     The format of an image is always said (--format), never guessed. What an image names (its backing file, its data
     file) is opened only in the image's own directory, below it, and in directories given with --beneath.
     """
+    raise_descriptor_limit()
     for number in (signal.SIGTERM, signal.SIGHUP):
         ctx.call_on_close(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
