@@ -236,3 +236,15 @@ async def test_steps_alone_with_a_range_lose_no_count(tmp_path: Path) -> None:
     await asyncio.gather(*[disk.alone(512, 512, count) for _ in range(40)])
     assert int.from_bytes(await disk.read(700, 8)) == 40
     disk.close()
+
+
+def test_what_has_room_is_told_of_an_encrypted_disk_too(tmp_path: Path) -> None:
+    disk = opened(made(tmp_path / "disk", "qcow2", cluster_size=65536), "qcow2")
+    disk.write_blocking(65536 + 5, b"x")
+    disk.write_blocking(3 * 65536, bytes([1]) * 2 * 65536)
+    disk.write_zeroes_blocking(4 * 65536, 65536, deallocate=True)
+    told = [(65536 - 512, False), (65536, True), (65536, False), (65536, True), (2 * MIB - 4 * 65536, False)]
+    assert disk.status_blocking(512, disk.length - 512) == told
+    disk.flush_blocking()
+    assert disk.status_blocking(512, disk.length - 512) == told
+    disk.close()

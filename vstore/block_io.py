@@ -103,6 +103,17 @@ class BlockIo:
                     raise
             self._map.commits.reserve_if_empty()
 
+    def status(self, offset: int, length: int) -> tuple[int, bool]:
+        """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros). Not
+        farther than the map is loaded."""
+        length = min(length, LOADED_AT_ONCE * self._block_size)
+        with _unless_unmapped():
+            return self._volume.status(offset, length)
+        self._map.load(offset, 1)
+        with _unless_unmapped():
+            return self._volume.status(offset, length)
+        return min(length, self._block_size - offset % self._block_size), True  # to be composed, or dropped meanwhile
+
     def held(self, offset: int, length: int) -> AbstractContextManager[None]:
         """Inside, nobody but this thread writes to the range, on whatever path; others wait."""
         return self._volume.held(offset, length)

@@ -10,6 +10,7 @@ comes here. Slower by far than a disk in the clear, and right.
 
 import contextlib
 import errno
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -105,6 +106,21 @@ class CipherIo:
                     self._change(Change(at // self._size, entry(BlockState.HOLE if hole else BlockState.ZERO)))
                 else:
                     self.write(at, bytes(count))
+
+    def status(self, offset: int, length: int) -> tuple[int, bool]:
+        """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros)."""
+        _check(offset, length, self._volume.length)
+        with self._lock, _told():
+            states = (self._has_room(at // self._size) for at, _ in self._pieces(offset, length))
+            first, count = next(states), 1
+            for _ in itertools.takewhile(lambda state: state is first, itertools.islice(states, _MOST_PENDING)):
+                count += 1
+        return min(length, count * self._size - offset % self._size), first
+
+    def _has_room(self, block: int) -> bool:
+        change = self._pending.get(block)
+        word = self._chain.entries(block, 1)[0] if change is None else change.entry
+        return word >> 60 not in (BlockState.HOLE, BlockState.ZERO)
 
     @contextlib.contextmanager
     def held(self, offset: int, length: int) -> Iterator[None]:

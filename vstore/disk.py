@@ -29,6 +29,7 @@ from vstore.live_snapshot import LiveSnapshots
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_MOST_ROWS = 1024  # of one look at what has room
 _THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
 
 Bytes = bytes | bytearray | memoryview
@@ -109,6 +110,11 @@ class Disk:
         """Zeroes a range inside the disk; with `deallocate` its space goes back to the host where it can."""
         await self._in_thread(self.write_zeroes_blocking, offset, length, deallocate=deallocate)
 
+    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Rows of bytes in order, from `offset` on, and of each whether it has room on the host (else it reads as
+        zeros). They may end before the range does: what is looked at in one call is bounded."""
+        return await self._in_thread(self.status_blocking, offset, length)
+
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """What `work` returns; it runs in a thread, and meanwhile nobody else writes to the range, on whatever path."""
         return await self._in_thread(self.alone_blocking, offset, length, work)
@@ -131,6 +137,16 @@ class Disk:
         """As `write_zeroes`, for threads that may wait."""
         with self._moving(change=True):
             self._io.zero(offset, length, deallocate=deallocate and self.deallocates)
+
+    def status_blocking(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """As `status`, for threads that may wait."""
+        rows: list[tuple[int, bool]] = []
+        with self._moving():
+            while length and len(rows) < _MOST_ROWS:
+                done, has_room = self._io.status(offset, length)
+                rows.append((done, has_room))
+                offset, length = offset + done, length - done
+        return rows
 
     def alone_blocking(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """As `alone`, for threads that may wait. `work` calls nothing of this disk but what it is given."""

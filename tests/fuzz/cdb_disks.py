@@ -67,6 +67,7 @@ def make_disk(number: int, **settings: object) -> Disk:
     read_only = bool(settings.pop("read_only", False))
     length = LENGTH if number else LONG
     medium = BreakableMedium(length, read_only=read_only, deallocates=number != 1)
+    medium.caches = number != 2
     medium.data[:] = _PATTERN[:length]
     unit = LogicalUnit(medium, Identity(f"fuzz{number}"), **settings)  # type: ignore[arg-type]
     return Disk(unit, medium, ByteModel(bytearray(medium.data), unit.logical_block_length, not read_only))

@@ -24,22 +24,15 @@ def test_no_rule_is_broken_by_a_kept_case(path: Path) -> None:
         raise error
 
 
-def test_no_rule_is_broken_by_new_cases() -> None:
+def test_no_rule_is_broken_by_new_cases_and_every_command_ends_well_and_badly() -> None:
     bench = Bench()
-    for data in itertools.islice(cases(seed=20), 300):
+    for data in itertools.islice(cases(seed=20), 500):
         error = attempt(bench, data)
         if error:
             raise error
-    assert sum(bench.outcomes.values()) > 2000
-
-
-def test_the_kept_cases_end_every_command_well_and_badly() -> None:
-    bench = Bench()
-    for path in CASES:
-        attempt(bench, path.read_bytes())
     for row in COMMANDS:
         ends = {end for name, end in bench.outcomes if name == row.name}
-        assert "GOOD" in ends
+        assert ends & {"GOOD", "CONDITION MET"}, row.name
         assert len(ends) >= 3, row.name
 
 

@@ -22,6 +22,7 @@ USAGE_DATA = {
     "VERIFY (10)": "2f 16 ff ff ff ff 00 ff ff 00",
     "PRE-FETCH (10)": "34 02 ff ff ff ff 00 ff ff 00",
     "SYNCHRONIZE CACHE (10)": "35 02 ff ff ff ff 00 ff ff 00",
+    "READ DEFECT DATA (10)": "37 00 1f 00 00 00 00 ff ff 00",
     "WRITE SAME (10)": "41 08 ff ff ff ff 00 ff ff 00",
     "UNMAP": "42 00 00 00 00 00 00 ff ff 00",
     "MODE SELECT (10)": "55 10 00 00 00 00 00 ff ff 00",
@@ -36,6 +37,7 @@ USAGE_DATA = {
     "SYNCHRONIZE CACHE (16)": "91 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "WRITE SAME (16)": "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "READ CAPACITY (16)": "9e 10 00 00 00 00 00 00 00 00 ff ff ff ff 00 00",
+    "GET LBA STATUS (16)": "9e 12 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "REPORT LUNS": "a0 00 ff 00 00 00 ff ff ff ff 00 00",
     "REPORT SUPPORTED OPERATION CODES": "a3 0c 87 ff ff ff ff ff ff ff 00 00",
     "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS": "a3 0d 80 00 00 00 ff ff ff ff 00 00",
@@ -43,6 +45,7 @@ USAGE_DATA = {
     "WRITE (12)": "aa 18 ff ff ff ff ff ff ff ff 00 00",
     "WRITE AND VERIFY (12)": "ae 16 ff ff ff ff ff ff ff ff 00 00",
     "VERIFY (12)": "af 16 ff ff ff ff ff ff ff ff 00 00",
+    "READ DEFECT DATA (12)": "b7 1f 00 00 00 00 ff ff ff ff 00 00",
 }
 
 # SAM-5 5.2: the group code, bits 7 to 5 of the operation code, says how long a CDB is.

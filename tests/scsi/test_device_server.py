@@ -26,7 +26,7 @@ FLUSH = SynchronizeCache10.build()
 ZERO = WriteSame16.build(number_of_logical_blocks=8, ndob=1)
 
 
-@pytest.mark.parametrize("cdb", ["ff", "7f", "01 00 00 00 00 00", "a3 1f", "9e 12"])
+@pytest.mark.parametrize("cdb", ["ff", "7f", "01 00 00 00 00 00", "a3 1f", "9e 11"])
 def test_an_unknown_command_is_refused(cdb: str) -> None:
     if cdb.startswith(("a3", "9e")):  # the operation code is known, the service action is not
         assert Initiator().refused(cdb) == (1, 4)

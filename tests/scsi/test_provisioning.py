@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.scsi.disks import HugeMedium, patterned, with_log
@@ -11,12 +13,15 @@ from tests.scsi.initiator import (
     Initiator,
     make_unit,
 )
+from tests.scsi.sg3 import decoded
 from vstore.scsi.commands import (
+    GetLbaStatus16,
     Unmap,
     WriteSame10,
     WriteSame16,
 )
 from vstore.scsi.direct_access import MAXIMUM_WRITE_SAME_BYTES
+from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import Status
 
 BLOCKS = MIB // 512
@@ -173,3 +178,98 @@ def test_256_descriptors_are_served_and_257_refused() -> None:
 
 def test_data_out_shorter_than_the_parameter_list_is_refused() -> None:
     assert Initiator().check(Unmap.build(parameter_list_length=24), bytes(23)).code == SHORT_DATA_OUT
+
+
+# ---- GET LBA STATUS ------------------------------------------------------------------------------------
+
+
+def status(initiator: Initiator, lba: int = 0, room: int = 4096) -> list[tuple[int, int, int]]:
+    """(LBA, blocks, provisioning status) of each descriptor."""
+    data = initiator.good(GetLbaStatus16.build(lba=lba, allocation_length=room))
+    assert int.from_bytes(data[:4]) == len(data) - 4
+    assert data[4:8] == bytes(4)
+    found = []
+    for at in range(8, len(data), 16):
+        assert data[at + 13 : at + 16] == bytes(3)
+        found.append((int.from_bytes(data[at : at + 8]), int.from_bytes(data[at + 8 : at + 12]), data[at + 12]))
+    return found
+
+
+def test_get_lba_status_is_laid_out_as_sbc_3_prints_it() -> None:
+    cdb = GetLbaStatus16.build(lba=0x0102030405060708, allocation_length=0x11223344)
+    assert cdb.hex(" ") == "9e 12 01 02 03 04 05 06 07 08 11 22 33 44 00 00"
+
+
+def test_deallocated_blocks_are_told_from_mapped_ones_block_by_block(tmp_path: Path) -> None:
+    initiator = patterned()
+    send_unmap(initiator, unmap_list((3, 1), (10, 20)))
+    initiator.good(WriteSame16.build(lba=15, number_of_logical_blocks=1), b"\1" * 512)
+    told = [(0, 3, 0), (3, 1, 1), (4, 6, 0), (10, 5, 1), (15, 1, 0), (16, 14, 1), (30, BLOCKS - 30, 0)]
+    assert status(initiator) == told
+    assert status(initiator, 12) == [(12, 3, 1), *told[4:]]
+    data = initiator.good(GetLbaStatus16.build(allocation_length=4096))
+    lines = decoded("sg_get_lba_status", data, tmp_path, "--brief", "--maxlen=4096").split("\n")
+    assert [line for line in lines if line.startswith("0x")] == [
+        f"0x{lba:016x}  0x{blocks:x}  {state}  0" for lba, blocks, state in told
+    ]
+
+
+def test_zeros_that_were_written_are_mapped() -> None:
+    initiator = patterned()
+    initiator.good(WriteSame16.build(lba=4, number_of_logical_blocks=2), bytes(512))
+    assert status(initiator) == [(0, BLOCKS, 0)]
+
+
+def test_a_block_is_mapped_as_soon_as_a_part_of_it_is() -> None:
+    medium = MemoryMedium(16 * 4096)
+    medium.holes = {*range(9, 30), *range(40, 48)}  # sectors
+    initiator = Initiator(make_unit(medium=medium, logical_block_length=4096))
+    assert status(initiator) == [(0, 2, 0), (2, 1, 1), (3, 2, 0), (5, 1, 1), (6, 10, 0)]
+
+
+def test_a_thick_unit_has_every_block_mapped() -> None:
+    initiator = Initiator(make_unit(thin=False))
+    initiator.unit.medium.holes.add(3)  # type: ignore[attr-defined]
+    assert status(initiator, 1) == [(1, BLOCKS - 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("length", "count"), [(0, 1), (23, 1), (24, 1), (39, 1), (40, 2), (55, 2), (56, 3), (0xFFFFFFFF, 256)]
+)
+def test_there_are_as_many_descriptors_as_have_room(length: int, count: int) -> None:
+    initiator = patterned()
+    send_unmap(initiator, unmap_list(*[(2 * n, 1) for n in range(200)]))
+    whole = initiator.good(GetLbaStatus16.build(allocation_length=8 + 16 * count))
+    assert len(whole) == 8 + 16 * count
+    assert initiator.good(GetLbaStatus16.build(allocation_length=length)) == whole[:length]
+
+
+def test_a_row_that_four_bytes_cannot_count_takes_several_descriptors() -> None:
+    initiator = Initiator(make_unit(medium=HugeMedium(5 << 41), thin=False))
+    count = (5 << 41) // 512
+    assert status(initiator) == [
+        *[(n * 0xFFFF_FFFF, 0xFFFF_FFFF, 0) for n in range(count // 0xFFFF_FFFF)],
+        (count // 0xFFFF_FFFF * 0xFFFF_FFFF, count % 0xFFFF_FFFF, 0),
+    ]
+
+
+@pytest.mark.parametrize("lba", [BLOCKS, BLOCKS + 1, (1 << 64) - 1])
+def test_the_status_of_blocks_beyond_the_end_is_refused(lba: int) -> None:
+    sense = Initiator().check(GetLbaStatus16.build(lba=lba, allocation_length=24))
+    assert (sense.code, sense.information) == (LBA_OUT_OF_RANGE, lba if lba < 1 << 32 else None)
+
+
+@pytest.mark.parametrize("byte", [14, 15])
+def test_reserved_bytes_of_get_lba_status_are_refused(byte: int) -> None:
+    cdb = bytearray(GetLbaStatus16.build(allocation_length=24))
+    cdb[byte] = 1
+    assert Initiator().refused(bytes(cdb)) == (byte, 0)
+
+
+def test_an_error_of_the_map_is_told() -> None:
+    class Unknown(MemoryMedium):
+        async def status(self, _: int, __: int) -> list[tuple[int, bool]]:
+            raise OSError(5, "no map")
+
+    initiator = Initiator(make_unit(medium=Unknown(MIB)))
+    assert initiator.check(GetLbaStatus16.build(allocation_length=24)).code == (3, 0x11, 0)

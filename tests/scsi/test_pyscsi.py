@@ -143,3 +143,10 @@ def test_a_page_that_is_not_there_is_refused() -> None:
 
 def test_unit_ready() -> None:
     scsi().testunitready()
+
+
+def test_the_status_of_blocks() -> None:
+    disk = scsi()
+    disk.writesame16(8, 8, bytearray(512), unmap=1)
+    told = disk.getlbastatus(4).result["lbas"]
+    assert [(row["lba"], row["num_blocks"], row["p_status"]) for row in told] == [(4, 4, 0), (8, 8, 1), (16, 2032, 0)]

@@ -24,6 +24,8 @@ from vstore.scsi.commands import (
     Read16,
     ReadCapacity10,
     ReadCapacity16,
+    ReadDefectData10,
+    ReadDefectData12,
     StartStopUnit,
     SynchronizeCache10,
     SynchronizeCache16,
@@ -327,6 +329,32 @@ def test_a_stop_that_cannot_flush_leaves_the_unit_running() -> None:
 @pytest.mark.parametrize(("cdb", "pointer"), [("1b 00 00 00 02 00", (4, 1)), ("1b 00 00 00 30 00", (4, 7))])
 def test_ejecting_and_power_conditions_are_refused(cdb: str, pointer: tuple[int, int]) -> None:
     assert Initiator().refused(cdb) == pointer
+
+
+@pytest.mark.parametrize(
+    ("cdb", "data"),
+    [
+        ("37 00 00 000000 00 0008 00", "00 00 0000"),
+        ("37 00 1d 000000 00 0008 00", "00 1d 0000"),
+        ("37 00 08 000000 00 0003 00", "00 08 00"),
+        ("37 00 10 000000 00 0000 00", ""),
+        ("b7 1d 00000000 00000010 00 00", "00 1d 0000 00000000"),
+        ("b7 13 12345678 00000010 00 00", "00 13 0000 00000000"),
+        ("b7 03 00000000 00000005 00 00", "00 03 0000 00"),
+    ],
+)
+def test_the_lists_of_defects_are_valid_and_empty(cdb: str, data: str) -> None:
+    assert Initiator().good(cdb) == bytes.fromhex(data)
+
+
+@pytest.mark.parametrize("format", range(8))
+@pytest.mark.parametrize("row", [ReadDefectData10, ReadDefectData12])
+def test_defects_are_told_in_the_formats_of_the_standard(row: type[ReadDefectData10], format: int) -> None:
+    cdb = row.build(defect_list_format=format, allocation_length=8)
+    if format < 6:
+        assert Initiator().good(cdb)[1] == format
+    else:
+        assert Initiator().refused(cdb) == (2 if row is ReadDefectData10 else 1, 2)
 
 
 # ---- all of them ---------------------------------------------------------------------------------------

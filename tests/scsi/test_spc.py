@@ -199,7 +199,7 @@ def test_one_command_with_timeouts_says_so_and_appends_them() -> None:
 
 @pytest.mark.parametrize(
     ("option", "opcode", "action"),
-    [(1, 0xFF, 0), (2, 0xFF, 0), (2, 0x9E, 0x12), (3, 0x9E, 0x12), (3, 0x28, 1), (3, 0xFF, 0)],
+    [(1, 0xFF, 0), (2, 0xFF, 0), (2, 0x9E, 0x11), (3, 0x9E, 0x11), (3, 0x28, 1), (3, 0xFF, 0)],
 )
 def test_a_command_that_is_not_there_is_told_as_not_supported(option: int, opcode: int, action: int) -> None:
     assert codes(Initiator(), option, opcode, action, rctd=1).hex() == "00010000"

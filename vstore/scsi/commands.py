@@ -126,6 +126,13 @@ class SynchronizeCache10(
     number_of_logical_blocks = u16(7)
 
 
+class ReadDefectData10(Cdb, name="READ DEFECT DATA (10)", opcode=0x37, length=10):
+    req_plist = bit(2, 4)
+    req_glist = bit(2, 3)
+    defect_list_format = bits(2, 2, 0)
+    allocation_length = u16(7)
+
+
 class WriteSame10(Cdb, name="WRITE SAME (10)", opcode=0x41, length=10, access=Access.WRITE, fast=Fast.WRITE_SAME):
     wrprotect = bits(1, 7, 5, ZERO)
     anchor = bit(1, 4, ZERO)
@@ -244,6 +251,11 @@ class ReadCapacity16(Cdb, name="READ CAPACITY (16)", opcode=0x9E, service_action
     pmi = bit(14, 0, ZERO)
 
 
+class GetLbaStatus16(Cdb, name="GET LBA STATUS (16)", opcode=0x9E, service_action=0x12, length=16, access=Access.READ):
+    lba = u64(2)
+    allocation_length = u32(10)
+
+
 class ReportLuns(Cdb, name="REPORT LUNS", opcode=0xA0, length=12, passes_attention=True):
     select_report = u8(2)
     allocation_length = u32(6)
@@ -301,6 +313,14 @@ class Verify12(Cdb, name="VERIFY (12)", opcode=0xAF, length=12, access=Access.RE
     lba = u32(2)
     verification_length = u32(6)
     group_number = bits(10, 4, 0, IGNORED)
+
+
+class ReadDefectData12(Cdb, name="READ DEFECT DATA (12)", opcode=0xB7, length=12):
+    req_plist = bit(1, 4)
+    req_glist = bit(1, 3)
+    defect_list_format = bits(1, 2, 0)
+    address_descriptor_index = u32(2, IGNORED)  # whichever it is, none follows
+    allocation_length = u32(6)
 
 
 COMMANDS: Sequence[type[Cdb]] = tuple(

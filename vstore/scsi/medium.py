@@ -1,6 +1,7 @@
 """What the model needs of a disk, and a disk in memory for tests and fuzzers."""
 
 from collections.abc import Callable, Coroutine
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 _T = TypeVar("_T")
@@ -46,6 +47,11 @@ class Medium(Protocol):
 
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None: ...
 
+    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Rows of bytes in order, from `offset` on, and of each whether it has room on the host (else it reads as
+        zeros). At least one of them; they may end before the range does."""
+        ...
+
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """What `work` returns, or raises; meanwhile nobody else writes to the range, on whatever path. It may run in a
         thread of its own."""
@@ -65,6 +71,7 @@ class MemoryMedium:
         self.deallocates = deallocates
         self.caches = True
         self.flushes = 0
+        self.holes: set[int] = set()  # sectors of 512 bytes that were deallocated
 
     @property
     def length(self) -> int:
@@ -78,9 +85,17 @@ class MemoryMedium:
         assert 0 <= offset <= offset + len(data) <= len(self.data)
         assert not self.read_only
         self.data[offset : offset + len(data)] = data
+        if self.holes:
+            self.holes.difference_update(range(offset // 512, -(-(offset + len(data)) // 512)))
 
-    async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:  # noqa: ARG002
+    async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:
         await self.write(offset, bytes(length))
+        if deallocate and self.deallocates:
+            self.holes.update(range(-(-offset // 512), (offset + length) // 512))
+
+    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        sectors = range(offset // 512, (offset + length) // 512)
+        return [(512 * len(list(row)), not hole) for hole, row in groupby(sectors, self.holes.__contains__)]
 
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         assert 0 <= offset <= offset + length <= self.length

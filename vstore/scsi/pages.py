@@ -127,6 +127,37 @@ class UnmapBlockDescriptor(Layout, length=16):
     number_of_logical_blocks = u32(8)
 
 
+class LbaStatusHeader(Layout, length=8):
+    """SBC-3 5.5.2; LBA status descriptors follow."""
+
+    parameter_data_length = u32(0)
+
+
+class LbaStatusDescriptor(Layout, length=16):
+    lba = u64(0)
+    number_of_logical_blocks = u32(8)
+    provisioning_status = bits(12, 3, 0)
+
+
+class DefectDataHeader10(Layout, length=4):
+    """SBC-3 5.17.2; address descriptors would follow."""
+
+    plistv = bit(1, 4)
+    glistv = bit(1, 3)
+    defect_list_format = bits(1, 2, 0)
+    defect_list_length = u16(2)
+
+
+class DefectDataHeader12(Layout, length=8):
+    """SBC-3 5.18.2."""
+
+    plistv = bit(1, 4)
+    glistv = bit(1, 3)
+    defect_list_format = bits(1, 2, 0)
+    generation_code = u16(2)
+    defect_list_length = u32(4)
+
+
 class CommandDescriptor(Layout, length=8):
     """SPC-4 6.35.2."""
 

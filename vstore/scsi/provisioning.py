@@ -1,12 +1,15 @@
-"""Handlers of WRITE SAME and UNMAP (SBC-3 5.28, 5.43, 5.44): many blocks with one value, or given back."""
+"""Handlers of WRITE SAME, UNMAP and GET LBA STATUS (SBC-3 5.28, 5.43, 5.44, 5.5): many blocks with one value, or given
+back; and which of them are."""
+
+from collections.abc import Iterable, Iterator
 
 from vstore.scsi.block_range import CHUNK, check_range, make_durable, pieces
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.commands import Unmap, WriteSame10, WriteSame16
+from vstore.scsi.commands import GetLbaStatus16, Unmap, WriteSame10, WriteSame16
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
 from vstore.scsi.field import Position
-from vstore.scsi.pages import UnmapBlockDescriptor, UnmapHeader
+from vstore.scsi.pages import LbaStatusDescriptor, LbaStatusHeader, UnmapBlockDescriptor, UnmapHeader
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 
@@ -79,4 +82,60 @@ def _unmap_ranges(parameters: bytes) -> list[tuple[int, int]]:
     return [(descriptor.lba, descriptor.number_of_logical_blocks) for descriptor in descriptors]
 
 
-HANDLERS: Handlers = {WriteSame10: write_same_10, Unmap: unmap, WriteSame16: write_same_16}
+_MAPPED, _DEALLOCATED = 0, 1  # PROVISIONING STATUS
+_MOST_DESCRIPTORS = 256
+
+
+async def get_lba_status(unit: DirectAccessDevice, cdb: GetLbaStatus16, _: Task) -> bytes:
+    """As many descriptors as the allocation length has room for, one at least. Of a unit that is not thin every block
+    is mapped (SBC-3 4.7.2)."""
+    count = unit.blocks - cdb.lba
+    if count <= 0:
+        raise CheckCondition(Sense.illegal(AdditionalSense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, cdb.lba))
+    size = unit.logical_block_length
+    rows: Iterable[tuple[int, bool]] = [(count * size, True)]
+    if unit.thin:
+        rows = await unit.medium.status(cdb.lba * size, count * size)
+    room = (cdb.allocation_length - LbaStatusHeader.length) // LbaStatusDescriptor.length
+    descriptors = b"".join(
+        LbaStatusDescriptor.of(
+            lba=lba, number_of_logical_blocks=blocks, provisioning_status=_MAPPED if mapped else _DEALLOCATED
+        ).encode()
+        for (lba, blocks, mapped), _ in zip(
+            _in_blocks(rows, cdb.lba, size), range(min(max(room, 1), _MOST_DESCRIPTORS)), strict=False
+        )
+    )
+    return LbaStatusHeader.of(parameter_data_length=len(descriptors) + 4).encode() + descriptors
+
+
+def _in_blocks(rows: Iterable[tuple[int, bool]], lba: int, size: int) -> Iterator[tuple[int, int, bool]]:
+    """(LBA, blocks, mapped), no two neighbours alike unless a descriptor cannot count that far. A block is mapped as
+    soon as one byte of it is."""
+    end = lba * size
+    first, mapped = lba, True
+    for length, has_room in rows:
+        end += length
+        last = -(-end // size) if has_room else end // size
+        if last <= lba:
+            continue
+        if has_room is not mapped:
+            yield from _counted(first, lba, mapped)
+            first, mapped = lba, has_room
+        lba = last
+    yield from _counted(first, lba, mapped)
+
+
+def _counted(first: int, end: int, mapped: bool) -> Iterator[tuple[int, int, bool]]:
+    """In descriptors whose NUMBER OF LOGICAL BLOCKS has four bytes."""
+    while first < end:
+        blocks = min(end - first, 0xFFFF_FFFF)
+        yield first, blocks, mapped
+        first += blocks
+
+
+HANDLERS: Handlers = {
+    WriteSame10: write_same_10,
+    Unmap: unmap,
+    WriteSame16: write_same_16,
+    GetLbaStatus16: get_lba_status,
+}

@@ -15,6 +15,8 @@ from vstore.scsi.commands import (
     Read16,
     ReadCapacity10,
     ReadCapacity16,
+    ReadDefectData10,
+    ReadDefectData12,
     StartStopUnit,
     SynchronizeCache10,
     SynchronizeCache16,
@@ -25,7 +27,7 @@ from vstore.scsi.commands import (
 )
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MAXIMUM_PREFETCH_BYTES, DirectAccessDevice
-from vstore.scsi.pages import Capacity10, Capacity16
+from vstore.scsi.pages import Capacity10, Capacity16, DefectDataHeader10, DefectDataHeader12
 from vstore.scsi.task import Status, Task
 
 _BLOCKS_OF_ZERO = 256  # TRANSFER LENGTH 0 in READ (6) and WRITE (6)
@@ -117,6 +119,17 @@ async def read_capacity_16(unit: DirectAccessDevice, _: ReadCapacity16, __: Task
     ).encode()
 
 
+_DEFECT_LIST_FORMATS = range(6)  # 110b is vendor specific, 111b is reserved
+
+
+async def read_defect_data(unit: DirectAccessDevice, cdb: ReadDefectData10 | ReadDefectData12, _: Task) -> bytes:  # noqa: ARG001
+    """Both lists are valid, in whichever format, and empty: bad blocks are the business of the host's storage."""
+    if cdb.defect_list_format not in _DEFECT_LIST_FORMATS:
+        raise cdb.invalid_field("defect_list_format")
+    header = DefectDataHeader10 if isinstance(cdb, ReadDefectData10) else DefectDataHeader12
+    return header.of(plistv=cdb.req_plist, glistv=cdb.req_glist, defect_list_format=cdb.defect_list_format).encode()
+
+
 async def start_stop_unit(unit: DirectAccessDevice, cdb: StartStopUnit, task: Task) -> bytes:
     """Stopping makes the cache durable first, unless NO_FLUSH says otherwise (SBC-3 5.25)."""
     if cdb.start:
@@ -159,6 +172,8 @@ HANDLERS: Handlers = {
     PreFetch16: pre_fetch,
     SynchronizeCache16: synchronize_cache,
     ReadCapacity16: read_capacity_16,
+    ReadDefectData10: read_defect_data,
+    ReadDefectData12: read_defect_data,
     Read12: read,
     Write12: write,
 }
