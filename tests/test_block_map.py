@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TypeVar
 
 import pytest
 
-from formats.image import BlockState, Change, Image
+from formats.image import BlockState, Change, HostExtent, Image, Layer
+from formats.registry import open_chain
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
 from tests.formats.reference import run
 from vstore import block_io, commits
@@ -190,5 +192,35 @@ def test_a_map_that_cannot_be_read_is_an_error_each_time_and_none_once_it_can(
     disk.write_blocking(299 * size, b"c" * size)
     disk.resize(400 * size)
     assert disk.read_blocking(0, disk.length) == (b"a" * 512).ljust(299 * size, b"\0") + b"c" * size + bytes(100 * size)
+    disk.close()
+    assert_clean(path)
+
+
+def test_a_parent_that_cannot_be_read_holds_up_no_other_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, path = tmp_path / "base.raw", tmp_path / "disk.qcow2"
+    base.write_bytes(b"p" * MIB)
+    qemu_create(path, MIB, backing_file=str(base), backing_fmt="raw")
+    image, parent = open_chain("qcow2", path)
+    with open(base, "ab") as unreadable, monkeypatch.context() as patch:
+        patch.setattr(type(parent), "layers", [Layer(unreadable.fileno())])
+        disk = Disk(image, parent)
+    free, freed = image.free, list[HostExtent]()
+    monkeypatch.setattr(image, "free", lambda extents: (freed.extend(extents), free(extents)))
+    disk.write_blocking(0, b"a" * 65536)  # its place is not needed after all
+    disk.write_zeroes_blocking(0, 65536, deallocate=True)
+    disk.write_blocking(1 << 16, b"b" * 4096)  # whose block the parent has to fill
+    disk.write_blocking(2 << 16, b"c" * 65536)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            disk.flush_blocking()
+    assert len(freed) == 1
+    with open_qcow2(shutil.copy(path, tmp_path / "crashed.qcow2"), read_only=True) as found:
+        assert [found.load(block, 1)[0].entry >> 60 for block in range(3)] == [
+            BlockState.ZERO,
+            BlockState.HOLE,
+            BlockState.DATA,
+        ]
+    disk.write_blocking(1 << 16, b"B" * 65536)
+    disk.flush_blocking()
     disk.close()
     assert_clean(path)

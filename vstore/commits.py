@@ -99,17 +99,23 @@ class Commits:
     # ---- commits ----
 
     def commit(self) -> bool:
-        """Makes what was allocated and zeroed durable with all that was written; False when there was nothing."""
+        """Makes what was allocated and zeroed durable with all that was written; False when there was nothing. What one
+        block meets (its parent cannot be read, say) is raised when all others are durable."""
         with self.turn:
-            pending = self._volume.pending
-            if not pending:
-                return False
-            changes = self._begin(pending)
-            try:
-                self._commit(changes)
-            except ImageError as error:
-                raise OSError(errno.EIO, str(error)) from error
-            return bool(changes)
+            done = False
+            while pending := self._volume.pending:
+                changes, failed = self._volume.commit_begin(pending)
+                try:
+                    self._commit(changes)
+                except ImageError as error:
+                    raise OSError(errno.EIO, str(error)) from error
+                done |= bool(changes)
+                if failed is None:
+                    break
+                if failed.errno != errno.ENOBUFS:  # what a snapshot holds has to move
+                    raise failed
+                self.reserve_if_empty()
+            return done
 
     def _commit(self, changes: Sequence[MapChange]) -> None:
         done = False
@@ -125,15 +131,6 @@ class Commits:
             with self._lock:
                 self._volume.trim()
             self._free(changes)
-
-    def _begin(self, room: int) -> list[MapChange]:
-        while True:
-            try:
-                return self._volume.commit_begin(room)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # what a snapshot holds has to move
-                    raise
-            self.reserve_if_empty()
 
     def _free(self, changes: Sequence[MapChange]) -> None:
         """Places that nothing names after all."""

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+static int failed; /* the last commit_begin */
+
 enum { CLUSTER = 65536, CLUSTERS = DISK_LENGTH / CLUSTER, RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
 
 static const struct setup inline_io = { 0 };
@@ -82,7 +84,7 @@ static void test_a_write_to_a_hole_takes_a_new_block(void **state)
 	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
 	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
 	assert_memory_equal(driver_host(driver, in.guest), driver_host(driver, out.guest), PAGE);
-	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes), &failed), 1);
 	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
 	assert_int_equal(entry_at(driver->volume, 0), entry_of(VS_DATA, 0, 0));
 	driver_free(driver);
@@ -135,7 +137,7 @@ static void test_unmapped_blocks_are_told_as_holes_and_their_room_is_let_go(void
 	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
 	for (uint32_t i = 0; i < PAGE; i++)
 		assert_int_equal(((const uint8_t *)driver_host(driver, in.guest))[i], 0);
-	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes), &failed), 1);
 	assert_int_equal(changes[0].entry, entry_of(VS_HOLE, 0, 0));
 	assert_int_equal(changes[0].unused, entry_of(VS_DATA, 0, 0));
 	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
@@ -153,11 +155,11 @@ static void test_a_zeroing_that_was_committed_in_vain_is_told_again_before_later
 	become_empty(driver);
 	assert_int_equal(vs_volume_set_run(driver->volume, 0, 2, entry_of(VS_DATA, 0, CLUSTER)), 0);
 	assert_good(command(driver, write_same_16(0, 2 * CLUSTER / BLOCK, true, true), NULL, 0, NULL, 0), RESPONSE);
-	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 1);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes), &failed), 1);
 	assert_int_equal(changes[0].blocks, 2);
 	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
 	assert_int_equal(vs_volume_commit_end(driver->volume, 0), 0);
-	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes)), 2);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes), &failed), 2);
 	assert_int_equal(changes[0].entry, entry_of(VS_HOLE, 0, 0));
 	assert_int_equal(changes[1].entry, entry_of(VS_DATA, 0, 0));
 	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);

@@ -83,12 +83,13 @@ static void *commit_main(void *argument)
 	vs_change changes[2 * BLOCKS];
 	uint32_t state = scene->seed + 7;
 	bool last = false;
+	int failed;
 
 	while (!last && !scene->failed) {
 		last = scene->done;
 		if (vs_volume_window(scene->volume) < 4)
 			give(scene);
-		int count = vs_volume_commit_begin(scene->volume, changes, COUNT(changes));
+		int count = vs_volume_commit_begin(scene->volume, changes, COUNT(changes), &failed);
 		bool well = last || draw(&state, 4);
 		for (int i = 0; i < count; i++) {
 			if (well)
@@ -96,9 +97,7 @@ static void *commit_main(void *argument)
 			else if (changes[i].unused)
 				scene->used[place_of(changes[i].unused)] = false;
 		}
-		if (count < 0 && count != -ENOBUFS)
-			scene->failed = true;
-		else if (count >= 0 && vs_volume_commit_end(scene->volume, well))
+		if (count < 0 || (failed && failed != -ENOBUFS) || vs_volume_commit_end(scene->volume, well))
 			scene->failed = true;
 		last &= !vs_volume_pending(scene->volume);
 		usleep(100);

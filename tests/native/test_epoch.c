@@ -14,6 +14,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+static int failed; /* the last commit_begin */
+
 enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), A_WHILE_US = 20000, BLOCKS = 8, TURNS = 400 };
 
 static const struct setup inline_io = { 0 };
@@ -406,7 +408,7 @@ static void move(vs_volume *volume, uint64_t block)
 	fill(bytes, block);
 	assert_int_equal(vs_volume_set_run(volume, block, 1, (uint64_t)VS_SHARED << 60 | old), 0);
 	assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
-	assert_int_equal(vs_volume_commit_begin(volume, &change, 1), 1);
+	assert_int_equal(vs_volume_commit_begin(volume, &change, 1, &failed), 1);
 	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
 	assert_int_equal(vs_volume_drain(volume), 0);
 	assert_int_equal(vs_volume_give(volume, 0, old << 9, 1, 0), 0);

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+static int failed; /* the last commit_begin */
+
 enum { SHIFT = 12, PAGES = 1024, LIMIT = 1 << 20, THREADS = 3, READS = 4000 };
 
 static const vs_allocation copies = { .sub_shift = SHIFT, .own_layers = 1, .batch_limit = 64 };
@@ -88,7 +90,7 @@ static void test_what_no_commit_has_told_of_is_never_dropped(void **state)
 	for (uint64_t page = 8; page < PAGES; page++)
 		load(volume, page);
 	assert_int_equal(state_at(volume, 7 * (uint64_t)PAGE_ENTRIES), STATE_FRESH);
-	assert_int_equal(vs_volume_commit_begin(volume, changes, COUNT(changes)), 1);
+	assert_int_equal(vs_volume_commit_begin(volume, changes, COUNT(changes), &failed), 1);
 	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
 	assert_int_equal(state_at(volume, 7 * (uint64_t)PAGE_ENTRIES), VS_DATA);
 	for (uint64_t page = 8; page < PAGES; page++)
@@ -199,7 +201,7 @@ static void test_forget_makes_every_block_not_loaded(void **state)
 	assert_int_equal(vs_volume_write(volume, 600ull << SHIFT, bytes, PAGE), 0);
 	assert_int_equal(vs_volume_quiesce(volume), 0);
 	assert_int_equal(vs_volume_forget(volume), -EBUSY);
-	assert_int_equal(vs_volume_commit_begin(volume, &change, 1), 1);
+	assert_int_equal(vs_volume_commit_begin(volume, &change, 1, &failed), 1);
 	assert_int_equal(vs_volume_forget(volume), -EBUSY);
 	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
 	assert_int_equal(vs_volume_forget(volume), 0);

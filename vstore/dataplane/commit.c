@@ -116,11 +116,11 @@ static vs_change told(const struct vs_volume *volume, struct fresh *fresh, uint6
 	return change;
 }
 
-int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room)
+int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room, int *failed)
 {
 	struct fresh *fresh;
-	int error = 0;
 
+	*failed = 0;
 	pthread_mutex_lock(&volume->lock);
 	if (volume->commit_open) {
 		pthread_mutex_unlock(&volume->lock);
@@ -131,23 +131,25 @@ int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room)
 	if (room > volume->batch_count)
 		room = volume->batch_count;
 	uint32_t count = zeros_begin(volume, changes, room);
-	while (!error && count < room && (fresh = next_of_batch(volume))) {
+	for (uint32_t taken = count; taken < room && (fresh = next_of_batch(volume)); taken++) {
 		uint64_t unused = 0;
 
 		fresh->committing = true;
 		fresh->committing_next = volume->committing;
 		volume->committing = fresh;
-		error = settle(volume, fresh, &unused);
-		if (!error)
+		int error = settle(volume, fresh, &unused);
+		if (!error) {
 			changes[count++] = told(volume, fresh, unused);
-		breathe(volume, count);
-	}
-	if (error) {
-		requeue(volume);
-		volume->commit_open = false;
+		} else {
+			volume->committing = fresh->committing_next;
+			fresh->committing = false;
+			fresh_enqueue(volume, fresh);
+			*failed = !*failed || error == -ENOBUFS ? error : *failed;
+		}
+		breathe(volume, taken);
 	}
 	pthread_mutex_unlock(&volume->lock);
-	return error ? error : (int)count;
+	return (int)count;
 }
 
 /* The entry that says as much as the record does; 0: none can. */

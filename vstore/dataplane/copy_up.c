@@ -94,20 +94,30 @@ static int copy_up(struct vs_volume *volume, const struct fresh *fresh, uint64_t
 	return error;
 }
 
+/* Whether some of these units are not as they were when the caller looked: `composed` ones were COMPRESSED. */
+static bool is_stale(const struct vs_volume *volume, const struct fresh *fresh, uint64_t start, uint64_t end,
+		     bool composed)
+{
+	struct extent extent = fresh_extent(volume, fresh, start, end - start);
+
+	for (uint64_t at = start; at < end; at += 1ull << volume->allocation.sub_shift)
+		if (fresh_is_valid(fresh, (uint32_t)(at >> volume->allocation.sub_shift)))
+			return true;
+	return composed && (extent.state != VS_COMPRESSED || extent.length < end - start);
+}
+
 /* Writes whole units, with `data` laid over them, if none of them is valid yet: else -EAGAIN, the caller cuts anew. Under
  * the lock, which it gives up meanwhile. */
 static int write_units(struct vs_volume *volume, struct fresh *fresh, uint64_t within, const uint8_t *data,
-		       uint64_t length)
+		       uint64_t length, bool composed)
 {
 	uint32_t shift = volume->allocation.sub_shift;
 	uint64_t mask = (1ull << shift) - 1, start = within & ~mask, end = (within + length + mask) & ~mask;
-	bool stale = false;
 	int error = -EAGAIN;
 
 	fresh->pins++; /* no commit_end() takes the record away while we wait */
 	fresh_make_exclusive(volume, fresh);
-	for (uint64_t sub = start >> shift; sub < end >> shift; sub++)
-		stale |= fresh_is_valid(fresh, (uint32_t)sub);
+	bool stale = is_stale(volume, fresh, start, end, composed);
 	if (!stale && !fresh_place(volume, fresh)) {
 		error = -ENOBUFS;
 	} else if (!stale) {
@@ -134,7 +144,7 @@ int allocate_write(struct vs_volume *volume, uint64_t offset, const uint8_t *dat
 	uint64_t entry = map_look_up(volume, block, &in_a_row);
 	struct fresh *fresh = entry_state(entry) == VS_DATA ? NULL : fresh_writable(volume, block, entry, &error);
 	if (fresh)
-		error = write_units(volume, fresh, within, data, length);
+		error = write_units(volume, fresh, within, data, length, false);
 	pthread_mutex_unlock(&volume->lock);
 	return error;
 }
@@ -151,7 +161,7 @@ static int copy_units_up(struct vs_volume *volume, uint64_t offset, const void *
 	if (now.state == VS_COMPRESSED && now.length == length) {
 		struct fresh *fresh = fresh_writable(volume, block, entry, &error);
 		if (fresh)
-			error = write_units(volume, fresh, within, data, length);
+			error = write_units(volume, fresh, within, data, length, true);
 	}
 	pthread_mutex_unlock(&volume->lock);
 	return error == -EAGAIN ? 0 : error;
@@ -170,37 +180,46 @@ int vs_volume_copy_up(vs_volume *volume, uint64_t offset, const void *data, uint
 	return error;
 }
 
-static int replace(vs_volume *volume, uint64_t block, const void *data, uint64_t length)
+/* A record whose own place has the whole block. */
+static int become_whole(struct vs_volume *volume, uint64_t block, uint64_t entry, uint64_t place)
 {
-	uint64_t in_a_row;
-	int error = -EAGAIN;
+	int error;
+	struct fresh *fresh = fresh_new(volume, block, entry, &error);
+
+	if (!fresh)
+		return error;
+	fresh->entry = place;
+	memset(fresh->valid, 0xFF, sizeof(fresh->valid));
+	fresh->valid[0] &= volume_all_units(volume);
+	fresh->old = (uint64_t)VS_HOLE << 60; /* not what was compressed, once units are let go */
+	fresh_enqueue(volume, fresh);
+	return 0;
+}
+
+/* Nobody knows of the place before it has the bytes, so whoever comes meanwhile meets the block as it was. */
+static int replace(struct vs_volume *volume, uint64_t block, const void *data, uint64_t length)
+{
+	struct fresh room = { .block = block };
+	uint64_t in_a_row, entry;
+	int error = -ENOBUFS;
 
 	pthread_mutex_lock(&volume->lock);
-	uint64_t entry = map_look_up(volume, block, &in_a_row);
-	struct fresh *fresh = NULL;
-	if (entry_state(entry) == VS_COMPRESSED && volume->allocation.sub_shift && length <= volume_block_size(volume))
-		fresh = fresh_new(volume, block, entry, &error);
-	bool placed = fresh && fresh_place(volume, fresh);
-	if (placed) {
-		fresh->pins++;
-		fresh->exclusive = true; /* until then it is read as before: compressed */
+	entry = map_look_up(volume, block, &in_a_row);
+	if (entry_state(entry) != VS_COMPRESSED || !volume->allocation.sub_shift ||
+	    length > volume_block_size(volume)) {
+		error = -EAGAIN;
+	} else if (fresh_place(volume, &room)) {
 		pthread_mutex_unlock(&volume->lock);
-		struct extent new = entry_extent(fresh->entry, 0, length);
+		struct extent new = entry_extent(room.entry, 0, length);
 		error = blocking_extent(volume, &new, IO_WRITE, (uint8_t *)(uintptr_t)data);
 		pthread_mutex_lock(&volume->lock);
-		if (!error) {
-			memset(fresh->valid, 0xFF, sizeof(fresh->valid));
-			fresh->valid[0] &= volume_all_units(volume);
-			fresh->old = (uint64_t)VS_HOLE << 60; /* not what was compressed, once units are let go */
-			fresh_enqueue(volume, fresh);
-		}
-		fresh->pins--;
-		fresh_end_exclusive(volume, fresh);
-	} else if (fresh) {
-		error = -ENOBUFS;
+		if (!error && map_look_up(volume, block, &in_a_row) != entry)
+			error = -EAGAIN;
+		if (!error)
+			error = become_whole(volume, block, entry, room.entry);
+		if (error)
+			window_give_back(volume, &room);
 	}
-	if (fresh && error && !fresh->pins && !map_store(volume, block, 1, entry))
-		free(fresh); /* nobody else had a use for it: its old place is not one that writes go over */
 	pthread_mutex_unlock(&volume->lock);
 	return error;
 }

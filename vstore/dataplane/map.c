@@ -209,8 +209,14 @@ static struct page *page_opened(struct vs_volume *volume, uint64_t number)
 	return page;
 }
 
+/* All or, without memory, nothing of it: only the pages that it covers in part need any. */
 int map_set_run(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry)
 {
+	uint64_t end = first + count;
+
+	if ((first % PAGE_ENTRIES && !page_opened(volume, first / PAGE_ENTRIES)) ||
+	    (end % PAGE_ENTRIES && !page_opened(volume, end / PAGE_ENTRIES)))
+		return -ENOMEM;
 	while (count) {
 		uint64_t number = first / PAGE_ENTRIES, within = first % PAGE_ENTRIES;
 		uint64_t take = PAGE_ENTRIES - within < count ? PAGE_ENTRIES - within : count;
@@ -218,9 +224,7 @@ int map_set_run(struct vs_volume *volume, uint64_t first, uint64_t count, uint64
 		if (take == PAGE_ENTRIES) {
 			put_word(volume, number, entry);
 		} else {
-			struct page *page = page_opened(volume, number);
-			if (!page)
-				return -ENOMEM;
+			struct page *page = page_of(atomic_load(&volume->pages[number]));
 			for (uint64_t i = 0; i < take; i++) {
 				forget_record(volume, page, within + i);
 				atomic_store_explicit(&page->entries[within + i], advance(volume, entry, i),

@@ -10,11 +10,19 @@ ffi: Any = _native.ffi
 lib: Any = _native.lib
 
 
+def failure(result: int, call: str) -> OSError | None:
+    """OSError that names the call, e.g. "vring_set_size(2, 3): Invalid argument"; None where the result is none."""
+    if result >= 0:
+        return None
+    hint = "; raise the limit of open files (ulimit -n)" if -result == errno.EMFILE else ""
+    return OSError(-result, f"{call}: {os.strerror(-result)}{hint}")
+
+
 def checked(result: int, call: str) -> int:
-    """The result, or OSError that names the call, e.g. "vring_set_size(2, 3): Invalid argument"."""
-    if result < 0:
-        hint = "; raise the limit of open files (ulimit -n)" if -result == errno.EMFILE else ""
-        raise OSError(-result, f"{call}: {os.strerror(-result)}{hint}")
+    """The result, or its `failure`."""
+    error = failure(result, call)
+    if error is not None:
+        raise error
     return result
 
 

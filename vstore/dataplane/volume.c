@@ -67,6 +67,11 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	struct vs_volume *volume = calloc(1, sizeof(*volume));
 	if (!volume)
 		return NULL;
+	volume->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (volume->notice_fd < 0) {
+		free(volume);
+		return NULL;
+	}
 	volume->shift = block_shift;
 	volume->length = length;
 	volume->references = 1;
@@ -75,18 +80,17 @@ vs_volume *vs_volume_new(uint64_t length, uint32_t block_shift)
 	volume->zeros_tail = &volume->zeros;
 	volume->window_tail = &volume->window;
 	volume->page_count = map_pages(volume, length);
-	volume->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	volume->pages = calloc(volume->page_count, sizeof(*volume->pages));
-	pthread_mutex_init(&volume->lock, NULL);
-	pthread_mutex_init(&volume->draining, NULL);
-	pthread_mutex_init(&volume->packed_lock, NULL);
-	pthread_cond_init(&volume->settled, NULL);
-	if (!volume->pages || volume->notice_fd < 0) {
-		free((void *)volume->pages);
+	if (!volume->pages) {
+		close(volume->notice_fd);
 		free(volume);
 		errno = ENOMEM;
 		return NULL;
 	}
+	pthread_mutex_init(&volume->lock, NULL);
+	pthread_mutex_init(&volume->draining, NULL);
+	pthread_mutex_init(&volume->packed_lock, NULL);
+	pthread_cond_init(&volume->settled, NULL);
 	return volume;
 }
 

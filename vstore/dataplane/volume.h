@@ -143,6 +143,7 @@ uint64_t map_blocks(const struct vs_volume *volume, uint64_t length);
 uint64_t map_pages(const struct vs_volume *volume, uint64_t length); /* of 512 blocks */
 /* All under volume->lock. */
 int map_store(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
+/* At once or not at all. */
 int map_set_run(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry);
 /* Blocks of one page: at once or not at all. -EBUSY: a write has allocated there. */
 int map_set_entries(struct vs_volume *volume, uint64_t first, uint64_t count, const uint64_t *entries);
@@ -238,6 +239,7 @@ void zeros_free(struct vs_volume *volume);
 
 /* window.c */
 bool window_take(struct vs_volume *volume, struct fresh *fresh);
+void window_give_back(struct vs_volume *volume, const struct fresh *fresh);
 void window_free(struct vs_volume *volume);
 
 /* epoch.c: whoever looks at the map without the lock, or follows what it said, is in a loop's turn or between enter and

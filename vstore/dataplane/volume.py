@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vstore.dataplane.native import checked, ffi, lib, made
+from vstore.dataplane.native import checked, failure, ffi, lib, made
 
 Bytes = bytes | bytearray | memoryview
 _CHANGE = struct.Struct("=6Q")
@@ -209,11 +209,14 @@ class Volume:
         """Blocks that the next commit will name."""
         return int(lib.vs_volume_pending(self.pointer))
 
-    def commit_begin(self, room: int) -> list[MapChange]:
-        """The changes since the last commit, ready to be told; blocks while they are filled."""
-        changes = ffi.new("vs_change[]", room)
-        count = checked(lib.vs_volume_commit_begin(self.pointer, changes, room), f"volume_commit_begin({room})")
-        return [MapChange(*words) for words in _CHANGE.iter_unpack(ffi.buffer(changes)[0 : count * _CHANGE.size])]
+    def commit_begin(self, room: int) -> tuple[list[MapChange], OSError | None]:
+        """The changes since the last commit, ready to be told; blocks while they are filled. And what kept others from
+        being so, which are in the next batch."""
+        changes, failed = ffi.new("vs_change[]", room), ffi.new("int *")
+        call = f"volume_commit_begin({room})"
+        count = checked(lib.vs_volume_commit_begin(self.pointer, changes, room, failed), call)
+        words = ffi.buffer(changes)[0 : count * _CHANGE.size]
+        return [MapChange(*row) for row in _CHANGE.iter_unpack(words)], failure(failed[0], call)
 
     def commit_end(self, *, committed: bool) -> None:
         checked(lib.vs_volume_commit_end(self.pointer, committed), "volume_commit_end()")

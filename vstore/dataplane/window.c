@@ -41,6 +41,23 @@ bool window_take(struct vs_volume *volume, struct fresh *fresh)
 	return true;
 }
 
+/* A place that nobody was told of is the next to be taken. */
+void window_give_back(struct vs_volume *volume, const struct fresh *fresh)
+{
+	struct window *window = volume->allocation.identity ? NULL : malloc(sizeof(*window));
+
+	if (!window)
+		return; /* it is lost until the image is closed */
+	*window = (struct window){ .offset = (fresh->entry & OFFSET_MASK) << SECTOR_SHIFT,
+				   .blocks = 1,
+				   .layer = (fresh->entry >> LAYER_SHIFT) & LAYER_MASK,
+				   .next = volume->window };
+	if (!volume->window)
+		volume->window_tail = &window->next;
+	volume->window = window;
+	volume->window_blocks++;
+}
+
 int vs_volume_give(vs_volume *volume, uint32_t layer, uint64_t offset, uint64_t blocks, int zeroed)
 {
 	uint64_t bytes, end;

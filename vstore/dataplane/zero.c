@@ -34,33 +34,35 @@ int zeros_end(const struct vs_volume *volume, uint64_t blocks)
 	return 0;
 }
 
-static int note(struct vs_volume *volume, uint64_t first, uint64_t count)
+static void note(struct vs_volume *volume, struct zeros *run)
 {
-	struct zeros *last = volume->last_zeros;
-
-	if (last && last->first + last->count == first) {
-		last->count += count;
-		return 0;
-	}
-	struct zeros *run = malloc(sizeof(*run));
-	if (!run)
-		return -ENOMEM;
-	*run = (struct zeros){ first, count, volume->allocation.zero_entry, NULL };
 	*volume->zeros_tail = volume->last_zeros = run;
 	volume->zeros_tail = &run->next;
 	if (++volume->batch_count == volume->allocation.batch_limit)
 		poke(volume->notice_fd);
-	return 0;
 }
 
 /* `count` blocks that the map tells of in one row, none of them FRESH or NOT_LOADED. */
 static int zero_row(struct vs_volume *volume, uint64_t first, uint64_t count, unsigned state)
 {
+	struct zeros *last = volume->last_zeros, *run = NULL;
+	bool follows = last && last->first + last->count == first;
+
 	if (state == VS_HOLE || state == VS_ZERO)
 		return 0;
-	/* first the note: an entry without it would be lost; one too many says what is so */
-	int error = note(volume, first, count);
-	return error ? error : map_store(volume, first, count, volume->allocation.zero_entry);
+	if (!follows && !(run = malloc(sizeof(*run))))
+		return -ENOMEM;
+	/* an entry without its note would be lost, a note without its entry makes zeros of what is written there later */
+	int error = map_store(volume, first, count, volume->allocation.zero_entry);
+	if (error) {
+		free(run);
+	} else if (follows) {
+		last->count += count;
+	} else {
+		*run = (struct zeros){ first, count, volume->allocation.zero_entry, NULL };
+		note(volume, run);
+	}
+	return error;
 }
 
 /* The record lets go of `units` (all of them, where the format keeps no masks). Waits for those who fill it. */
