@@ -1,24 +1,26 @@
 """luks: a disk in a file behind a LUKS header, encrypted sector by sector; sector 0 is the disk's first.
 
 Like raw it has all its blocks from the start, in a row. What was never written decrypts to noise, as with any disk
-that was not wiped.
+that was not wiped; what a longer disk gets is written, because it has to read as zeros.
 """
 
 from collections.abc import Sequence
 
-from formats.errors import CorruptImage, InvalidArgument
+from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, Geometry, Image, Layer, Run, check_length, entry
 from formats.luks import HEADER_BYTES, Luks, new, open_with
 from formats.sector_cipher import PlacedCipher
 
 BLOCK_SIZE = 65536
+_STEP = 1 << 20  # bytes of zeros written at once
 
 
 class LuksFile(Image):
     """Owns its file. Raises ImageError for all that it refuses."""
 
     format = "luks"
+    resizes = True
 
     def __init__(self, file: HostFile) -> None:
         self.file = file
@@ -44,6 +46,30 @@ class LuksFile(Image):
 
     def load(self, first: int, count: int) -> Sequence[Run]:
         return [Run(first, count, entry(BlockState.DATA, 0, self.payload_offset + first * BLOCK_SIZE))]
+
+    def resize(self, length: int) -> None:
+        """Cuts the file, or writes encrypted zeros behind its end, which takes its time and its room. OSError; then the
+        file has the length that it had."""
+        self._require_writable("resize it")
+        if self.cipher is None:
+            raise UnsupportedFeature(f"{self.file.name} is encrypted, so its disk is made longer with its secret only")
+        end = self.payload_offset + self.geometry.length
+        if self.file.is_block_device:
+            raise UnsupportedFeature(f"{self.file.name} is a block device; a luks image in one cannot be resized")
+        try:
+            self._write_zeros(end, self.payload_offset + check_length(length))
+        except BaseException:
+            self.file.truncate(end)
+            raise
+        self.file.truncate(self.payload_offset + length)
+        self.file.fdatasync()
+        self.geometry = Geometry(length, BLOCK_SIZE)
+
+    def _write_zeros(self, start: int, end: int) -> None:
+        assert self.cipher is not None
+        for offset in range(start, end, _STEP):
+            self.file.pwrite(offset, self.cipher.encrypt(offset, bytes(min(_STEP, end - offset))))
+            self.going_on()
 
     def commit(self, changes: Sequence[Change]) -> None:
         """There is no map to change."""

@@ -1,5 +1,6 @@
 """LUKS1 inside qcow2: what qemu encrypts is read with the secret, alone, in snapshots and as a parent."""
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -194,3 +195,56 @@ def test_a_disk_that_would_lie_on_its_own_header_is_refused(tmp_path: Path) -> N
         file.pwrite(104, bytes(4))  # payload-offset
     with HostFile.from_path(tmp_path / "disk") as file, pytest.raises(CorruptImage, match="inside its LUKS header"):
         luks_file.LuksFile(file)
+
+
+def test_an_encrypted_file_is_resized_and_what_is_new_reads_as_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "disk.luks"
+    with HostFile.create(path) as file:
+        luks_file.create(file, LENGTH, "off", SECRET)
+    locked = luks_file.LuksFile(HostFile.from_path(path))
+    with pytest.raises(UnsupportedFeature, match="with its secret only"):
+        locked.resize(2 * LENGTH)
+    locked.close()
+    image = luks_file.LuksFile(HostFile.from_path(path))
+    image.unlock([SECRET])
+    disk = Disk(image)
+    disk.write_blocking(0, b"\1" * LENGTH)
+    disk.resize(LENGTH // 2)
+    disk.resize(LENGTH + 512)
+    disk.write_blocking(LENGTH, b"\2" * 512)
+    disk.close()
+    raw = tmp_path / "raw"
+    source = f"driver=luks,key-secret=s,file.filename={path}"
+    done = run("qemu-img", "convert", *OBJECT, "--image-opts", source, "-O", "raw", raw)
+    assert done.returncode == 0, done.stderr
+    assert raw.read_bytes() == b"\1" * (LENGTH // 2) + bytes(LENGTH // 2) + b"\2" * 512
+
+
+def test_an_encrypted_file_that_cannot_grow_keeps_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "disk.luks"
+    with HostFile.create(path) as file:
+        luks_file.create(file, LENGTH, "off", SECRET)
+    before = path.stat().st_size
+    with luks_file.LuksFile(HostFile.from_path(path)) as image:
+        image.unlock([SECRET])
+
+        def full(_offset: int, _data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(image.file, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            image.resize(2 * LENGTH)
+        assert image.geometry.length == LENGTH
+    assert path.stat().st_size == before
+
+
+def test_the_command_line_resizes_with_the_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, key = tmp_path / "disk", tmp_path / "key"
+    make(path)
+    key.write_bytes(SECRET)
+    arguments = ["file", "resize", "--format", "qcow2", str(path), str(2 * LENGTH)]
+    assert main(arguments) != 0
+    assert "is encrypted" in capsys.readouterr().err
+    assert main([*arguments, "--secret-file", str(key)]) == 0
+    assert json.loads(run("qemu-img", "info", "--output=json", path).stdout)["virtual-size"] == 2 * LENGTH
+    assert_sound(path)

@@ -17,7 +17,7 @@ from api.cli.file.options import (
     refusals,
 )
 from api.cli.file.words import emit_info, emit_snapshots
-from api.cli.parameters import Size
+from api.cli.parameters import Size, secret_option
 
 
 def _emit(path: str, format: str, output: str, *, quiet: bool = False) -> None:
@@ -78,14 +78,16 @@ def clone_(base: str, path: str, *, format_: str, to: str, output: str, quiet: b
 @format_option
 @click.option("--shrink", is_flag=True, help="Allow what lies behind the new end to be lost.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
-def resize_(path: str, size: str, *, format_: str, shrink: bool, beneath: Any, quiet: bool, output: str) -> None:
+def resize_(path: str, size: str, *, format_: str, shrink: bool, quiet: bool, output: str, **options: Any) -> None:
     """Make the disk PATH as long as SIZE says, or +SIZE longer, or -SIZE shorter. What is new reads as zeros."""
     from vstore.transfer import offline
 
     with refusals("resize"):
-        offline.resize(offline.Place(path, format_, beneath), size, shrink=shrink)
+        place = offline.Place(path, format_, options["beneath"], secrets=options["secrets"])
+        offline.resize(place, size, shrink=shrink)
         _emit(path, format_, output, quiet=quiet)
 
 
@@ -154,6 +156,7 @@ def delete(path: str, which: str, *, format_: str, output: str) -> None:
     "--unsafe", "-u", is_flag=True, help="Only name it: its content is that of the old one, whoever moved it."
 )
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
 def rebase_(path: str, *, format_: str, backing: str | None, output: str, quiet: bool, **options: Any) -> None:
@@ -168,7 +171,7 @@ def rebase_(path: str, *, format_: str, backing: str | None, output: str, quiet:
         raise click.UsageError("--backing NAME and --backing-format go together; a format is never guessed")
     from vstore.transfer import offline
 
-    place = offline.Place(path, format_, options["beneath"])
+    place = offline.Place(path, format_, options["beneath"], secrets=options["secrets"])
     with refusals("rebase"):
         if options["unsafe"]:
             offline.rename_parent(place, backing, told)
@@ -183,16 +186,18 @@ def rebase_(path: str, *, format_: str, backing: str | None, output: str, quiet:
 @format_option
 @click.option("--keep", "-d", is_flag=True, help="Leave in PATH what it has, instead of emptying it.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
-def commit_(path: str, *, format_: str, keep: bool, beneath: Any, output: str, quiet: bool) -> None:
+def commit_(path: str, *, format_: str, keep: bool, output: str, quiet: bool, **options: Any) -> None:
     """Write what the overlay PATH has into its backing file, and empty it then.
 
     Other overlays over the same backing file are worth nothing afterwards.
     """
     from vstore.transfer import offline
 
+    place = offline.Place(path, format_, options["beneath"], secrets=options["secrets"])
     with refusals("commit"):
         with bar("committing", quiet=quiet or output == "json") as progress:
-            offline.commit_file(offline.Place(path, format_, beneath), keep=keep, progress=progress)
+            offline.commit_file(place, keep=keep, progress=progress)
         _emit(path, format_, output, quiet=quiet)
