@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from tests.fuzz.cdb_disks import LONG, Disk
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.commands import BY_OPERATION_CODE, ModeSelect6, ModeSelect10, Unmap
+from vstore.scsi.commands import BY_OPERATION_CODE, FormatUnit, ModeSelect6, ModeSelect10, SanitizeOverwrite, Unmap
 from vstore.scsi.field import EVALUATED, HINT, IGNORED, Field
 from vstore.scsi.mode_parameters import PageControl
 
@@ -92,6 +92,11 @@ def draw_parameters(draws: Draws, row: type[Cdb], disk: Disk | None) -> bytes:
     """The parameter list of a command that has one."""
     if row in (ModeSelect6, ModeSelect10):
         return _mode_parameters(draws, long=row is ModeSelect10, disk=disk)
+    if row is FormatUnit:
+        return _format_parameters(draws)
+    if row is SanitizeOverwrite:
+        length = draws.pick(4)
+        return bytes([draws.number(1) & 0x9F, 0, 0, length]) + bytes([draws.number(1)]) * max(length, 1)
     if row is Unmap:
         return _unmap_parameters(draws, disk.unit.blocks if disk else 128)
     return b""
@@ -141,6 +146,17 @@ def _mode_parameters(draws: Draws, *, long: bool, disk: Disk | None) -> bytes:
     if draws.chance(8):
         header[draws.pick(len(header))] ^= 1 << draws.pick(8)
     return bytes(header) + descriptor + pages
+
+
+def _format_parameters(draws: Draws) -> bytes:
+    """Mostly what can be served, with a short or a long header, and now and then a bit turned over."""
+    header = bytearray(8 if draws.pick(2) else 4)
+    header[1] = (0x00, 0x80, 0x88, 0x88, 0xF0, 0xFA)[draws.pick(6)]
+    length = draws.pick(4)
+    parameters = header + bytes([0, min(length, 1), 0, length]) + bytes([draws.number(1)]) * length
+    if draws.chance(6):
+        parameters[draws.pick(len(parameters))] ^= 1 << draws.pick(8)
+    return bytes(parameters)
 
 
 def _unmap_parameters(draws: Draws, blocks: int) -> bytes:

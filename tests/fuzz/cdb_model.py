@@ -36,6 +36,7 @@ _COMPARE_AND_WRITE, _OR_WRITE = 0x89, 0x8B
 _VERIFIES = (0x2F, 0x8F, 0xAF)
 _WRITE_SAMES = (0x41, 0x93)
 _UNMAP = 0x42
+_FORMAT_UNIT, _SANITIZE = 0x04, 0x48
 
 # Offset and width of ALLOCATION LENGTH.
 _ALLOCATION_LENGTHS = {
@@ -92,6 +93,9 @@ class ByteModel:
         if cdb[0] == _UNMAP:
             self._unmap(cdb, data_out)
             return
+        if cdb[0] in (_FORMAT_UNIT, _SANITIZE):
+            self._erase(cdb, data_out)
+            return
         if cdb[0] not in _TRANSFERS and cdb[0] not in (0x08, 0x0A):
             return
         lba, count = _range(cdb)
@@ -138,6 +142,23 @@ class ByteModel:
             lba, count = _number(parameters, at, 8), _number(parameters, at + 8, 4)
             assert (lba + count) * self.block <= len(self.data), "UNMAP beyond the last block"
             self._write(slice(lba * self.block, (lba + count) * self.block), bytes(count * self.block))
+
+    def _erase(self, cdb: bytes, data_out: bytes) -> None:
+        pattern = b"\0"
+        if cdb[0] == _SANITIZE:
+            action = cdb[1] & 0x1F
+            if action == 0x1F:
+                return
+            if action == 1:
+                pattern = data_out[4 : 4 + _number(data_out, 2, 2)]
+                if data_out[0] & 0x80 and data_out[0] & 0x1F and not data_out[0] & 1:
+                    pattern = bytes(byte ^ 0xFF for byte in pattern)
+        elif cdb[1] & 0x10 and data_out[1] & 8:
+            at = 8 if cdb[1] & 0x20 else 4
+            pattern = data_out[at + 4 : at + 4 + _number(data_out, at + 2, 2)] or pattern
+        block = (pattern * self.block)[: self.block]
+        blocks = len(self.data) // self.block
+        self._write(slice(0, blocks * self.block), block * blocks)
 
     def _difference(self, cdb: bytes, data_out: bytes) -> int | None:
         """Where data-out first differs from the medium."""

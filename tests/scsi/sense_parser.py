@@ -18,6 +18,7 @@ class ParsedSense:
     in_cdb: bool | None = None  # None: no field pointer
     byte: int | None = None
     bit: int | None = None
+    progress: int | None = None  # in 65536ths
 
     @property
     def code(self) -> tuple[int, int, int]:
@@ -46,6 +47,8 @@ def _fixed(data: bytes, *, deferred: bool) -> ParsedSense:
     _expect(data[8:12] == bytes(4) and data[14] == 0, "command specific information, FRU code")
     information = int.from_bytes(data[3:7]) if data[0] & 0x80 else None
     _expect(information is not None or data[3:7] == bytes(4), "INFORMATION without VALID")
+    if data[2] == 2 and data[15] & 0x80:
+        return ParsedSense(False, deferred, 2, data[12], data[13], information, progress=_progress(data[15:18]))
     pointer = _pointer(data[15:18], data[2])
     return ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer)
 
@@ -55,6 +58,7 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
     _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
     information: int | None = None
     pointer: tuple[bool | None, int | None, int | None] = (None, None, None)
+    progress: int | None = None
     at = 8
     while at < len(data):
         kind, length = data[at], data[at + 1]
@@ -65,11 +69,19 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
             information = int.from_bytes(body[2:10])
         elif kind == 2:
             _expect(length == 6 and body[:2] == bytes(2) and body[5] == 0, "sense key specific descriptor")
-            pointer = _pointer(body[2:5], data[1])
+            if data[1] == 2:
+                progress = _progress(body[2:5])
+            else:
+                pointer = _pointer(body[2:5], data[1])
         else:
             raise MalformedSenseError(f"descriptor type {kind}")
         at += 2 + length
-    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer)
+    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer, progress)
+
+
+def _progress(data: bytes) -> int:
+    _expect(data[0] == 0x80, "only SKSV stands beside a progress indication")
+    return int.from_bytes(data[1:3])
 
 
 def _pointer(data: bytes, key: int) -> tuple[bool | None, int | None, int | None]:

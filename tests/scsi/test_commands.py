@@ -9,6 +9,7 @@ from vstore.scsi.logical_unit import LogicalUnit
 USAGE_DATA = {
     "TEST UNIT READY": "00 00 00 00 00 00",
     "REQUEST SENSE": "03 01 00 00 ff 00",
+    "FORMAT UNIT": "04 3f 00 00 00 00",
     "READ (6)": "08 1f ff ff ff 00",
     "WRITE (6)": "0a 1f ff ff ff 00",
     "INQUIRY": "12 01 ff ff ff 00",
@@ -25,6 +26,9 @@ USAGE_DATA = {
     "READ DEFECT DATA (10)": "37 00 1f 00 00 00 00 ff ff 00",
     "WRITE SAME (10)": "41 08 ff ff ff ff 00 ff ff 00",
     "UNMAP": "42 00 00 00 00 00 00 ff ff 00",
+    "SANITIZE (OVERWRITE)": "48 a1 00 00 00 00 00 ff ff 00",
+    "SANITIZE (BLOCK ERASE)": "48 a2 00 00 00 00 00 00 00 00",
+    "SANITIZE (EXIT FAILURE MODE)": "48 1f 00 00 00 00 00 00 00 00",
     "MODE SELECT (10)": "55 10 00 00 00 00 00 ff ff 00",
     "MODE SENSE (10)": "5a 18 ff ff 00 00 00 ff ff 00",
     "READ (16)": "88 18 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",

@@ -213,11 +213,11 @@ def test_an_option_that_does_not_fit_the_command_is_refused(option: int, opcode:
     assert Initiator().refused(cdb) == pointer
 
 
-def test_unmap_is_a_command_of_thin_units_only() -> None:
+def test_unmap_and_block_erase_are_commands_of_thin_units_only() -> None:
     thin, thick = Initiator(make_unit(thin=True)), Initiator(make_unit(thin=False))
     assert codes(thin, 1, Unmap.opcode)[1] == 3
     assert codes(thick, 1, Unmap.opcode)[1] == 1
-    assert len(codes(thin, 0)) - len(codes(thick, 0)) == 8
+    assert len(codes(thin, 0)) - len(codes(thick, 0)) == 2 * 8
     assert thick.check(Unmap.build()).code == INVALID_OPCODE
 
 

@@ -248,3 +248,33 @@ def count_up(driver: ScsiDriver, times: int) -> None:
         else:
             assert result.sense[2] & 0xF == 0xE, result.sense  # MISCOMPARE
         old = int.from_bytes(driver.wait(driver.submit(LUN, read10(0, 1), b"", 512), 10).data_in)
+
+
+def test_a_sanitized_disk_is_empty_whatever_was_under_way_and_is_fast_again(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    create_image("qcow2", path, 4 * LENGTH)
+    with LiveEndpoint(tmp_path / "s", request_queues=2) as live:
+        live.map(open_image("qcow2", path))
+        with connected(live) as driver:
+            ended_well(driver, fill(driver))
+            writes = fill(driver)
+            sanitize = driver.submit(LUN, bytes([0x48, 0x82, *bytes(8)]), queue=1)
+            writes += fill(driver, 16)
+            assert driver.wait(sanitize, 10).status == 0
+            for write in writes:
+                result = driver.wait(write, 10)
+                assert result.status == 0 or result.sense[2] & 0xF == 2  # NOT READY: it came too late
+            while driver.wait(driver.submit(LUN, bytes(6)), 10).status:
+                pass
+            found = driver.wait(driver.submit(LUN, read10(0, 1024), b"", 1024 * 512), 10).data_in
+            # what was written when it had ended is whole
+            assert all(
+                not any(found[at : at + PAGE]) or len(set(found[at : at + PAGE])) == 1
+                for at in range(0, len(found), PAGE)
+            )
+            assert driver.wait(driver.submit(LUN, bytes([0x48, 0x02, *bytes(8)])), 10).status == 0
+            found = driver.wait(driver.submit(LUN, read10(0, 1024), b"", 1024 * 512), 10).data_in
+            assert not any(found)
+            slow = sum(counters.slow for counters in live.call(live.endpoint.counters))
+            ended_well(driver, fill(driver))
+            assert sum(counters.slow for counters in live.call(live.endpoint.counters)) == slow

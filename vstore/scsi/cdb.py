@@ -18,6 +18,7 @@ class Access(Enum):
     NONE = "-"
     READ = "reads"
     WRITE = "writes"
+    ERASE = "erases"  # all of it; nothing else is served meanwhile
     FLUSH = "flushes"
 
 

@@ -2,7 +2,7 @@
 
 A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
 plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row here and its handler in spc.py,
-modes.py, sbc.py, verify.py, atomic.py or provisioning.py.
+modes.py, sbc.py, verify.py, atomic.py, provisioning.py or erasure.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,15 @@ class RequestSense(Cdb, name="REQUEST SENSE", opcode=0x03, length=6, passes_atte
     obsolete = bits(1, 7, 5, IGNORED)
     desc = bit(1, 0)
     allocation_length = u8(4)
+
+
+class FormatUnit(Cdb, name="FORMAT UNIT", opcode=0x04, length=6, access=Access.ERASE):
+    fmtpinfo = bits(1, 7, 6, ZERO)
+    longlist = bit(1, 5)
+    fmtdata = bit(1, 4)
+    cmplst = bit(1, 3, HINT)  # a list of defects is empty, complete or not
+    defect_list_format = bits(1, 2, 0, HINT)
+    ffmt = bits(4, 1, 0, ZERO)
 
 
 class Read6(Cdb, name="READ (6)", opcode=0x08, length=6, access=Access.READ, fast=Fast.READ):
@@ -146,6 +155,31 @@ class Unmap(Cdb, name="UNMAP", opcode=0x42, length=10, access=Access.WRITE, fast
     anchor = bit(1, 0, ZERO)
     group_number = bits(6, 4, 0, IGNORED)
     parameter_list_length = u16(7)
+
+
+class SanitizeOverwrite(
+    Cdb, name="SANITIZE (OVERWRITE)", opcode=0x48, service_action=0x01, length=10, access=Access.ERASE
+):
+    immed = bit(1, 7)
+    znr = bit(1, 6, ZERO)
+    ause = bit(1, 5)
+    parameter_list_length = u16(7)
+
+
+class SanitizeBlockErase(
+    Cdb, name="SANITIZE (BLOCK ERASE)", opcode=0x48, service_action=0x02, length=10, access=Access.ERASE
+):
+    immed = bit(1, 7)
+    znr = bit(1, 6, ZERO)
+    ause = bit(1, 5)
+    parameter_list_length = u16(7, ZERO)
+
+
+class SanitizeExitFailureMode(Cdb, name="SANITIZE (EXIT FAILURE MODE)", opcode=0x48, service_action=0x1F, length=10):
+    immed = bit(1, 7, IGNORED)
+    znr = bit(1, 6, ZERO)
+    ause = bit(1, 5, IGNORED)
+    parameter_list_length = u16(7, ZERO)
 
 
 class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):

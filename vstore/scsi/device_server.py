@@ -65,6 +65,10 @@ class DeviceServer:
         """Raises CheckCondition when the unit is not in a state to serve this command now."""
         return
 
+    async def serve(self, row: type[Cdb], cdb: Cdb, task: Task) -> bytes | Status:
+        """Runs the handler of a command that was admitted."""
+        return await self.handlers[row](self, cdb, task)
+
     def unknown(self) -> CheckCondition:
         """How a command that the unit does not have is refused."""
         return CheckCondition(Sense.illegal(AdditionalSense.INVALID_COMMAND_OPERATION_CODE))
@@ -131,7 +135,10 @@ class DeviceServer:
             access = row.access
             cdb = row.decode(task.cdb)
             self.admit(row, task)
-            return self._good(task, cdb, await self.handlers[row](self, cdb, task))
+            answer = await self.serve(row, cdb, task)
+            if isinstance(answer, Status):
+                return Response(answer, data_out_used=task.data_out_used)
+            return self._good(task, cdb, answer)
         except CheckCondition as check:
             return self._check(task, check.sense)
         except OSError as error:
@@ -147,10 +154,7 @@ class DeviceServer:
         if attention is not None:
             raise CheckCondition(attention)
 
-    def _good(self, task: Task, cdb: Cdb, answer: bytes | Status) -> Response:
-        if isinstance(answer, Status):
-            return Response(answer, data_out_used=task.data_out_used)
-        data_in = answer
+    def _good(self, task: Task, cdb: Cdb, data_in: bytes) -> Response:
         # SPC-4 4.2.5.6: data-in is truncated at the allocation length, which is not an error.
         wanted = cdb.fields.get("allocation_length")
         if wanted is not None:

@@ -10,15 +10,16 @@ from enum import Enum
 from typing import Any
 
 from vstore.scsi.cdb import Access, Cdb
-from vstore.scsi.commands import Unmap
+from vstore.scsi.commands import SanitizeBlockErase, Unmap
 from vstore.scsi.device_server import DeviceServer, sense_of
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.identity import Identity
 from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
+from vstore.scsi.operation import Failure, Operation
 from vstore.scsi.pages import Caching, Control
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
-from vstore.scsi.task import ITNexus, Task
+from vstore.scsi.task import ITNexus, Status, Task
 
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
@@ -86,6 +87,10 @@ class DirectAccessDevice(DeviceServer):
         self._read_only = read_only
         self._listeners: list[Callable[[], None]] = []
         self._background: set[asyncio.Task[None]] = set()
+        self.operation: Operation | None = None  # that keeps the unit from being ready
+        self.failure: Failure | None = None  # of the last such operation
+        self._writers = 0
+        self._no_writers = asyncio.Event()
         self.blocks = self._count_blocks()
 
     def _count_blocks(self) -> int:
@@ -128,15 +133,30 @@ class DirectAccessDevice(DeviceServer):
         return MAXIMUM_WRITE_SAME_BYTES // self.logical_block_length
 
     def supports(self, row: type[Cdb]) -> bool:
-        return super().supports(row) and (row is not Unmap or self.thin)
+        return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)
 
     def admit(self, row: type[Cdb], task: Task) -> None:  # noqa: ARG002
+        if self.operation and not row.passes_attention:
+            raise CheckCondition(self.operation.sense)
+        if self.failure and self.failure.refuses(row):
+            raise CheckCondition(self.failure.sense)
         if row.access is Access.NONE:
             return
         if self.stopped:
             raise CheckCondition(NOT_STARTED)
-        if row.access is Access.WRITE and self.read_only:
+        if row.access in (Access.WRITE, Access.ERASE) and self.read_only:
             raise CheckCondition(WRITE_PROTECTED)
+
+    async def serve(self, row: type[Cdb], cdb: Cdb, task: Task) -> bytes | Status:
+        if row.access is not Access.WRITE:
+            return await super().serve(row, cdb, task)
+        self._writers += 1
+        try:
+            return await super().serve(row, cdb, task)
+        finally:
+            self._writers -= 1
+            if not self._writers:
+                self._no_writers.set()
 
     # ---- what others are told ---------------------------------------------------------------------------
 
@@ -150,7 +170,7 @@ class DirectAccessDevice(DeviceServer):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        ready = not self.stopped and self.attentions.none_wait(nexus)
+        ready = not (self.stopped or self.operation or self.failure) and self.attentions.none_wait(nexus)
         return FastPath(
             read=ready,
             write=ready and not self.read_only,
@@ -215,7 +235,50 @@ class DirectAccessDevice(DeviceServer):
             self.attentions.defer(nexus, sense_of(error, access))
             self.changed()
 
+    async def operate(self, operation: Operation, work: Coroutine[Any, Any, None], *, immed: bool) -> None:
+        """Runs a long operation, with which the unit is not ready. It goes on to its end also when the command that
+        began it is aborted. CheckCondition, unless `immed`, when it failed."""
+        self.operation = operation
+        self.changed()
+        running = self._operate(operation, work)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            await running
+        else:
+            task = loop.create_task(running)
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            if immed:
+                return
+            await asyncio.shield(task)
+        if operation.failed and not immed:
+            raise CheckCondition(operation.failure.told)
+
+    async def _operate(self, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
+        """What was admitted before may still write: it ends first, also on the data plane."""
+        try:
+            while self._writers:
+                self._no_writers.clear()
+                await self._no_writers.wait()
+            await self.medium.alone(0, self.blocks * self.logical_block_length, lambda _: None)
+            await work
+            await self.medium.flush()
+            self.failure = None
+        except BaseException as error:
+            operation.failed = True
+            self.failure = operation.failure
+            if not isinstance(error, OSError):
+                raise
+        finally:
+            work.close()
+            self.operation = None
+            self.changed()
+
     async def settle(self) -> None:
-        """Returns when no background work is left; call it before the medium is closed."""
+        """Returns when no background work is left; call it before the medium is closed. A long operation is given up,
+        and has failed."""
+        if self.operation:
+            self.operation.interrupted = True
         while self._background:
             await asyncio.wait(self._background)

@@ -127,6 +127,51 @@ class UnmapBlockDescriptor(Layout, length=16):
     number_of_logical_blocks = u32(8)
 
 
+class FormatHeaderShort(Layout, length=4):
+    """SBC-3 5.3.2.2; without LONGLIST."""
+
+    protection_fields_usage = bits(0, 2, 0)
+    fov = bit(1, 7)
+    dpry = bit(1, 6)
+    dcrt = bit(1, 5)
+    stpf = bit(1, 4)
+    ip = bit(1, 3)
+    immed = bit(1, 1)
+    defect_list_length = u16(2)
+
+
+class FormatHeaderLong(Layout, length=8):
+    """With LONGLIST."""
+
+    protection_fields_usage = bits(0, 2, 0)
+    fov = bit(1, 7)
+    dpry = bit(1, 6)
+    dcrt = bit(1, 5)
+    stpf = bit(1, 4)
+    ip = bit(1, 3)
+    immed = bit(1, 1)
+    p_i_information = bits(3, 7, 4)
+    protection_interval_exponent = bits(3, 3, 0)
+    defect_list_length = u32(4)
+
+
+class InitializationPattern(Layout, length=4):
+    """SBC-3 5.3.2.3; the pattern follows."""
+
+    si = bit(0, 5)
+    initialization_pattern_type = u8(1)
+    initialization_pattern_length = u16(2)
+
+
+class OverwriteParameters(Layout, length=4):
+    """SBC-3 5.24.2.2; the pattern follows."""
+
+    invert = bit(0, 7)
+    test = bits(0, 6, 5)
+    overwrite_count = bits(0, 4, 0)
+    initialization_pattern_length = u16(2)
+
+
 class LbaStatusHeader(Layout, length=8):
     """SBC-3 5.5.2; LBA status descriptors follow."""
 

@@ -28,6 +28,8 @@ class AdditionalSense(Enum):
 
     NO_ADDITIONAL_SENSE_INFORMATION = 0x0000
     LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED = 0x0402
+    LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS = 0x0404
+    LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS = 0x041B
     WRITE_ERROR = 0x0C00
     INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = 0x0E03
     UNRECOVERED_READ_ERROR = 0x1100
@@ -46,6 +48,9 @@ class AdditionalSense(Enum):
     I_T_NEXUS_LOSS_OCCURRED = 0x2907
     MODE_PARAMETERS_CHANGED = 0x2A01
     CAPACITY_DATA_HAS_CHANGED = 0x2A09
+    MEDIUM_FORMAT_CORRUPTED = 0x3100
+    FORMAT_COMMAND_FAILED = 0x3101
+    SANITIZE_COMMAND_FAILED = 0x3103
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
     INTERNAL_TARGET_FAILURE = 0x4400
@@ -113,6 +118,22 @@ class FieldPointer:
         """SKSV, C/D, BPV and BIT POINTER."""
         return 0x80 | self.in_cdb << 6 | 0x08 | self.position.bit
 
+    @property
+    def word(self) -> int:
+        return self.position.byte
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a long operation is done, in 65536ths (SPC-4 4.5.2.4.4)."""
+
+    word: int
+
+    @property
+    def flags(self) -> int:
+        """SKSV."""
+        return 0x80
+
 
 @dataclass(frozen=True, slots=True)
 class Sense:
@@ -121,7 +142,7 @@ class Sense:
     key: SenseKey
     code: AdditionalSense
     information: int | None = None
-    pointer: FieldPointer | None = None
+    pointer: FieldPointer | Progress | None = None
     deferred: bool = False
 
     @classmethod
@@ -154,7 +175,7 @@ class Sense:
             additional_sense_length=FixedSense.length - 8,
             additional_sense_code=self.code.value,
             sense_key_specific=self.pointer.flags if self.pointer else 0,
-            field_pointer=self.pointer.position.byte if self.pointer else 0,
+            field_pointer=self.pointer.word if self.pointer else 0,
         ).encode()
 
     def _descriptor(self) -> bytes:
@@ -181,7 +202,7 @@ class Sense:
             descriptor_type=2,
             additional_length=6,
             sense_key_specific=self.pointer.flags,
-            field_pointer=self.pointer.position.byte,
+            field_pointer=self.pointer.word,
         ).encode()
 
 

@@ -85,7 +85,10 @@ def inquiry_data(
 
 async def request_sense(unit: DirectAccessDevice, cdb: RequestSense, task: Task) -> bytes:
     """What is pending is reported as parameter data, and is over (SPC-4 6.39)."""
-    sense = unit.attention_of(task) or (NOT_STARTED if unit.stopped else NO_SENSE)
+    sense = unit.attention_of(task)
+    if sense is None:
+        state = unit.operation or unit.failure
+        sense = state.sense if state else NOT_STARTED if unit.stopped else NO_SENSE
     return sense.encode(descriptor=bool(cdb.desc))
 
 
