@@ -15,6 +15,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 Bytes = bytes | bytearray | memoryview
 
 PAUSE = 1.0
-OLDEST_PENDING = 5  # seconds without news after which what is pending is committed
+OLDEST_PENDING = 5  # seconds after which what is pending is committed
 LOADED_AT_ONCE = 1 << 15  # blocks of a range to be zeroed
 
 
@@ -162,12 +163,14 @@ class Keeper:
         descriptor = self._volume.notice_fd()
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
+        due = time.monotonic() + OLDEST_PENDING
         while not self._stopping.is_set():
-            if poll.poll(OLDEST_PENDING * 1000):
+            if poll.poll(max(0, due - time.monotonic()) * 1000):
                 os.eventfd_read(descriptor)
-                full = self._volume.pending >= commits.MOST_PENDING
-            else:
-                full = True
+            old = time.monotonic() >= due
+            if old:
+                due = time.monotonic() + OLDEST_PENDING
+            full = old or self._volume.pending >= commits.MOST_PENDING
             told = False
             while not self._stopping.is_set() and not self._look(told, commit=full):
                 told = True

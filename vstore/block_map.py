@@ -32,7 +32,8 @@ from vstore.dataplane import Allocation, Partial, Volume
 log = logging.getLogger(__name__)
 
 PAGE = 512  # blocks loaded at once, as the data plane keeps them
-CACHED = 64  # composed blocks kept
+CACHED = 64  # composed blocks kept, fewer where they are long:
+CACHED_BYTES = 8 << 20
 MOST_AHEAD = 16  # pages loaded ahead of who reads one after the other
 COPY_UNIT = 4096  # bytes copied up at once, where the format does not say
 
@@ -162,6 +163,7 @@ class BlockMap:
                 finally:
                     self._composed.clear()
                     self._volume.forget()
+                    self._load_flat()
             finally:
                 self._volume.resume()
 
@@ -235,7 +237,7 @@ class BlockMap:
             if data is None:
                 data = self._chain.compose(block * self._block_size, self._block_size)
                 self._composed[block] = data
-                while len(self._composed) > CACHED:
+                while len(self._composed) > min(CACHED, max(1, CACHED_BYTES // self._block_size)):
                     self._composed.popitem(last=False)
             self._composed.move_to_end(block)
             return data

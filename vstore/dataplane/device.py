@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
-from vstore.dataplane.native import checked, ffi, lib, made
+from vstore.dataplane.native import checked, ffi, lent, lib, made
 from vstore.dataplane.volume import Bytes, Volume
 
 log = logging.getLogger(__name__)
@@ -227,9 +227,9 @@ class Device:
         return bytes(buffer)
 
     def request_write(self, request: Any, offset: int, data: Bytes) -> None:
-        source = ffi.from_buffer(data)
-        result = lib.vs_request_write(request, offset, source, len(source))
-        checked(result, f"request_write({offset}, {len(source)})")
+        with lent(data) as source:
+            result = lib.vs_request_write(request, offset, source, len(source))
+        checked(result, f"request_write({offset}, {len(data)})")
 
     def complete(self, completions: Iterable[Completion]) -> None:
         native = ffi.new("vs_completion[]", [_completion(completion) for completion in completions])

@@ -26,6 +26,13 @@ def checked(result: int, call: str) -> int:
     return result
 
 
+def lent(data: bytes | bytearray | memoryview) -> Any:
+    """The bytes as C sees them, inside a `with`: given back before any error is raised. An error may hold on to its
+    frames in a cycle, and CPython dies when it collects a memoryview there that is still lent (its tp_clear lets go of
+    what the release then needs)."""
+    return ffi.from_buffer(data)
+
+
 def made(pointer: Any, call: str) -> Any:
     """The pointer, or OSError from errno where it is NULL."""
     if pointer == ffi.NULL:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vstore.dataplane.native import checked, failure, ffi, lib, made
+from vstore.dataplane.native import checked, failure, ffi, lent, lib, made
 
 Bytes = bytes | bytearray | memoryview
 _CHANGE = struct.Struct("=6Q")
@@ -124,9 +124,9 @@ class Volume:
 
     def write(self, offset: int, data: Bytes) -> None:
         """Blocks until the file has it; durable only after flush()."""
-        source = ffi.from_buffer(data)
-        result = lib.vs_volume_write(self.pointer, offset, source, len(source))
-        checked(result, f"volume_write({offset}, {len(source)})")
+        with lent(data) as source:
+            result = lib.vs_volume_write(self.pointer, offset, source, len(source))
+        checked(result, f"volume_write({offset}, {len(data)})")
 
     def zero(self, offset: int, length: int, deallocate: bool) -> None:
         result = lib.vs_volume_zero(self.pointer, offset, length, deallocate)
@@ -223,8 +223,8 @@ class Volume:
 
     def replace(self, block: int, data: Bytes) -> bool:
         """A COMPRESSED block's bytes take a place of their own; False: it is not COMPRESSED any more."""
-        source = ffi.from_buffer(data)
-        result = lib.vs_volume_replace(self.pointer, block, source, len(source))
+        with lent(data) as source:
+            result = lib.vs_volume_replace(self.pointer, block, source, len(source))
         return result != -errno.EAGAIN and not checked(result, f"volume_replace({block})")
 
     @property
@@ -241,8 +241,9 @@ class Volume:
 
     def copy_up(self, offset: int, data: Bytes) -> None:
         """Whole units of one block that show a compressed parent get these bytes, its own."""
-        source = ffi.from_buffer(data)
-        checked(lib.vs_volume_copy_up(self.pointer, offset, source, len(source)), f"volume_copy_up({offset})")
+        with lent(data) as source:
+            result = lib.vs_volume_copy_up(self.pointer, offset, source, len(source))
+        checked(result, f"volume_copy_up({offset})")
 
     def close(self) -> None:
         """Gives up our reference; the files are closed when no LUN uses the volume any more."""

@@ -132,12 +132,12 @@ class Reader:
         layer = self._layers[packed[0].depth][0] if packed else None
         packing = int(layer.flags & (LayerFlags.DEFLATE | LayerFlags.ZSTD)) if layer is not None else 0
         if layer is not None and packing:
-            from vstore.dataplane.native import ffi, lib  # which most sources do without
+            from vstore.dataplane.native import ffi, lent, lib  # which most sources do without
 
             size = packed[0].end - packed[0].start
-            where = ffi.from_buffer(view[packed[0].start - start : packed[-1].end - start])
             offsets = ffi.new("uint64_t[]", [extent.packed for extent in packed])
-            done = max(0, lib.vs_unpack(layer.descriptor, packing, offsets, len(packed), where, size))
+            with lent(view[packed[0].start - start : packed[-1].end - start]) as where:
+                done = max(0, lib.vs_unpack(layer.descriptor, packing, offsets, len(packed), where, size))
         for extent in packed[done:]:
             self.fill(view[extent.start - start : extent.end - start], extent)
 
