@@ -147,8 +147,9 @@ class Bench:
             disk.model.condition_met(task.cdb)
             self.outcomes[name, "CONDITION MET"] += 1
             return
-        if response.status is Status.TASK_SET_FULL:
-            self.outcomes[name, "TASK SET FULL"] += 1
+        if response.status in (Status.TASK_SET_FULL, Status.RESERVATION_CONFLICT):
+            assert not response.sense
+            self.outcomes[name, response.status.name.replace("_", " ")] += 1
             return
         assert response.status is Status.CHECK_CONDITION
         sense = parse_sense(response.sense)

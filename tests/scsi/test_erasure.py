@@ -313,8 +313,7 @@ async def test_a_sanitize_goes_on_when_its_command_is_aborted() -> None:
     assert (await _sense(initiator)).code == SANITIZING
     assert medium.gate
     medium.gate.set()
-    while (await _sense(initiator)).code == SANITIZING:
-        await asyncio.sleep(0)
+    await initiator.unit.settle()
     assert not any(initiator.data)
 
 

@@ -41,6 +41,7 @@ class Cdb(Layout, length=0):
     service_action: ClassVar[int | None]
     access: ClassVar[Access]
     passes_attention: ClassVar[bool]
+    passes_reservation: ClassVar[bool]
     fast: ClassVar[Fast | None]
     fixed: ClassVar[int]
     accepted: ClassVar[int]
@@ -55,12 +56,14 @@ class Cdb(Layout, length=0):
         service_action: int | None = None,
         access: Access = Access.NONE,
         passes_attention: bool = False,
+        passes_reservation: bool = False,
         fast: Fast | None = None,
         **rest: Any,
     ) -> None:
         super().__init_subclass__(length=length, **rest)
         cls.name, cls.opcode, cls.service_action = name, opcode, service_action
         cls.access, cls.passes_attention, cls.fast = access, passes_attention, fast
+        cls.passes_reservation = passes_attention or passes_reservation  # of another nexus
         cls.fixed = 0xFF << (length - 1) * 8
         if service_action is not None:
             cls.fixed |= SERVICE_ACTION_MASK << (length - 2) * 8

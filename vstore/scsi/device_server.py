@@ -21,7 +21,7 @@ from vstore.scsi.attention import Attentions
 from vstore.scsi.cdb import SERVICE_ACTION_MASK, Access, Cdb, unknown_service_action
 from vstore.scsi.commands import BY_OPERATION_CODE
 from vstore.scsi.sense import WRITE_PROTECTED, AdditionalSense, CheckCondition, Sense, SenseKey
-from vstore.scsi.task import ITNexus, Response, Status, Task, TaskAttribute
+from vstore.scsi.task import ITNexus, ReservationConflict, Response, Status, Task, TaskAttribute
 
 # The answer is data-in, or a status other than GOOD that is no error: CONDITION MET.
 Handler = Callable[[Any, Any, Task], Awaitable[bytes | Status]]
@@ -141,10 +141,10 @@ class DeviceServer:
             return self._good(task, cdb, answer)
         except CheckCondition as check:
             return self._check(task, check.sense)
-        except OSError as error:
+        except ReservationConflict:
+            return Response(Status.RESERVATION_CONFLICT)
+        except (OSError, MemoryError) as error:
             return self._failed(task, error, access)
-        except MemoryError:
-            return Response(Status.TASK_SET_FULL, data_out_used=task.data_out_used)
         except Exception:
             _log.exception("A defect of vstore: CDB %s ended in an exception", task.cdb.hex())
             return self._check(task, _FAILURE)
@@ -170,7 +170,7 @@ class DeviceServer:
             overrun=sense.code is AdditionalSense.INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT,
         )
 
-    def _failed(self, task: Task, error: OSError, access: Access) -> Response:
-        if error.errno == errno.ENOMEM:
+    def _failed(self, task: Task, error: OSError | MemoryError, access: Access) -> Response:
+        if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
             return Response(Status.TASK_SET_FULL, data_out_used=task.data_out_used)
         return self._check(task, sense_of(error, access))

@@ -18,8 +18,9 @@ from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
 from vstore.scsi.operation import Failure, Operation
 from vstore.scsi.pages import Caching, Control
+from vstore.scsi.reservation import Reservation
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
-from vstore.scsi.task import ITNexus, Status, Task
+from vstore.scsi.task import ITNexus, ReservationConflict, Status, Task
 
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
@@ -89,6 +90,7 @@ class DirectAccessDevice(DeviceServer):
         self._background: set[asyncio.Task[None]] = set()
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
+        self.reservation = Reservation()
         self._writers = 0
         self._no_writers = asyncio.Event()
         self.blocks = self._count_blocks()
@@ -135,7 +137,9 @@ class DirectAccessDevice(DeviceServer):
     def supports(self, row: type[Cdb]) -> bool:
         return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)
 
-    def admit(self, row: type[Cdb], task: Task) -> None:  # noqa: ARG002
+    def admit(self, row: type[Cdb], task: Task) -> None:
+        if not row.passes_reservation and self.reservation.excludes(task.nexus):
+            raise ReservationConflict
         if self.operation and not row.passes_attention:
             raise CheckCondition(self.operation.sense)
         if self.failure and self.failure.refuses(row):
@@ -170,7 +174,8 @@ class DirectAccessDevice(DeviceServer):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        ready = not (self.stopped or self.operation or self.failure) and self.attentions.none_wait(nexus)
+        shut = self.stopped or self.operation or self.failure or self.reservation.excludes(nexus)
+        ready = not shut and self.attentions.none_wait(nexus)
         return FastPath(
             read=ready,
             write=ready and not self.read_only,
@@ -205,12 +210,18 @@ class DirectAccessDevice(DeviceServer):
         """Tells every nexus; the loss of one nexus is told to that one alone and leaves the unit as it is."""
         if cause is ResetCause.I_T_NEXUS_LOSS:
             told: Iterable[ITNexus] = [nexus] if nexus else []
+            self.reservation.release(nexus)
         else:
             told = self.attentions.nexuses()
             self.stopped = False
+            self.reservation.clear()
             self.modes.revert()
         self.attentions.establish(cause.value, told)
         self.changed()
+
+    def remove_nexus(self, nexus: ITNexus) -> None:
+        self.reservation.release(nexus)
+        super().remove_nexus(nexus)
 
     # ---- background work --------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """A long operation of a logical unit (FORMAT UNIT, SANITIZE): how far it is, what is told meanwhile, and if it fails.
 
 While there is one only INQUIRY, REPORT LUNS and REQUEST SENSE are served (SBC-3 4.33, 4.11); all else is told how far
-it is. A failed FORMAT UNIT leaves a medium that cannot be used, a failed SANITIZE a unit that serves nothing but the next
-SANITIZE, until one succeeds.
+it is. A failed FORMAT UNIT leaves a medium that cannot be used, a failed SANITIZE a unit that serves nothing but the
+next SANITIZE, until one succeeds.
 """
 
 import errno

@@ -62,7 +62,7 @@ def _code(row: type[Cdb]) -> str:
 def _command_list() -> Iterator[str]:
     yield "## Commands\n"
     yield from _table(
-        ("code", "command", "CDB", "medium", "with a unit attention pending", "data plane"),
+        ("code", "command", "CDB", "medium", "with a unit attention pending", "reserved by another", "data plane"),
         (
             (
                 _code(row),
@@ -70,6 +70,7 @@ def _command_list() -> Iterator[str]:
                 row.length,
                 row.access.value,
                 "served" if row.passes_attention else "reports it",
+                "served" if row.passes_reservation else "conflict",
                 "fast path" if row.fast else "-",
             )
             for row in COMMANDS

@@ -7,10 +7,14 @@ from vstore.scsi.commands import (
     BY_OPERATION_CODE,
     COMMANDS,
     Inquiry,
+    Release6,
+    Release10,
     ReportLuns,
     ReportSupportedOperationCodes,
     ReportSupportedTaskManagementFunctions,
     RequestSense,
+    Reserve6,
+    Reserve10,
     TestUnitReady,
 )
 from vstore.scsi.device_server import DeviceServer, Handlers
@@ -90,6 +94,20 @@ async def request_sense(unit: DirectAccessDevice, cdb: RequestSense, task: Task)
         state = unit.operation or unit.failure
         sense = state.sense if state else NOT_STARTED if unit.stopped else NO_SENSE
     return sense.encode(descriptor=bool(cdb.desc))
+
+
+async def reserve(unit: DirectAccessDevice, _: Reserve6 | Reserve10, task: Task) -> bytes:
+    """SPC-2 7.21: the whole unit for this nexus; again is no error."""
+    unit.reservation.take(task.nexus)
+    unit.changed()
+    return b""
+
+
+async def release(unit: DirectAccessDevice, _: Release6 | Release10, task: Task) -> bytes:
+    """SPC-2 7.16: no error by whoever does not hold the unit, either."""
+    unit.reservation.release(task.nexus)
+    unit.changed()
+    return b""
 
 
 # SELECT REPORT (SPC-4 table 292): which of the target's logical units the list holds.
@@ -194,4 +212,8 @@ HANDLERS: Handlers = {
     TestUnitReady: report_readiness,
     RequestSense: request_sense,
     Inquiry: inquiry,
+    Reserve6: reserve,
+    Release6: release,
+    Reserve10: reserve,
+    Release10: release,
 }

@@ -109,6 +109,10 @@ class Task:
         return data
 
 
+class ReservationConflict(Exception):  # noqa: N818
+    """Another nexus has reserved the unit: the command ends with that status, and does nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """How a task ended. `data_in` fits both the allocation length and the initiator's room.

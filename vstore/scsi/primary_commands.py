@@ -1,0 +1,106 @@
+"""The CDBs of SPC-4, and those of SPC-2 that are still sent, in the order of operation codes: see commands.py."""
+
+from vstore.scsi.cdb import Cdb
+from vstore.scsi.field import IGNORED, ZERO, bit, bits, u8, u16, u32
+
+# In byte 1, bits 7 to 5 held the logical unit number in SCSI-2. An initiator that does not yet know the version of a
+# logical unit still puts it there, so the commands of a first contact must not mind.
+
+
+class TestUnitReady(Cdb, name="TEST UNIT READY", opcode=0x00, length=6):
+    __test__ = False  # its name begins as pytest's classes do
+    obsolete = bits(1, 7, 5, IGNORED)
+
+
+class RequestSense(Cdb, name="REQUEST SENSE", opcode=0x03, length=6, passes_attention=True):
+    obsolete = bits(1, 7, 5, IGNORED)
+    desc = bit(1, 0)
+    allocation_length = u8(4)
+
+
+class Inquiry(Cdb, name="INQUIRY", opcode=0x12, length=6, passes_attention=True):
+    obsolete = bits(1, 7, 5, IGNORED)
+    cmddt = bit(1, 1, ZERO)
+    evpd = bit(1, 0)
+    page_code = u8(2)
+    allocation_length = u16(3)
+
+
+class ModeSelect6(Cdb, name="MODE SELECT (6)", opcode=0x15, length=6):
+    pf = bit(1, 4)
+    rtd = bit(1, 1, ZERO)
+    sp = bit(1, 0, ZERO)
+    parameter_list_length = u8(4)
+
+
+class Reserve6(Cdb, name="RESERVE (6)", opcode=0x16, length=6):
+    third_party = bit(1, 4, ZERO)
+    extent = bit(1, 0, ZERO)
+
+
+class Release6(Cdb, name="RELEASE (6)", opcode=0x17, length=6, passes_reservation=True):
+    third_party = bit(1, 4, ZERO)
+    extent = bit(1, 0, ZERO)
+
+
+class ModeSense6(Cdb, name="MODE SENSE (6)", opcode=0x1A, length=6):
+    dbd = bit(1, 3)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    allocation_length = u8(4)
+
+
+class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):
+    pf = bit(1, 4)
+    rtd = bit(1, 1, ZERO)
+    sp = bit(1, 0, ZERO)
+    parameter_list_length = u16(7)
+
+
+class Reserve10(Cdb, name="RESERVE (10)", opcode=0x56, length=10):
+    third_party = bit(1, 4, ZERO)
+    long_id = bit(1, 1, ZERO)
+    extent = bit(1, 0, ZERO)
+
+
+class Release10(Cdb, name="RELEASE (10)", opcode=0x57, length=10, passes_reservation=True):
+    third_party = bit(1, 4, ZERO)
+    long_id = bit(1, 1, ZERO)
+    extent = bit(1, 0, ZERO)
+
+
+class ModeSense10(Cdb, name="MODE SENSE (10)", opcode=0x5A, length=10):
+    llbaa = bit(1, 4)
+    dbd = bit(1, 3)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    allocation_length = u16(7)
+
+
+class ReportLuns(Cdb, name="REPORT LUNS", opcode=0xA0, length=12, passes_attention=True):
+    select_report = u8(2)
+    allocation_length = u32(6)
+
+
+class ReportSupportedOperationCodes(
+    Cdb, name="REPORT SUPPORTED OPERATION CODES", opcode=0xA3, service_action=0x0C, length=12, passes_reservation=True
+):
+    rctd = bit(2, 7)
+    reporting_options = bits(2, 2, 0)
+    requested_operation_code = u8(3)
+    requested_service_action = u16(4)
+    allocation_length = u32(6)
+
+
+class ReportSupportedTaskManagementFunctions(
+    Cdb,
+    name="REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+    opcode=0xA3,
+    service_action=0x0D,
+    length=12,
+    passes_reservation=True,
+):
+    repd = bit(2, 7)
+    allocation_length = u32(6)
