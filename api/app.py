@@ -7,7 +7,7 @@ from api import errors
 from api.routes import images, jobs, looks, luns, service, snapshots, targets, transfers
 from api.routes.access import refusals
 from api.security import TOKEN_PLACE, BearerOnly, BoundedBody, LoopbackNamesOnly
-from api.version import vstore_version
+from vstore import __version__
 from vstore.store import Store
 
 ROUTERS = tuple(each.router for each in (service, images, looks, snapshots, transfers, targets, luns, jobs))
@@ -23,7 +23,7 @@ def create_app(store: Store, token_digest: bytes) -> FastAPI:
     app = FastAPI(
         title="vstore",
         summary="Virtual SCSI targets from disk images",
-        version=vstore_version(),
+        version=__version__,
         docs_url=None,  # the stock page loads its scripts from a CDN; /openapi.json is there
         redoc_url=None,
         redirect_slashes=False,

@@ -12,6 +12,7 @@ import click
 
 from api.cli import exits
 from api.cli.client import ApiProblem, Client, ClientError, NotAllowed, Unreachable
+from vstore import __version__
 
 COMMANDS = {  # name: its module, where it is an attribute of that name; and one line of help
     "serve": ("api.cli.serve", "Run the daemon."),
@@ -42,9 +43,7 @@ class LazyCommands(click.Group):
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from api.version import vstore_version
-
-        click.echo(f"vstore {vstore_version()}")
+        click.echo(f"vstore {__version__}")
         ctx.exit()
 
 

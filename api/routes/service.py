@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from api.schemas import Service
-from api.version import vstore_version
+from vstore import __version__
 from vstore.store.image_spec import FORMATS_KEPT
 
 router = APIRouter(tags=["service"])
@@ -26,7 +26,7 @@ def show_service() -> Service:
     """Versions and capabilities; what is not named here is not offered."""
     return Service(
         name="vstore",
-        version=vstore_version(),
+        version=__version__,
         api_versions=["v1"],
         capabilities=CAPABILITIES,
         image_formats=list(FORMATS_KEPT),

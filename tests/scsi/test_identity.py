@@ -1,8 +1,8 @@
-from importlib.metadata import PackageNotFoundError
 from uuid import UUID
 
 import pytest
 
+from vstore import __version__
 from vstore.scsi import identity
 from vstore.scsi.identity import Identity
 
@@ -39,12 +39,6 @@ def test_without_a_uuid_the_identifier_follows_from_the_serial_number() -> None:
     assert Identity("a").naa >> 60 == 3
 
 
-def test_the_revision_is_that_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "version", lambda _: "12.34.5")
-    assert identity._revision() == "12.3"
-
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(identity, "version", missing)
-    assert identity._revision() == "dev"
+def test_the_revision_is_that_of_the_package() -> None:
+    assert identity._revision("12.34.5") == "12.3"
+    assert identity._revision(__version__) == identity.REVISION

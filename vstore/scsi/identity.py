@@ -1,22 +1,20 @@
 """Who a logical unit is: what INQUIRY and the device identification page say, and initiators recognise it by."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from uuid import NAMESPACE_OID, UUID, uuid5
+
+from vstore import __version__
 
 # Some initiators break on long designators (virtio-win 1622), so the serial number, which is part of one, is short.
 SERIAL_LENGTH = 36
 
 
-def _revision() -> str:
+def _revision(version: str) -> str:
     """Major and minor number of vstore: PRODUCT REVISION LEVEL has room for four characters."""
-    try:
-        return ".".join(version("vstore").split(".")[:2])[:4]
-    except PackageNotFoundError:
-        return "dev"
+    return ".".join(version.split(".")[:2])[:4]
 
 
-REVISION = _revision()
+REVISION = _revision(__version__)
 
 
 @dataclass(frozen=True, slots=True)

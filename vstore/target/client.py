@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
-from vstore.target.declaration import parse, plain
+from vstore.target.declaration import Declaration, parse, plain
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.packet import Joiner, Packet, encode, receive, send
 from vstore.target.verbs import (
@@ -37,7 +37,7 @@ from vstore.target.verbs import (
 )
 
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_Answer = TypeVar("_Answer", bound=Declaration)
 
 DEFAULT_TIMEOUT = 30.0  # seconds
 LONG_TIMEOUT = 3600.0  # for what may go through a whole image
@@ -125,7 +125,7 @@ class TargetClient:
     def _call(
         self,
         verb: str,
-        request: object,
+        request: Declaration,
         answer: type[_Answer],
         descriptors: Sequence[int] = (),
         timeout: float | None = None,

@@ -1,10 +1,10 @@
-"""Requests and answers as declarations: a dataclass whose fields carry the check that guards them.
+"""Requests and answers as declarations: a record whose fields carry the check that guards them.
 
-    class Resize:
+    class Resize(Declaration):
         target: int = declared(whole(0, 255))
         length: int = declared(whole(512, 2**63 - 512))
 
-`parse` turns a JSON value into the dataclass or raises a TargetError that names the field by its path and says
+`parse` turns a JSON value into the record or raises a TargetError that names the field by its path and says
 what would be right; past it, the values are trusted. `plain` is the way back.
 """
 
@@ -13,24 +13,32 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
+from vstore.record import Record
 from vstore.target.errors import ErrorCode, TargetError
 
-Record = TypeVar("Record")
 Check = Callable[[str, Any], Any]  # (path of the field, value) -> value, or TargetError
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Declaration(Record):
+    """Base of what goes over the control channel; its fields are given by name."""
+
+
+_D = TypeVar("_D", bound=Declaration)
+
+
 def declared(check: Check, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field guarded by `check`; without a default it has to be there."""
+    """A field guarded by `check`; without a default it has to be there."""
     return dataclasses.field(default=default, metadata={"check": check})
 
 
-def parse(record: type[Record], value: object, path: str = "") -> Record:
+def parse(record: type[_D], value: object, path: str = "") -> _D:
     """The JSON object `value` as a `record`. Raises TargetError: unknown, missing or unfit field."""
     if not isinstance(value, dict):
         raise _refusal(path, value, "an object")
-    fields = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(record)}
     for name in value:
         if name not in fields:
             raise TargetError(
@@ -42,7 +50,7 @@ def parse(record: type[Record], value: object, path: str = "") -> Record:
     return record(**{name: fields[name].metadata["check"](_join(path, name), item) for name, item in value.items()})
 
 
-def plain(record: Any) -> dict[str, Any]:
+def plain(record: Declaration) -> dict[str, Any]:
     """The JSON object of a declared record."""
     return dataclasses.asdict(record)
 
@@ -95,14 +103,14 @@ def optional(inner: Check) -> Check:
     return check
 
 
-def nested(record: type[Any]) -> Check:
+def nested(record: type[Declaration]) -> Check:
     def check(path: str, value: Any) -> Any:
         return parse(record, value, path)
 
     return check
 
 
-def rows(record: type[Any], most: int) -> Check:
+def rows(record: type[Declaration], most: int) -> Check:
     def check(path: str, value: Any) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > most:
             raise _refusal(path, value, f"a list of at most {most} objects")

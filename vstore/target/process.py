@@ -12,10 +12,10 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from formats.image import Image
+from vstore import __version__
 from vstore.target import verbs
 from vstore.target.chain import images_handed
 from vstore.target.errors import ErrorCode, TargetError
@@ -24,11 +24,6 @@ from vstore.target.packet import Descriptors
 from vstore.target.port import TargetPort
 
 _log = logging.getLogger(__name__)
-
-try:
-    _VERSION = version("vstore")
-except PackageNotFoundError:  # a source tree that is not installed
-    _VERSION = "unknown"
 
 
 class TargetProcess:
@@ -118,7 +113,7 @@ class TargetProcess:
         first, end = request.first_lun, request.first_lun + verbs.MOST_LUNS_PER_ANSWER
         return verbs.Status(
             protocol=verbs.PROTOCOL,
-            version=_VERSION,
+            version=__version__,
             pid=os.getpid(),
             state=self._state(),
             configuration=self._configuration,

@@ -8,7 +8,19 @@ The process has one method per verb, the client too, and both get their types fr
 from dataclasses import dataclass
 
 from vstore.scsi.identity import SERIAL_LENGTH
-from vstore.target.declaration import Check, declared, flag, nested, one_of, optional, rows, seconds, text, whole
+from vstore.target.declaration import (
+    Check,
+    Declaration,
+    declared,
+    flag,
+    nested,
+    one_of,
+    optional,
+    rows,
+    seconds,
+    text,
+    whole,
+)
 
 PROTOCOL = 1  # grows when a verb changes its meaning; new verbs and fields with defaults need no new number
 MOST_LUNS_PER_ANSWER = 8  # keeps an answer with 66 vrings, the longest chains and names below a message's limit
@@ -31,13 +43,11 @@ _bytes_count = whole(0, 2**64 - 1)
 _told = text(65535, r"[\s\S]*", "whatever an image holds")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Empty:
+class Empty(Declaration):
     """No fields."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configure:
+class Configure(Declaration):
     """Make the virtio-scsi endpoint and listen for the VMM. With a descriptor, that is the listening socket and
     `socket` only tells its path; without, the process makes the socket (mode 0600) and removes it at its end."""
 
@@ -52,8 +62,7 @@ class Configure:
 _format = text(32, r"[a-z0-9]+", "lower-case letters and digits")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParentSource:
+class ParentSource(Declaration):
     """An image that another one is an overlay on; it is only read."""
 
     format: str = declared(_format)
@@ -62,8 +71,7 @@ class ParentSource:
     data_file: bool = declared(flag, False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSource:
+class ImageSource(Declaration):
     """What stands behind a LUN: files that came as descriptors, or a format that needs none.
 
     The descriptors: the image, its data file if it has one, the nearest parent, that one's data file, and so on. Which
@@ -78,8 +86,7 @@ class ImageSource:
     parents: tuple[ParentSource, ...] = declared(rows(ParentSource, MOST_PARENTS), ())  # nearest first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MapLun:
+class MapLun(Declaration):
     """Put an image behind a LUN; a running guest is told (virtio 1.2 5.6.6.3, TRANSPORT_RESET/RESCAN)."""
 
     target: int = declared(_target, 0)
@@ -96,35 +103,30 @@ class MapLun:
     uuid: str | None = declared(optional(text(36, _UUID, "a UUID")), None)  # None: one from the serial
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mapped:
+class Mapped(Declaration):
     length: int = declared(_bytes_count)  # bytes
     read_only: bool = declared(flag)
     thin: bool = declared(flag)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LunAddress:
+class LunAddress(Declaration):
     """The request of `unmap_lun`."""
 
     target: int = declared(_target, 0)
     lun: int = declared(_lun)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResizeLun:
+class ResizeLun(Declaration):
     target: int = declared(_target, 0)
     lun: int = declared(_lun)
     length: int = declared(_length)  # bytes, whole logical blocks
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resized:
+class Resized(Declaration):
     length: int = declared(_bytes_count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotLun:
+class SnapshotLun(Declaration):
     """Internal snapshots of the image, while the guest goes on: `create` takes one, `delete` forgets the one of this ID
     or name, `list` changes nothing."""
 
@@ -134,8 +136,7 @@ class SnapshotLun:
     name: str = declared(text(255), "")  # for all but `list`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRow:
+class SnapshotRow(Declaration):
     """As `qemu-img info --output=json` tells it."""
 
     id: str = declared(_told)
@@ -144,21 +145,18 @@ class SnapshotRow:
     vm_state_bytes: int = declared(_bytes_count, 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshots:
+class Snapshots(Declaration):
     """Those that there are afterwards, in the image's order, the one that was made last."""
 
     snapshots: tuple[SnapshotRow, ...] = declared(rows(SnapshotRow, 65536))
     pause_us: int | None = declared(optional(_bytes_count), None)  # of `create`: how long writes had to wait
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusRequest:
+class StatusRequest(Declaration):
     first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VringStatus:
+class VringStatus(Declaration):
     """Counters of one vring since it was made; 0 is control, 1 event, 2.. request."""
 
     vring: int = declared(whole(0, 65))
@@ -176,8 +174,7 @@ class VringStatus:
     bytes_written: int = declared(_bytes_count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LunStatus:
+class LunStatus(Declaration):
     """A LUN as it was mapped, and as it is."""
 
     settings: MapLun = declared(nested(MapLun))
@@ -187,8 +184,7 @@ class LunStatus:
     in_flight: int = declared(_bytes_count)  # commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(Declaration):
     """The whole configuration and the counters: what a new daemon needs to adopt the process."""
 
     protocol: int = declared(whole(1, 2**31))
@@ -223,25 +219,21 @@ VERBS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendConnected:
+class FrontendConnected(Declaration):
     """A VMM connected to the vhost-user socket."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrontendDisconnected:
+class FrontendDisconnected(Declaration):
     """It left, and everything that it had set up is gone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingBroken:
+class RingBroken(Declaration):
     """A guest put something on a vring that cannot be: that vring stands still until the guest resets it."""
 
     vring: int = declared(whole(0, 65))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LunCapacityChanged:
+class LunCapacityChanged(Declaration):
     target: int = declared(_target)
     lun: int = declared(_lun)
     length: int = declared(_bytes_count)

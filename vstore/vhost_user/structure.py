@@ -5,8 +5,9 @@ host's, as vhost-user has it, unless the class says `byte_order="<"`, as virtio 
 """
 
 import struct
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Self, dataclass_transform, get_type_hints
+from typing import Annotated, ClassVar, Self, dataclass_transform
+
+from vstore.record import Record
 
 U8 = Annotated[int, "B"]
 U16 = Annotated[int, "H"]
@@ -21,17 +22,18 @@ class StructureError(ValueError):
     """Bytes that cannot be the structure they are said to be."""
 
 
-@dataclass_transform()
-class Structure:
-    """Base of every declaration; a subclass is a dataclass whose fields are `U8` .. `U64` or `Octets*`."""
+@dataclass_transform(frozen_default=True)
+class Structure(Record):
+    """Base of every declaration; a subclass is a record whose fields are `U8` .. `U64` or `Octets*`."""
 
     codec: ClassVar[struct.Struct]
     octets: ClassVar[int]
 
     def __init_subclass__(cls, *, byte_order: str = "=") -> None:
-        dataclass(cls)
-        widths = get_type_hints(cls, include_extras=True)
-        cls.codec = struct.Struct(byte_order + "".join(widths[field.name].__metadata__[0] for field in fields(cls)))  # type: ignore[arg-type]
+        super().__init_subclass__()
+        cls.codec = struct.Struct(
+            byte_order + "".join(cls.__annotations__[name].__metadata__[0] for name in cls._names)
+        )
         cls.octets = cls.codec.size
 
     @classmethod
@@ -43,4 +45,4 @@ class Structure:
 
     def pack(self) -> bytes:
         """Raises struct.error for a value that does not fit its field: those are ours, so it is our fault."""
-        return self.codec.pack(*vars(self).values())  # a dataclass's __init__ sets its fields in order
+        return self.codec.pack(*vars(self).values())
