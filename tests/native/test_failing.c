@@ -141,6 +141,38 @@ static void test_zeros_are_not_written_over_by_what_a_parent_had_compressed_ther
 	vs_volume_release(volume);
 }
 
+static void *commit_main(void *argument)
+{
+	struct copying *copying = argument;
+	vs_change change;
+
+	copying->error = vs_volume_commit_begin(copying->volume, &change, 1, &failed) - 1;
+	return NULL;
+}
+
+static void test_writes_that_follow_each_other_do_not_keep_a_block_from_being_filled(void **state)
+{
+	vs_volume *volume = volume_with(entry_of(VS_SHARED, 1, 0), &copies);
+	struct copying copying = { .volume = volume, .error = 1 };
+	struct fresh *claim, *next;
+	struct extent extent;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(vs_volume_give(volume, 0, 0, 4, 0), 0);
+	assert_int_equal(allocate_claim(volume, 0, UNIT, &extent, &claim), 0);
+	assert_int_equal(pthread_create(&thread, NULL, commit_main, &copying), 0);
+	for (int i = 0; i < 20000 && !waits(volume, claim); i++)
+		usleep(100);
+	/* before that one has ended */
+	assert_int_equal(allocate_claim(volume, 0, UNIT, &extent, &next), -EAGAIN);
+	allocate_done(volume, claim, 0, UNIT, true);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	assert_int_equal(copying.error, 0);
+	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
+	vs_volume_release(volume);
+}
+
 static void test_a_place_that_could_not_be_written_to_is_still_there(void **state)
 {
 	vs_volume *volume = volume_with(entry_of(VS_COMPRESSED, 0, 0), &copies);
@@ -182,6 +214,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_blocks_that_could_not_be_zeroed_are_not_told_as_zeroed),
 		cmocka_unit_test(test_zeros_are_not_written_over_by_what_a_parent_had_compressed_there),
+		cmocka_unit_test(test_writes_that_follow_each_other_do_not_keep_a_block_from_being_filled),
 		cmocka_unit_test(test_a_place_that_could_not_be_written_to_is_still_there),
 		cmocka_unit_test(test_a_volume_that_could_not_be_made_leaves_no_descriptor),
 	};

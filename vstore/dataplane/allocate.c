@@ -231,7 +231,8 @@ int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, s
 		error = -EAGAIN;
 	} else {
 		struct fresh *fresh = fresh_writable(volume, block, entry, &error);
-		if (fresh && !fresh->exclusive && covers(volume, fresh, within, length)) {
+		/* who waits to be exclusive must not wait for ever, because one write begins before another has ended */
+		if (fresh && !fresh->exclusive && !fresh->pins && covers(volume, fresh, within, length)) {
 			fresh->writers++;
 			if (!volume->allocation.keeps_masks) /* else there is nothing to tell before it has ended */
 				fresh_enqueue(volume, fresh);

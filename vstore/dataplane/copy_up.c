@@ -13,8 +13,10 @@
 /* Waits until nobody writes to the units that are not valid, and keeps it so. Under the lock. */
 void fresh_make_exclusive(struct vs_volume *volume, struct fresh *fresh)
 {
+	fresh->pins++; /* so that no new writer comes first */
 	while (fresh->exclusive || fresh->writers)
 		pthread_cond_wait(&volume->settled, &volume->lock);
+	fresh->pins--;
 	fresh->exclusive = true;
 }
 
