@@ -8,7 +8,6 @@ top image's own directory or one that the caller allows; it names no protocol an
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 import struct
@@ -27,7 +26,6 @@ ChainOpener = Callable[[Reference, bool], HostFile]
 _OPENAT2 = 437  # the same number on every machine but Alpha
 _HOW = struct.Struct("@QQQ")  # struct open_how: flags, mode, resolve
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_BENEATH = 0x02, 0x08
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class References:
@@ -128,8 +126,11 @@ class _Outside(Exception):  # noqa: N818
 
 def _open_beneath(directory: int, path: str) -> int:
     """openat2(2) with O_PATH, which Python does not offer: never outside `directory`, whatever links lie on the way."""
+    import ctypes  # which most images have no use for
+
+    libc = ctypes.CDLL(None, use_errno=True)
     how = _HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-    descriptor: int = _libc.syscall(_OPENAT2, directory, os.fsencode(path), how, len(how))
+    descriptor: int = libc.syscall(_OPENAT2, directory, os.fsencode(path), how, len(how))
     if descriptor < 0:
         error = ctypes.get_errno()
         if error == errno.EXDEV:

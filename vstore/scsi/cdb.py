@@ -5,11 +5,13 @@ service action, nor of a field that is evaluated, accepted or ignored must be ze
 """
 
 from enum import Enum, IntEnum
-from random import Random
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vstore.scsi.field import EVALUATED, HINT, IGNORED, Field, Layout, Position
 from vstore.scsi.sense import CheckCondition, Sense
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 class Access(Enum):
@@ -107,7 +109,7 @@ class Cdb(Layout, length=0):
         return cdb.to_bytes(cls.length)
 
     @classmethod
-    def random(cls, rng: Random, **given: int) -> bytes:
+    def random(cls, rng: "Random", **given: int) -> bytes:
         """A CDB that passes the decoder: likely values in every accepted field, those of `given` where told."""
         values = {
             name: _likely(rng, member.limit)
@@ -121,7 +123,7 @@ class Cdb(Layout, length=0):
 SERVICE_ACTION_MASK = 0x1F  # byte 1, bits 4 to 0
 
 
-def _likely(rng: Random, limit: int) -> int:
+def _likely(rng: "Random", limit: int) -> int:
     """Small numbers and the edges of a field find more than evenly spread ones."""
     kind = rng.randrange(8)
     if kind < 3:

@@ -4,13 +4,13 @@ It lives as long as its guest needs it: a daemon that goes away leaves it servin
 same control socket. It ends on the verb `stop`, or on SIGTERM or SIGINT, after flushing; a second signal does not wait.
 """
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.target import log
@@ -19,6 +19,9 @@ from vstore.target.errors import TargetError
 from vstore.target.process import TargetProcess
 from vstore.target.sockets import listen
 from vstore.vhost_user.listener import Listener
+
+if TYPE_CHECKING:
+    import argparse
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener.close()
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> "argparse.Namespace":
+    import argparse  # `vstore export` has options of its own
+
     parser = argparse.ArgumentParser(prog="python -m vstore.target", description=__doc__)
     parser.add_argument("--control", metavar="PATH", required=True, help="control socket to make")
     parser.add_argument("--ready-fd", metavar="N", type=int, help="descriptor that gets a line once the socket listens")
