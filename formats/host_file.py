@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -153,6 +153,21 @@ class HostFile:
         while len(parts) < length and (part := os.pread(self.descriptor, length - len(parts), offset + len(parts))):
             parts += part
         return bytes(parts)
+
+    def written(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Start and end of the parts of a range that may hold anything but zeros, as the file system knows them."""
+        at, end = offset, min(offset + length, self.length)
+        while at < end:
+            try:
+                start = os.lseek(self.descriptor, at, os.SEEK_DATA)
+                stop = os.lseek(self.descriptor, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+                start, stop = at, end  # a device, or a file system that does not tell
+            if start < end:
+                yield start, min(stop, end)
+            at = stop
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Writes all of `data`, extending the file where needed."""

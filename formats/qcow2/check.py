@@ -111,6 +111,7 @@ class Examination:
         self._walk.run()
         for finding in self._walk.findings:
             self._corrupt(finding.sentence)
+        self.report.corruptions += self._walk.more
         self._read_structure()
         self._compare()
         for _, _, sentence in self._lying_flags():
@@ -166,15 +167,24 @@ class Examination:
         skipped = at - first_byte * 8 // self._bits
         return list(counts[skipped : skipped + count])
 
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        """First cluster and length of every page of counts that either side may have."""
+    def _spans(self, *, loose: bool = True) -> Iterator[tuple[int, int]]:
+        """First cluster and length of every page of counts that either side may have, perhaps but for those that lie
+        so loosely that they are kept one by one, where the disk has none."""
         end = max(-(-self.file.length // self._size), self._walk.counts.end)
-        told = ((index * self._per_block, self._per_block) for index in sorted(self._blocks))
-        pages = heapq.merge(self._pages_of(told), self._pages_of(self._walk.counts.chunks()))
+        named = self._walk.counts.chunks(loose=loose)
+        pages = heapq.merge(self._pages_of(self._told()), self._pages_of(named))
         for page, _ in itertools.groupby(pages):
             first = page * self._per_page
             if first < end:
                 yield first, min(self._per_page, end - first)
+
+    def _told(self) -> Iterator[tuple[int, int]]:
+        """Ranges of clusters, first and length, whose counts the file has."""
+        there = set(self._walk.in_data(sorted(self._blocks.values())))
+        for index, offset in self._blocks.items():  # in order, as the table has them
+            for start, end in self.file.written(offset, self._size) if offset in there else ():
+                first = (start - offset) * 8 // self._bits
+                yield index * self._per_block + first, -(-(end - offset) * 8 // self._bits) - first
 
     def _pages_of(self, ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
         """Numbers of the pages of counts that these ranges of clusters, first and length, have theirs in."""
@@ -182,8 +192,9 @@ class Examination:
             yield from range(first // self._per_page, -(-(first + count) // self._per_page))
 
     def _compare(self) -> None:
-        highest = -1
-        for first, count in self._spans():
+        highest, seen = -1, set[int]()
+        for first, count in self._spans(loose=False):
+            seen.add(first // self._per_page)
             told, named = self._disk_counts(first, count), self._walk.counts.span(first, count)
             last = next((n for n in range(count - 1, -1, -1) if told[n] or named[n]), None)
             highest = highest if last is None else first + last
@@ -191,6 +202,10 @@ class Examination:
                 continue
             for n, (count_told, count_named) in enumerate(zip(told, named, strict=True)):
                 self._judge(first + n, count_told, count_named)
+        for cluster, named_times in self._walk.counts.loose():
+            highest = max(highest, cluster)
+            if cluster // self._per_page not in seen:
+                self._judge(cluster, 0, named_times)
         self.report.image_end_offset = (highest + 1) * self._size
 
     def _judge(self, cluster: int, told: int, named: int) -> None:
@@ -204,13 +219,13 @@ class Examination:
 
     def _lying_flags(self) -> Iterator[tuple[int, int, str]]:
         """Place, right word and a sentence for each COPIED flag of the active tables that is not what refcounts say."""
-        start = self.header.start
+        start, length = self.header.start, self.file.length
         for index, word in self._walk.words(start.l1_table_offset, start.l1_size):
             place, table = start.l1_table_offset + index * WORD, word & OFFSET
-            if not table or table % self._size or table >= self.file.length:
-                continue
-            yield from self._lying(place, word, "L1")
-            step = self.header.l2_entry_size // WORD
+            if table and not table % self._size and table < length:
+                yield from self._lying(place, word, "L1")
+        step = self.header.l2_entry_size // WORD
+        for table in self._walk.in_data(table for table, _ in self._walk.tables.items()):
             for at, descriptor in self._walk.words(table, self._size // WORD):
                 if at % step == 0 and not descriptor & COMPRESSED and descriptor & OFFSET:
                     yield from self._lying(table + at * WORD, descriptor, "L2")

@@ -96,6 +96,10 @@ class Header:
             if self.has_data_file:
                 raise UnsupportedFeature(f"{file.name} is encrypted in an external data file, which is not served")
             where = self.encryption
+            if where.length > disk.MAX_LUKS_HEADER_BYTES:
+                raise UnsupportedFeature(
+                    f"{file.name} has a LUKS header of {where.length} bytes; that is more than is read"
+                )
             check_span(file, "the LUKS header's offset", where.offset, where.length, self.cluster_size)
 
     def _check_compression(self, file: HostFile) -> None:

@@ -6,7 +6,7 @@ that a repair can overwrite it. A table that several L1 tables share is read onc
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from formats.errors import ImageError
@@ -16,53 +16,75 @@ from formats.qcow2 import structures as disk
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import Header
 from formats.qcow2.pages import Pages
+from formats.qcow2.sparse_counts import SparseCounts
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD, ZERO
 
 _CHUNK = 4096
+_MOST_CHUNKS = 4096  # 128 MiB, enough for all of a disk of 1 TiB in the usual clusters
+_MOST_FINDINGS = 1 << 16
+_MOST_BYTES = 2 << 30  # of all L1 tables of snapshots, or all tables of bitmaps
 
 
 class Counts:
-    """A count per host cluster, kept only where there are any."""
+    """A count per host cluster, kept only where there are any: in long pieces, and one by one where those would take
+    too much memory."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, array[int]] = {}
+        self._scattered = SparseCounts()
 
     def add(self, first: int, count: int, times: int = 1) -> None:
         for cluster in range(first, first + count):
             chunk, place = divmod(cluster, _CHUNK)
-            if chunk not in self._chunks:
-                self._chunks[chunk] = array("Q", bytes(_CHUNK * 8))
-            self._chunks[chunk][place] += times
+            counts = self._chunks.get(chunk) or self._new_chunk(chunk)
+            if counts is None:
+                self._scattered.add(cluster, times)
+            else:
+                counts[place] += times
+
+    def _new_chunk(self, chunk: int) -> "array[int] | None":
+        if len(self._chunks) >= _MOST_CHUNKS:
+            return None
+        self._chunks[chunk] = array("Q", bytes(_CHUNK * 8))
+        return self._chunks[chunk]
 
     def get(self, cluster: int) -> int:
-        chunk = self._chunks.get(cluster // _CHUNK)
-        return chunk[cluster % _CHUNK] if chunk is not None else 0
+        counts = self._chunks.get(cluster // _CHUNK)
+        return self._scattered.get(cluster) if counts is None else counts[cluster % _CHUNK]
 
     def span(self, first: int, count: int) -> list[int]:
         """The counts of a range."""
-        if first // _CHUNK == (first + count - 1) // _CHUNK:
-            chunk = self._chunks.get(first // _CHUNK)
-            at = first % _CHUNK
-            return chunk[at : at + count].tolist() if chunk is not None else [0] * count
-        return [self.get(cluster) for cluster in range(first, first + count)]
+        found: list[int] = []
+        while count:
+            chunk, at = divmod(first, _CHUNK)
+            take = min(count, _CHUNK - at)
+            counts = self._chunks.get(chunk)
+            if counts is not None:
+                found += counts[at : at + take].tolist()
+            else:
+                found += self._scattered.span(first, take)
+            first, count = first + take, count - take
+        return found
 
-    def items(self) -> Iterator[tuple[int, int]]:
-        """Clusters and their counts, where there are any."""
-        for chunk, counts in sorted(self._chunks.items()):
-            yield from ((chunk * _CHUNK + n, count) for n, count in enumerate(counts) if count)
+    def chunks(self, *, loose: bool) -> Iterator[tuple[int, int]]:
+        """Ranges of clusters, first and length, outside of which there are no counts, but those that are `loose`."""
+        return ((chunk * _CHUNK, _CHUNK) for chunk in (self._numbers() if loose else sorted(self._chunks)))
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of clusters, first and length, outside of which there are no counts."""
-        return ((chunk * _CHUNK, _CHUNK) for chunk in sorted(self._chunks))
+    def loose(self) -> Iterator[tuple[int, int]]:
+        """Clusters and counts of those that are kept one by one."""
+        return self._scattered.items()
+
+    def _numbers(self) -> list[int]:
+        return sorted(self._chunks.keys() | self._scattered.chunks(_CHUNK))
 
     @property
     def end(self) -> int:
         """One more than the last cluster that is named."""
-        if not self._chunks:
-            return 0
-        last = max(self._chunks)
-        chunk = self._chunks[last]
-        return last * _CHUNK + max((n + 1 for n in range(_CHUNK) if chunk[n]), default=0)
+        for chunk in reversed(self._numbers()):
+            last = max((n + 1 for n, count in enumerate(self.span(chunk * _CHUNK, _CHUNK)) if count), default=0)
+            if last:
+                return chunk * _CHUNK + last
+        return 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +121,8 @@ class Walk:
             extended=header.extended_l2,
             external=header.has_data_file,
         )
-        self._l2_tables: set[int] = set()  # offsets of those seen; what a snapshot calls one may be the disk's data
+        self.tables = SparseCounts()  # the disk's L2 tables, by their offsets
+        self.more = 0  # findings that are not kept
         self._next = 0  # where the next cluster would lie if nothing were fragmented
 
     def run(self) -> None:
@@ -107,7 +130,8 @@ class Walk:
         start = self.header.start
         self.name(0, self._size, "the header")
         self.name(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
-        self._l1(start.l1_table_offset, start.l1_size, active=True)
+        self._l1(start.l1_table_offset, start.l1_size, self.tables)
+        self._l2_tables(self.tables, active=True)
         self._guarded("the LUKS header", self._encryption)
         self._guarded("the snapshots", self._snapshots)
         self._guarded("the bitmaps", self._bitmaps)
@@ -129,12 +153,15 @@ class Walk:
         self.counts.add(first, (offset + length - 1) // self._size - first + 1, times)
 
     def _find(self, sentence: str, patch: tuple[int, bytes] | None = None) -> None:
-        self.findings.append(Finding(sentence, patch))
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings.append(Finding(sentence, patch))
+        else:
+            self.more += 1
 
     # L1, L2
 
-    def _l1(self, offset: int, size: int, *, active: bool) -> None:
-        named: Counter[int] = Counter()
+    def _l1(self, offset: int, size: int, named: SparseCounts, times: int = 1) -> None:
+        """Adds the offsets of the L2 tables that it names."""
         for index, word in self.words(offset, size):
             table = word & OFFSET
             patch = (offset + index * WORD, bytes(WORD))
@@ -147,22 +174,41 @@ class Walk:
             elif table:
                 if table + self._size - self._file_end >= self._size:
                     self._find(f"L1 entry {index} is {word:#018x}: behind the end of the file", patch)
-                elif not active and self.counts.get(table // self._size) and table not in self._l2_tables:
+                elif named is not self.tables and not self._may_be_table(table):
                     self._find(f"L1 entry {index} is {word:#018x}: on something that is no L2 table", patch)
                 else:
-                    named[table] += 1
-        self._l2_tables.update(named)
-        for table, times in named.items():
-            self.name(table, self._size, "an L2 table", times)
-            self._l2(table, times, active=active)
+                    named.add(table, times)
+
+    def _may_be_table(self, table: int) -> bool:
+        """What a snapshot calls one may be the disk's data."""
+        return bool(self.tables.get(table)) or not self.counts.get(table // self._size)
 
     def words(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
         """Index and word of those of a table that are not 0."""
-        step = self.pages.size // WORD
-        for first in range(0, count, step):
-            words = self.pages.words(offset + first * WORD, min(step, count - first))
-            if any(words):
-                yield from ((first + n, word) for n, word in enumerate(words) if word)
+        step, done = self.pages.size, offset
+        for start, end in self.file.written(offset, count * WORD):
+            for at in range(max(start // step * step, done), end, step):
+                done = at + step
+                words = self.pages.words(at, min(step, offset + count * WORD - at) // WORD)
+                if any(words):
+                    index = (at - offset) // WORD
+                    yield from ((index + n, word) for n, word in enumerate(words) if word)
+
+    def _l2_tables(self, named: SparseCounts, *, active: bool) -> None:
+        """Counts each as often as it is named, and walks it once."""
+        for table, times in named.items():
+            self.name(table, self._size, "an L2 table", times)
+        for table in self.in_data(table for table, _ in named.items()):
+            self._l2(table, named.get(table), active=active)
+
+    def in_data(self, offsets: Iterable[int]) -> Iterator[int]:
+        """Those of some clusters, in order, of which the file has anything."""
+        data = 0  # where it has some next
+        for offset in offsets:
+            if data < offset + self._size:
+                data = next((start for start, _ in self.file.written(offset, self._file_end - offset)), self._file_end)
+            if data < offset + self._size:
+                yield offset
 
     def _l2(self, table: int, times: int, *, active: bool) -> None:
         width = 2 if self._entries.extended else 1
@@ -227,16 +273,28 @@ class Walk:
     def _snapshots(self) -> None:
         snapshots = snapshot_table.read(self.file, self.header)
         self.name(self.header.start.snapshots_offset, snapshot_table.length(snapshots), "the snapshot table")
-        for snapshot in snapshots:
-            offset, size = snapshot.start.l1_table_offset, snapshot.start.l1_size
+        places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in snapshots)
+        named = SparseCounts()
+        for (offset, size), times in self._apart(places, "the L1 table of a snapshot"):
             if offset % self._size or size * WORD > disk.MAX_L1_BYTES:
-                self._find(f"snapshot {snapshot.id}: L1 table at {offset:#x} of {size} entries")
+                self._find(f"a snapshot has an L1 table at {offset:#x} of {size} entries")
+            elif offset + size * WORD > self._file_end:
+                self._find(f"the L1 table of a snapshot at {offset:#x} lies behind the end of the file")
+            else:
+                self.name(offset, size * WORD, "the L1 table of a snapshot", times)
+                self._l1(offset, size, named, times)
+        self._l2_tables(named, active=False)
+
+    def _apart(self, places: Counter[tuple[int, int]], what: str) -> Iterator[tuple[tuple[int, int], int]]:
+        """Tables at (offset, words), each place once with how often it is named; not those that overlap others."""
+        end = total = 0
+        for (offset, size), times in sorted(places.items()):
+            total += size * WORD
+            if (offset < end and size) or total > _MOST_BYTES:
+                self._find(f"{what} at {offset:#x} overlaps another, or lies behind {_MOST_BYTES} bytes of others")
                 continue
-            if offset + size * WORD > self._file_end:
-                self._find(f"snapshot {snapshot.id}: L1 table at {offset:#x} lies behind the end of the file")
-                continue
-            self.name(offset, size * WORD, f"the L1 table of snapshot {snapshot.id}")
-            self._l1(offset, size, active=False)
+            end = max(end, offset + size * WORD)
+            yield (offset, size), times
 
     def _encryption(self) -> None:
         if self.header.encrypted:
@@ -250,9 +308,9 @@ class Walk:
         entries: Sequence[bitmap_directory.BitmapEntry] = bitmap_directory.read(self.file, self.header)
         if where is not None:
             self.name(where.bitmap_directory_offset, where.bitmap_directory_size, "the bitmap directory")
-        for entry in entries:
-            offset, size = entry.start.bitmap_table_offset, entry.start.bitmap_table_size
-            self.name(offset, size * WORD, f"the table of bitmap {entry.name}")
+        places = Counter((entry.start.bitmap_table_offset, entry.start.bitmap_table_size) for entry in entries)
+        for (offset, size), times in self._apart(places, "the table of a bitmap"):
+            self.name(offset, size * WORD, "the table of a bitmap", times)
             for _, word in self.words(offset, size):
                 if word & OFFSET:
-                    self.name(word & OFFSET, self._size, f"the data of bitmap {entry.name}")
+                    self.name(word & OFFSET, self._size, "the data of a bitmap", times)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -248,6 +248,79 @@ def test_huge_tables_take_bounded_time_and_memory(path: Path, make: Callable[[Pa
     )
     assert probed.returncode == 0, probed.stderr[-2000:]
     assert len(probed.stdout.splitlines()) == 2
+
+
+def snapshots(path: Path, tables: Iterable[tuple[int, int]]) -> None:
+    """With L1 tables of (offset, entries) each."""
+    rows = b"".join(word(at) + word(size, 4) + bytes(24) + word(16, 4) + bytes(16) for at, size in tables)
+    with path.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(rows)
+    patch(path, 60, word(len(rows) // 56, 4) + word(1 << 20))
+
+
+def one_l1_of_all(path: Path) -> None:
+    """65536 snapshots share one L1 table, all of whose entries name one L2 table."""
+    patch(path, 1 << 30, word(L2) * 65536)
+    snapshots(path, [(1 << 30, 65536)] * 65536)
+
+
+def l1_tables_in_each_other(path: Path) -> None:
+    patch(path, 1 << 30, word(L2) * 65536)
+    snapshots(path, [((1 << 30) + n // 512 * SIZE, 65536 - n) for n in range(65536)])
+
+
+def l1_tables_in_holes(path: Path) -> None:
+    """65536 of 32 MiB of zeros each."""
+    patch(path, (3 << 40) - 1, b"0")
+    snapshots(path, [((1 << 30) + n * (32 << 20), 1 << 22) for n in range(65536)])
+
+
+def bad_entries(path: Path) -> None:
+    """A finding each."""
+    patch(path, 1 << 30, word(12345 | 1 << 60) * (1 << 17))
+    many_l2_tables(path)
+
+
+def many_l2_tables(path: Path) -> None:
+    patch(path, 24, word(1 << 30) + word(0, 4) + word(512, 4))
+    patch(path, L1, b"".join(word((1 << 30) + n * SIZE | 1 << 63) for n in range(128)))
+
+
+def scattered(path: Path) -> None:
+    """Each of many entries names a cluster far from the others."""
+    patch(path, 1 << 43, b"0")
+    patch(path, 1 << 30, big_endian(range(1 << 63 | 1 << 31, 1 << 63 | (1 << 40) + (1 << 31), 1 << 23)))
+    many_l2_tables(path)
+
+
+CHECK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+from pathlib import Path
+from formats.errors import ImageError
+from formats.host_file import HostFile
+from formats.qcow2.check import check
+with HostFile.from_path(Path(sys.argv[1]), read_only=True) as file:
+    try:
+        print(check(file).findings[:1])
+    except ImageError as error:
+        print(type(error).__name__, error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+MAKERS = [one_l1_of_all, l1_tables_in_each_other, l1_tables_in_holes, bad_entries, scattered]
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("make", [many_snapshots, *MAKERS])
+def test_checking_huge_tables_takes_bounded_time_and_memory(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    checked = subprocess.run(
+        [sys.executable, "-c", CHECK, path], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert checked.returncode == 0, checked.stderr[-2000:]
+    assert int(checked.stdout.splitlines()[-1]) < 256, "MiB"
 
 
 @pytest.mark.parametrize("seed", range(30))
