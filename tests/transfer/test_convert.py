@@ -1,11 +1,13 @@
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from formats.errors import CorruptImage, ImageExists, InvalidArgument
+from formats.errors import CorruptImage, ImageError, ImageExists, InvalidArgument
 from formats.registry import open_chain, open_image
 from tests.transfer.chains import CLUSTER, assert_clean, assert_same, chain_of, create, scribble, write
+from vstore.transfer import bulk
 from vstore.transfer.convert import Convert, Target, convert
 from vstore.transfer.progress import TransferCancelled
 
@@ -20,6 +22,12 @@ def converted(source: Path, format: str, target: Target, how: Convert | None = N
         for image in images:
             image.close()
     return Path(target.path)
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small disk has many."""
+    monkeypatch.setattr(bulk, "STRETCH", 8 * CLUSTER)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +53,43 @@ def test_any_chain_becomes_one_image(
     assert_same(top, "qcow2", out, format)
     if format == "qcow2":
         assert_clean(out)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("raw", {}), ("qcow2", {}), ("qcow2", {"cluster_size": 512}), ("qcow2", {"cluster_size": "2M"})],
+)
+def test_plain_and_compressed_stretches_follow_each_other(
+    tmp_path: Path, format: str, options: dict[str, object]
+) -> None:
+    length = 100 * CLUSTER + 1536
+    base = create(tmp_path / "plain.qcow2", "qcow2", length)
+    scribble(base, "qcow2", length, 3)
+    packed = converted(base, "qcow2", Target("qcow2", tmp_path / "packed.qcow2"), Convert(compress=True))
+    write(
+        packed, "qcow2", f"write -P 7 {20 * CLUSTER + 512} {24 * CLUSTER}", f"write -P 8 {70 * CLUSTER} {2 * CLUSTER}"
+    )
+    write(packed, "qcow2", f"write -P 0 {22 * CLUSTER} {CLUSTER}", f"write -P 9 {length - 1024} 1024")
+    out = converted(packed, "qcow2", Target(format, tmp_path / "out", options=options))
+    assert_same(packed, "qcow2", out, format)
+    if format == "qcow2":
+        assert_clean(out)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, format: str) -> None:
+    source = tmp_path / "source.raw"
+    source.write_bytes(os.urandom(40 * CLUSTER))
+    before, limits = listing(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30 * CLUSTER, limits[1]))
+    try:
+        with pytest.raises(ImageError, match="File too large"):
+            converted(source, "raw", Target(format, tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("preallocation", ["metadata", "falloc", "full"])
@@ -133,6 +178,7 @@ def test_with_no_search_for_zeros_everything_is_written(tmp_path: Path) -> None:
         assert out.stat().st_blocks * 512 >= 4 << 20
 
 
+@pytest.mark.usefixtures("short_stretches")
 def test_the_same_source_gives_the_same_file(tmp_path: Path) -> None:
     top = chain_of(tmp_path, LENGTHS)[-1]
     files = [converted(top, "qcow2", Target("qcow2", tmp_path / f"out{n}"), Convert(threads=n)) for n in (1, 7)]
@@ -183,6 +229,7 @@ def test_a_cancelled_conversion_leaves_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path) == before
 
 
+@pytest.mark.usefixtures("short_stretches")
 def test_a_resumed_conversion_trusts_nothing_and_completes_what_is_there(tmp_path: Path) -> None:
     top = chain_of(tmp_path, LENGTHS)[-1]
     target, how = Target("raw", tmp_path / "out"), Convert(resume=True, threads=1)

@@ -1,4 +1,4 @@
-"""Builds the C data plane: cffi API mode, with the declarations read from dataplane.h itself.
+"""Builds the C data plane: cffi API mode, with the declarations read from its headers themselves.
 
 `pyproject.toml` names `build_ext` below as the build command and one extension, `vstore.dataplane._native`; the command
 swaps in the extension that cffi makes. There is no fallback to another mode: a build that fails, fails loudly.
@@ -14,12 +14,13 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path("vstore/dataplane")
+HEADERS = ("dataplane.h", "mover.h")
 LIBRARIES = ("liburing", "libdeflate", "libzstd")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 
 
 def declarations(header: str) -> str:
-    """The part of dataplane.h that both C and Python see."""
+    """The part of a header that both C and Python see."""
     return header.split(BEGIN)[1].split(END, maxsplit=1)[0]
 
 
@@ -37,10 +38,11 @@ def pkg_config(*arguments: str) -> list[str]:
 def extension(directory: str) -> Extension:
     """The compiled module; its generated C lands in `directory`."""
     ffi = FFI()
-    ffi.cdef(declarations((HERE / "dataplane.h").read_text()))
+    for header in HEADERS:
+        ffi.cdef(declarations((HERE / header).read_text()))
     ffi.set_source(
         "vstore.dataplane._native",
-        '#include "dataplane.h"',
+        "".join(f'#include "{header}"\n' for header in HEADERS),
         sources=sorted(str(path) for path in HERE.glob("*.c")),
         depends=[str(path) for path in HERE.glob("*.h")],
         include_dirs=[str(HERE)],

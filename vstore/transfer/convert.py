@@ -17,6 +17,7 @@ from formats.host_file import HostFile, Path
 from formats.image import Image, Reference
 from formats.registry import create_image, open_image
 from vstore.transfer.blocks import Span, nonzero, unlike
+from vstore.transfer.bulk import Bulk
 from vstore.transfer.draft import Draft
 from vstore.transfer.line import Turn, work_in_line
 from vstore.transfer.progress import Cancelled, Meter, Progress, never, silent
@@ -143,12 +144,27 @@ class _Moving:
         self._source, self._backing, self._sink, self._how, self._meter = source, backing, sink, how, meter
         self._length, self._step = source.length, max(STEP, sink.unit)
         self._buffers, self._others = Buffers(self._step), Buffers(self._step)
+        self._threads = how.threads or threads()
 
     def move_all(self) -> None:
         """The whole disk, and then it is complete."""
-        found = windows(self._pairs(), self._step)
-        work_in_line(found, self._move, self._how.threads or threads(), ordered=self._sink.ordered)
+        if self._sink.takes_stretches and self._how.sparse and not self._backing.length:
+            self._move_stretches()
+        else:
+            self._move_windows(self._pairs())
         self._sink.finish()
+
+    def _move_stretches(self) -> None:
+        """Most in bulk, and what the data plane cannot copy window by window."""
+        bulk = Bulk(self._source, self._sink, self._threads, self._meter)
+        for plain, plans in bulk.planned(windows(self._pairs(), bulk.step)):
+            if plain:
+                bulk.move(plans)
+            else:
+                self._move_windows(pair for window, _ in plans for pair in window.pairs)
+
+    def _move_windows(self, pairs: Iterator[Pair]) -> None:
+        work_in_line(windows(pairs, self._step), self._move, self._threads, ordered=self._sink.ordered)
 
     def _pairs(self) -> Iterator[Pair]:
         if self._backing.length:

@@ -71,6 +71,14 @@ class Reader:
             self._files[descriptor] = status.st_dev, status.st_ino
         return *self._files[descriptor], extent.offset
 
+    def plain(self, extent: Extent) -> tuple[int, int] | None:
+        """The descriptor and the offset in its file from which its bytes can be copied as they are; None: they must be
+        made, or need care in reading."""
+        if extent.zero or extent.offset is None or self._images[extent.depth].cipher is not None:
+            return None
+        layer = self._layers[extent.depth][extent.layer]
+        return (layer.descriptor, extent.offset) if layer.descriptor >= 0 and layer.alignment == 1 else None
+
     def fill(self, view: memoryview, extent: Extent) -> None:
         """The bytes of the extent, all of them, into as long a view."""
         if extent.zero:

@@ -9,6 +9,8 @@ Nothing of the image is in use yet, so nothing is durable, and need not be, befo
 
 import abc
 import os
+from array import array
+from collections import deque
 from collections.abc import Sequence
 
 from formats.errors import InvalidArgument, UnsupportedFeature
@@ -22,19 +24,38 @@ _RESERVED = 64 << 20  # bytes of room taken at once
 _STAGED = 1 << 10  # changes taken into the map at once
 _BATCH = 1 << 18  # and committed
 _PLACE = (1 << 48) - 1
+_NOWHERE = (1 << 64) - 1
+
+Room = tuple[int, int]
 
 
 class Sink(abc.ABC):
     """`unit`: bytes that are written or left out as a whole. `ordered`: turns have to come in the order of the disk.
-    Raises OSError, ImageError."""
+    `takes_stretches`: the data plane may write to `descriptor`, into `rooms`; with `own_places` each unit at its own
+    offset there, else one behind the other. Raises OSError, ImageError."""
 
     unit: int
     ordered = True
+    takes_stretches = False
+    own_places = False
+    descriptor: int
 
     @abc.abstractmethod
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
         """The disk from `start` on is `view`; written are the spans of it (whole units, the last up to the disk's end)
         in `data`, and those in `zeros` are made to read as zeros, whatever lies beneath."""
+
+    def rooms(self, start: int, end: int) -> Sequence[Room]:
+        """Offset and length of where units of the disk from `start` to `end` may lie, in the order of their use."""
+        raise NotImplementedError
+
+    def took(self, start: int, places: "array[int]") -> None:
+        """What became of the units from `start` on: their offsets, or NOWHERE for zeros. One thread at a time."""
+        raise NotImplementedError
+
+    def note(self) -> None:
+        """What was told last goes into the map, while the next stretch is on its way."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def finish(self) -> None:
@@ -52,19 +73,30 @@ class FlatSink(Sink):
     """A new image that is one row, from its first byte on."""
 
     ordered = False
+    own_places = True
 
     def __init__(self, image: Image, unit: int) -> None:
         (run, *_) = image.load(0, 1)
-        self._descriptor = image.layers[run.entry >> 48 & 0xFFF].descriptor
+        self.takes_stretches = image.cipher is None
+        self.descriptor = image.layers[run.entry >> 48 & 0xFFF].descriptor
         self._first = (run.entry & _PLACE) * SECTOR
         self.unit = unit
 
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:  # noqa: ARG002
         for first, end in data:
-            write(self._descriptor, self._first + start + first, view[first:end])
+            write(self.descriptor, self._first + start + first, view[first:end])
+
+    def rooms(self, start: int, end: int) -> Sequence[Room]:
+        return [(self._first + start, -(-(end - start) // self.unit) * self.unit)]
+
+    def took(self, start: int, places: "array[int]") -> None:
+        """Nobody needs to know."""
+
+    def note(self) -> None:
+        """There is no map."""
 
     def finish(self) -> None:
-        os.fdatasync(self._descriptor)
+        os.fdatasync(self.descriptor)
 
 
 class MapSink(Sink):
@@ -74,9 +106,12 @@ class MapSink(Sink):
         self._image, self._placed = image, placed
         self.unit = image.geometry.block_size
         self._descriptors = [layer.descriptor for layer in image.layers]
-        self._room: list[tuple[int, int]] = []  # offset, blocks
+        self.descriptor = self._descriptors[0]
+        self.takes_stretches = not placed and not image.identity and image.cipher is None
+        self._room: deque[tuple[int, int]] = deque()  # offset, blocks
         self._changes: list[Change] = []
         self._staged = 0
+        self._told: tuple[int, array[int]] | None = None
 
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
         with turn:
@@ -119,16 +154,37 @@ class MapSink(Sink):
         taken = []
         while count:
             if not self._room:
-                most = max(count, _RESERVED // self.unit)
-                self._room = [(extent.offset, extent.blocks) for extent in self._image.reserve(most)]
-                self._room.reverse()
-            offset, blocks = self._room.pop()
+                self._reserve(count)
+            offset, blocks = self._room.popleft()
             take = min(blocks, count)
             if take < blocks:
-                self._room.append((offset + take * self.unit, blocks - take))
+                self._room.appendleft((offset + take * self.unit, blocks - take))
             taken.append((offset, take))
             count -= take
         return taken
+
+    def _reserve(self, count: int) -> None:
+        most = max(count, _RESERVED // self.unit)
+        self._room += [(extent.offset, extent.blocks) for extent in self._image.reserve(most)]
+
+    def rooms(self, start: int, end: int) -> Sequence[Room]:
+        missing = -(-(end - start) // self.unit) - sum(blocks for _, blocks in self._room)
+        if missing > 0:
+            self._reserve(missing)
+        return [(offset, blocks * self.unit) for offset, blocks in self._room]
+
+    def took(self, start: int, places: "array[int]") -> None:
+        self._take(len(places) - places.count(_NOWHERE))
+        self._told = start, places
+
+    def note(self) -> None:
+        if self._told is not None:
+            (start, places), self._told = self._told, None
+            first, word = start // self.unit, entry(BlockState.DATA)
+            self._changes += [
+                Change(first + n, word + place // SECTOR) for n, place in enumerate(places) if place != _NOWHERE
+            ]
+            self._stage()
 
     def _zero(self, start: int, zeros: Sequence[Span]) -> None:
         word = entry(BlockState.ZERO)
@@ -160,6 +216,7 @@ class CompressingSink(MapSink):
 
     def __init__(self, image: Image, level: int | None) -> None:
         super().__init__(image)
+        self.takes_stretches = False
         if not isinstance(image, Qcow2) or image.identity:
             kind = image.format if not isinstance(image, Qcow2) else "qcow2 images with a data file"
             raise UnsupportedFeature(f"{kind} hold nothing compressed; compression is for qcow2 images")

@@ -1,0 +1,62 @@
+/*
+ * chunk.h - a megabyte of a stretch, and the mover that it is a part of: what mover.c and chunk.c share.
+ */
+#ifndef VSTORE_CHUNK_H
+#define VSTORE_CHUNK_H
+
+#include "mover.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+
+enum { CHUNK = 1 << 20, SLOTS = 8, MOST_THREADS = 64 };
+enum chunk_state { EMPTY, READING, READY, WRITING };
+
+/* `where`: for each unit its place in the target, or NOWHERE. */
+struct chunk {
+	enum chunk_state state;
+	uint64_t start, end;
+	uint32_t piece; /* the first that has something of it */
+	uint8_t *bytes;
+	uint64_t *where;
+};
+
+struct vs_mover {
+	pthread_mutex_t lock;
+	pthread_cond_t work, done;
+	pthread_t threads[MOST_THREADS];
+	uint32_t started;
+	int target;
+	uint64_t unit, chunk;
+	struct chunk chunks[SLOTS]; /* number n has slot n % SLOTS */
+	vs_stretch now;             /* under way, if it has pieces; it and all below is changed under the lock */
+	uint64_t next;              /* where the chunk that nobody has taken yet begins */
+	uint32_t piece, room;       /* the first that is not used up */
+	uint64_t room_used;         /* bytes of that room */
+	uint64_t taken, written;    /* chunks: how many */
+	uint64_t failed;            /* the number of one */
+	uint32_t busy;              /* threads */
+	int error;
+	bool writing, ended;
+};
+
+static inline uint64_t down(uint64_t at, uint64_t unit)
+{
+	return at & ~(unit - 1);
+}
+
+static inline uint64_t up(uint64_t at, uint64_t unit)
+{
+	return (at + unit - 1) & ~(unit - 1);
+}
+
+static inline uint64_t lesser(uint64_t one, uint64_t two)
+{
+	return one < two ? one : two;
+}
+
+/* -errno. One chunk after the other is written, because the next one's places lie behind. */
+int chunk_read(const struct vs_mover *mover, struct chunk *chunk);
+int chunk_write(struct vs_mover *mover, struct chunk *chunk);
+
+#endif

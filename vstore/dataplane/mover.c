@@ -1,0 +1,246 @@
+/*
+ * mover.c - long stretches of a disk copied from file to file, zeros left out: a few threads that read ahead, and always
+ * one of them that writes, because file systems let only one write to a file at a time, and the others would spin.
+ *
+ *   pieces  |aaaa|..|bbbbbbbb|......|cc|     what the source has of the stretch; all else of it is zeros
+ *   chunks  |  0   |  1   |  2   |  3   |    a megabyte each; one without a piece is not even looked at
+ *   slots   [WRITING][READY][READING]        whoever finds the next chunk READY writes it, else reads another one
+ *   places  where units that hold something go: at their own offset; or into rooms, one behind the other, in the order
+ *           of the disk, so that the target's layout does not depend on which thread was quicker
+ *
+ * What is written starts on its way to the disk at once: little is left for the final fdatasync().
+ */
+#define _GNU_SOURCE
+#include "chunk.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The next chunk to be read, under the lock; NULL: none, or none now. */
+static struct chunk *take(struct vs_mover *mover)
+{
+	struct chunk *chunk = &mover->chunks[mover->taken % SLOTS];
+	const vs_piece *piece = &mover->now.pieces[mover->piece];
+
+	while (mover->piece < mover->now.piece_count && piece->start + piece->length <= mover->next)
+		piece = &mover->now.pieces[++mover->piece];
+	if (mover->piece == mover->now.piece_count || chunk->state != EMPTY)
+		return NULL;
+	if (piece->start > mover->next)
+		mover->next += (piece->start - mover->next) / mover->chunk * mover->chunk;
+	mover->taken++;
+	chunk->state = READING;
+	chunk->piece = mover->piece;
+	chunk->start = mover->next;
+	mover->next = chunk->end = lesser(mover->next + mover->chunk, mover->now.end);
+	return chunk;
+}
+
+static void fail(struct vs_mover *mover, int error, uint64_t number)
+{
+	if (error && (!mover->error || number < mover->failed)) {
+		mover->error = error;
+		mover->failed = number;
+	}
+}
+
+static void read_next(struct vs_mover *mover, struct chunk *chunk)
+{
+	uint64_t number = mover->taken - 1;
+
+	pthread_mutex_unlock(&mover->lock);
+	int error = chunk_read(mover, chunk);
+	pthread_mutex_lock(&mover->lock);
+	chunk->state = READY;
+	fail(mover, error, number);
+}
+
+static void write_next(struct vs_mover *mover, struct chunk *chunk)
+{
+	mover->writing = true;
+	chunk->state = WRITING;
+	pthread_mutex_unlock(&mover->lock);
+	int error = chunk_write(mover, chunk);
+	pthread_mutex_lock(&mover->lock);
+	mover->writing = false;
+	chunk->state = EMPTY;
+	fail(mover, error, mover->written++);
+	pthread_cond_signal(&mover->work); /* there is a slot for somebody who waits to read */
+}
+
+/* Under the lock; false: there is nothing to do now. */
+static bool work(struct vs_mover *mover)
+{
+	struct chunk *next = &mover->chunks[mover->written % SLOTS], *chunk;
+
+	if (mover->error || !mover->now.pieces)
+		return false;
+	mover->busy++;
+	if (next->state == READY && !mover->writing)
+		write_next(mover, next);
+	else if ((chunk = take(mover)))
+		read_next(mover, chunk);
+	else
+		next = NULL;
+	mover->busy--;
+	return next;
+}
+
+static bool complete(const struct vs_mover *mover)
+{
+	if (mover->busy || mover->error || !mover->now.pieces)
+		return !mover->busy;
+	return mover->piece == mover->now.piece_count && mover->written == mover->taken;
+}
+
+static void *serve(void *argument)
+{
+	struct vs_mover *mover = argument;
+
+	pthread_mutex_lock(&mover->lock);
+	while (!mover->ended) {
+		bool worked = work(mover);
+
+		if (complete(mover))
+			pthread_cond_broadcast(&mover->done);
+		if (!worked && !mover->ended)
+			pthread_cond_wait(&mover->work, &mover->lock);
+	}
+	pthread_mutex_unlock(&mover->lock);
+	return NULL;
+}
+
+/* Signals are for the program's own threads. */
+static void start_threads(struct vs_mover *mover, uint32_t threads)
+{
+	sigset_t all, old;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	while (mover->started < threads && !pthread_create(&mover->threads[mover->started], NULL, serve, mover))
+		mover->started++;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static int make_buffers(struct vs_mover *mover)
+{
+	for (uint32_t n = 0; n < SLOTS; n++) {
+		struct chunk *chunk = &mover->chunks[n];
+
+		chunk->where = malloc(mover->chunk / mover->unit * sizeof(uint64_t));
+		if (!chunk->where || posix_memalign((void **)&chunk->bytes, 4096, mover->chunk))
+			return ENOMEM;
+	}
+	return 0;
+}
+
+vs_mover *vs_mover_new(int target, uint64_t unit, uint32_t threads)
+{
+	vs_mover *mover = calloc(1, sizeof(*mover));
+
+	if (!mover || !threads || threads > MOST_THREADS || unit < 512 || unit & (unit - 1) || unit > 1u << 30) {
+		errno = mover ? EINVAL : ENOMEM;
+		free(mover);
+		return NULL;
+	}
+	mover->target = target;
+	mover->unit = unit;
+	mover->chunk = unit > CHUNK ? unit : CHUNK;
+	pthread_mutex_init(&mover->lock, NULL);
+	pthread_cond_init(&mover->work, NULL);
+	pthread_cond_init(&mover->done, NULL);
+	int error = make_buffers(mover);
+	if (!error)
+		start_threads(mover, threads);
+	if (mover->started)
+		return mover;
+	vs_mover_free(mover);
+	errno = error ? error : EAGAIN;
+	return NULL;
+}
+
+void vs_mover_free(vs_mover *mover)
+{
+	if (!mover)
+		return;
+	pthread_mutex_lock(&mover->lock);
+	mover->ended = true;
+	pthread_cond_broadcast(&mover->work);
+	pthread_mutex_unlock(&mover->lock);
+	for (uint32_t n = 0; n < mover->started; n++)
+		pthread_join(mover->threads[n], NULL);
+	for (uint32_t n = 0; n < SLOTS; n++) {
+		free(mover->chunks[n].bytes);
+		free(mover->chunks[n].where);
+	}
+	pthread_cond_destroy(&mover->work);
+	pthread_cond_destroy(&mover->done);
+	pthread_mutex_destroy(&mover->lock);
+	free(mover);
+}
+
+/* In the order of the disk, inside the stretch, and no number that could overflow. */
+static bool sound(const vs_mover *mover, const vs_stretch *stretch)
+{
+	uint64_t at = stretch->start;
+
+	if (stretch->start & (mover->unit - 1) || stretch->start >= stretch->end || stretch->end > INT64_MAX ||
+	    !stretch->piece_count || (!stretch->places && stretch->room_count != 1))
+		return false;
+	for (uint32_t n = 0; n < stretch->piece_count; n++) {
+		const vs_piece *piece = &stretch->pieces[n];
+
+		if (piece->start < at || piece->start >= stretch->end || !piece->length || piece->offset > INT64_MAX ||
+		    piece->length > stretch->end - piece->start || piece->length > INT64_MAX - piece->offset)
+			return false;
+		at = piece->start + piece->length;
+	}
+	for (uint32_t n = 0; n < stretch->room_count; n++)
+		if (stretch->rooms[n].offset > INT64_MAX || stretch->rooms[n].length & (mover->unit - 1) ||
+		    stretch->rooms[n].length > INT64_MAX - stretch->rooms[n].offset)
+			return false;
+	return stretch->places || stretch->end - stretch->start <= stretch->rooms[0].length;
+}
+
+static void begin(struct vs_mover *mover, const vs_stretch *stretch)
+{
+	uint64_t units = up(stretch->end - stretch->start, mover->unit) / mover->unit;
+
+	if (stretch->places)
+		memset(stretch->places, 0xff, units * sizeof(uint64_t)); /* NOWHERE */
+	mover->now = *stretch;
+	mover->next = stretch->start;
+	mover->piece = mover->room = 0;
+	mover->taken = mover->written = mover->room_used = 0;
+	pthread_cond_broadcast(&mover->work);
+}
+
+int vs_mover_start(vs_mover *mover, const vs_stretch *stretch)
+{
+	int error = 0;
+
+	if (!sound(mover, stretch))
+		return -EINVAL;
+	pthread_mutex_lock(&mover->lock);
+	if (mover->now.pieces)
+		error = -EBUSY;
+	else if (mover->error)
+		error = mover->error;
+	else
+		begin(mover, stretch);
+	pthread_mutex_unlock(&mover->lock);
+	return error;
+}
+
+int vs_mover_wait(vs_mover *mover)
+{
+	pthread_mutex_lock(&mover->lock);
+	while (!complete(mover))
+		pthread_cond_wait(&mover->done, &mover->lock);
+	mover->now.pieces = NULL;
+	int error = mover->error;
+	pthread_mutex_unlock(&mover->lock);
+	return error;
+}

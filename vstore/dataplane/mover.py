@@ -1,0 +1,58 @@
+"""Mover: long stretches of a disk copied from file to file in C; the functions of mover.h as methods."""
+
+from array import array
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from vstore.dataplane.native import checked, ffi, lib, made
+
+NOWHERE = (1 << 64) - 1  # the place of a unit of zeros
+
+Piece = tuple[int, int, int, int]
+"""Where it begins on the disk, its length, its offset in the file, the file's descriptor."""
+Room = tuple[int, int]
+"""Offset and length."""
+
+
+class Mover:
+    """Writes to `target`, a descriptor, units (bytes, a power of two) that hold anything but zeros. Raises OSError."""
+
+    def __init__(self, target: int, unit: int, threads: int) -> None:
+        self._unit = unit
+        self._mover = made(lib.vs_mover_new(target, unit, threads), f"mover_new({target}, {unit}, {threads})")
+        self._held: list[Any] = []  # what C looks into meanwhile
+        self._places: array[int] = array("Q")
+
+    def start(self, start: int, end: int, pieces: Sequence[Piece], rooms: Sequence[Room], *, own: bool) -> None:
+        """Begins with bytes `start` to `end` of the disk, of which what is in no piece is zeros. `own`: each unit has a
+        place of its own in the one room; else they lie one behind the other, and `wait` tells where."""
+        self._places = array("Q", bytes(0 if own else -(-(end - start) // self._unit) * 8))
+        cells = array("Q", [number for piece in pieces for number in piece])
+        bounds = array("Q", [number for room in rooms for number in room])
+        self._held = [ffi.from_buffer(words) for words in (cells, bounds, self._places)]
+        stretch = ffi.new("vs_stretch *")
+        stretch.start, stretch.end = start, end
+        stretch.pieces, stretch.piece_count = ffi.cast("vs_piece *", self._held[0]), len(pieces)
+        stretch.rooms, stretch.room_count = ffi.cast("vs_room *", self._held[1]), len(rooms)
+        stretch.places = ffi.NULL if own else ffi.cast("uint64_t *", self._held[2])
+        checked(lib.vs_mover_start(self._mover, stretch), f"mover_start({start}, {end})")
+
+    def wait(self) -> "array[int]":
+        """When it is written, if not durable: the place of each unit, or NOWHERE; none where they have their own."""
+        error = lib.vs_mover_wait(self._mover)
+        self._held = []
+        checked(error, "copying")
+        return self._places
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        mover, self._mover = self._mover, ffi.NULL
+        lib.vs_mover_free(mover)
+        self._held = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
