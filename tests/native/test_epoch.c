@@ -46,6 +46,18 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int f
 	return syscall(SYS_pwritev2, fd, iov, count, offset, 0, flags);
 }
 
+ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
+{
+	gate();
+	return syscall(SYS_pread64, fd, buffer, length, offset);
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+	gate();
+	return syscall(SYS_pwrite64, fd, buffer, length, offset);
+}
+
 static void close_gate(unsigned calls)
 {
 	stopped = passing = 0;

@@ -1,6 +1,6 @@
 /*
  * test_mapping.c - copies from a file's mapping: also of what was appended since, never past the file's end, and with
- * bounded knowledge of huge files. preadv() here counts, so that a copy shows as the lack of a call.
+ * bounded knowledge of huge files. pread() here counts, so that a copy shows as the lack of a call.
  */
 #define _GNU_SOURCE
 #include "../../vstore/dataplane/volume.h"
@@ -15,13 +15,19 @@
 
 enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), CLUSTER = 65536, CHUNK_SHIFT = 27, CHUNKS = 4200, MOST = 4096 };
 
-static const struct setup inline_io = { 0 };
+static const struct setup inline_io = { 0 }, with_uring = { .io_uring = true };
 static unsigned calls;
 
-ssize_t preadv(int fd, const struct iovec *iov, int count, off_t offset)
+ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
 {
 	calls++;
-	return syscall(SYS_preadv, fd, iov, count, offset, 0);
+	return syscall(SYS_pread64, fd, buffer, length, offset);
+}
+
+ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	calls++;
+	return syscall(SYS_preadv2, fd, iov, count, offset, 0, flags);
 }
 
 static unsigned calls_to_read(struct driver *driver, uint32_t lba, uint8_t expected)
@@ -128,12 +134,38 @@ static void test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it(void 
 	assert_int_equal(vs_volume_resize(driver->volume, length), 0);
 	const struct layer *layer = driver->volume->layers[0];
 	for (uint64_t chunk = 0; chunk < CHUNKS; chunk++) {
-		layer_note_resident(layer, chunk << CHUNK_SHIFT, PAGE, false);
+		layer_note_resident(layer, chunk << CHUNK_SHIFT, PAGE);
 		assert_in_range(layer->mapping->chunks, 0, MOST);
 	}
 	assert_null(layer_resident(layer, 0, PAGE, false));
 	assert_non_null(layer_resident(layer, (CHUNKS - 1ull) << CHUNK_SHIFT, PAGE, false));
 	driver_free(driver);
+}
+
+static void test_one_read_from_the_page_cache_finds_what_lies_about_it(void **state)
+{
+	static const uint8_t bytes[2 * CLUSTER] = { 'A', [CLUSTER] = 'B' };
+	struct driver *driver = driver_with_disk(ON_DISK, with_uring);
+
+	(void)state;
+	assert_int_equal(pwrite(driver->disk, bytes, sizeof(bytes), 0), sizeof(bytes));
+	assert_int_equal(calls_to_read(driver, 0, 'A'), 1);
+	assert_int_equal(calls_to_read(driver, CLUSTER / BLOCK, 'B'), 0);
+	driver_free(driver);
+}
+
+static void test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while(void **state)
+{
+	struct layer layer = { .local = true };
+	const uint64_t ms = 1000000;
+
+	(void)state;
+	assert_true(layer_is_quick(&layer, 100 * ms));
+	layer_was_slow(&layer, 100 * ms, 5 * ms);
+	assert_false(layer_is_quick(&layer, 150 * ms));
+	assert_true(layer_is_quick(&layer, 200 * ms));
+	layer.local = false;
+	assert_false(layer_is_quick(&layer, 200 * ms));
 }
 
 int main(void)
@@ -144,6 +176,8 @@ int main(void)
 		cmocka_unit_test(test_a_write_behind_the_end_of_the_file_makes_it_longer),
 		cmocka_unit_test(test_only_files_of_a_lun_are_mapped),
 		cmocka_unit_test(test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it),
+		cmocka_unit_test(test_one_read_from_the_page_cache_finds_what_lies_about_it),
+		cmocka_unit_test(test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while),
 	};
 
 	return cmocka_run_group_tests_name("mapping", tests, NULL, NULL);

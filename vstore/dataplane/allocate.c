@@ -92,9 +92,10 @@ static uint64_t unit_entry(const struct fresh *fresh, uint32_t unit)
 struct extent fresh_extent(const struct vs_volume *volume, const struct fresh *fresh, uint64_t within, uint64_t length)
 {
 	uint32_t shift = volume->allocation.sub_shift, unit = (uint32_t)(within >> shift);
+	uint32_t last = (uint32_t)((within + length - 1) >> shift) + 1;
 	uint64_t entry = unit_entry(fresh, unit);
 
-	while (unit < volume_units(volume) && unit_entry(fresh, unit) == entry)
+	while (unit < last && unit < volume_units(volume) && unit_entry(fresh, unit) == entry)
 		unit++;
 	uint64_t have = ((uint64_t)unit << shift) - within;
 	return entry_extent(entry, within, have < length ? have : length);

@@ -3,8 +3,9 @@
  *
  *   loop.c        one thread: looks at its rings, polls or sleeps          device.c   control calls, LUN table, slow path
  *     virtio_scsi.c   a chain becomes a request; media.c starts it         map.c      block map: cuts, says where bytes lie
- *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call, io_uring
- *         guest_memory.c  translate, copy, dirty log                       fault.c    a SIGBUS becomes an error
+ *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call,
+ *         guest_memory.c  translate, copy, dirty log                         uring.c    io_uring
+ *                                                                          fault.c    a SIGBUS becomes an error
  *
  * Locking: every loop has one lock, held while it works and given up while it sleeps or when somebody wants it. Whatever
  * a loop touches (its rings, their requests, LUN table, memory table, features) changes only under that lock, or under
@@ -21,6 +22,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -206,12 +208,28 @@ static inline bool vring_active(const struct vring *ring)
 
 /* ---- I/O ---------------------------------------------------------------------------------------- */
 
+static inline uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* io.c */
 /* Done (0), failed (-errno), or IO_STARTED: io_done() follows. */
 enum { IO_STARTED = 1 };
 int io_start(struct loop *loop, struct io *io);
 /* Gives back what the I/O holds; copies bounced data to the guest. Returns `result`, or -EFAULT. */
 int io_end(struct io *io, int result);
 void io_done(struct io *io, int result);
+struct layer *io_layer(const struct io *io);
+/* What is left of it, as the kernel wants it: its buffers, */
+struct iovec *io_iovs(struct io *io, uint32_t *count);
+/* which `length` bytes have been moved of. The request's own list stays whole: Python may have to repeat the command. */
+int io_progress(struct io *io, uint64_t length);
+/* uring.c */
+void io_queue(struct loop *loop, struct io *io);
 int io_open(struct loop *loop);
 void io_close(struct loop *loop);
 void io_submit(struct loop *loop);
@@ -263,6 +281,7 @@ struct loop {
 	struct vs_request *volatile serving;
 	uint32_t hot_copies;
 	long major_faults;
+	uint32_t wary; /* plain writes of which it is to be known whether they waited */
 };
 
 struct vs_device {

@@ -2,7 +2,8 @@
  * io.c - moves the bytes of one segment between guest memory and one file, by the cheapest way that will not block:
  *
  *   null            nothing                          resident page   memcpy from the mapping (layer.c)
- *   tmpfs           a plain call: it cannot block    buffered file   preadv2(RWF_NOWAIT), io_uring on EAGAIN
+ *   tmpfs           a plain call: it cannot block    buffered file   preadv2(RWF_NOWAIT), io_uring on EAGAIN;
+ *                                                                    ext4: a plain write, unless they are slow now
  *   O_DIRECT, block device: io_uring                 no io_uring here: a plain call that may block this loop
  *
  * The kernel fills the guest's own pages; only an O_DIRECT buffer that the device cannot take is bounced.
@@ -18,9 +19,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { FAULT_CHECK_EVERY = 256 };
+enum { FAULT_CHECK_EVERY = 256, SLOW_NS = 2000000, WARY_WRITES = 4096 };
 
-static struct layer *io_layer(const struct io *io)
+struct layer *io_layer(const struct io *io)
 {
 	return io->volume->layers[io->layer];
 }
@@ -73,7 +74,7 @@ static int start_memory(struct layer *layer, struct io *io)
 
 /* ---- what is left of an I/O ------------------------------------------------------------------------ */
 
-static struct iovec *kernel_iovs(struct io *io, uint32_t *count)
+struct iovec *io_iovs(struct io *io, uint32_t *count)
 {
 	if (io->bounce) {
 		*count = 1;
@@ -85,8 +86,7 @@ static struct iovec *kernel_iovs(struct io *io, uint32_t *count)
 	return io->left ? io->left : (struct iovec *)(uintptr_t)io->data;
 }
 
-/* Steps over `length` transferred bytes. The request's own list stays whole: Python may have to repeat the command. */
-static int progress(struct io *io, uint64_t length)
+int io_progress(struct io *io, uint64_t length)
 {
 	io->offset += length;
 	io->length -= length;
@@ -167,168 +167,19 @@ void io_done(struct io *io, int result)
 		scsi_request_done(request);
 }
 
-/* ---- io_uring ------------------------------------------------------------------------------------------ */
-
-static void prepare(struct io_uring_sqe *sqe, struct io *io)
-{
-	int fd = io_layer(io)->fd, keep = FALLOC_FL_KEEP_SIZE;
-	uint32_t count = 0;
-	struct iovec *iov = kernel_iovs(io, &count);
-
-	switch (io->operation) {
-	case IO_READ: io_uring_prep_readv(sqe, fd, iov, count, io->offset); break;
-	case IO_WRITE: io_uring_prep_writev2(sqe, fd, iov, count, io->offset, io->durable ? RWF_DSYNC : 0); break;
-	case IO_FLUSH: io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC); break;
-	default:
-		io_uring_prep_fallocate(
-			sqe, fd, keep | (io->operation == IO_PUNCH ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-			(off_t)io->offset, (off_t)io->length);
-	}
-	io_uring_sqe_set_data(sqe, io);
-}
-
-static void queue_uring(struct loop *loop, struct io *io)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->uring);
-
-	if (!sqe) {
-		io_submit(loop);
-		sqe = io_uring_get_sqe(&loop->uring);
-	}
-	loop->uring_in_flight++;
-	if (!sqe) { /* the kernel takes no more now: io_reap() tries again */
-		io->next = NULL;
-		*loop->backlog_tail = io;
-		loop->backlog_tail = &io->next;
-		return;
-	}
-	prepare(sqe, io);
-	loop->uring_queued++;
-}
-
-void io_submit(struct loop *loop)
-{
-	if (!loop->uring_queued)
-		return;
-	int sent = io_uring_submit(&loop->uring);
-	if (sent > 0)
-		loop->uring_queued -= (uint32_t)sent < loop->uring_queued ? (uint32_t)sent : loop->uring_queued;
-}
-
-static void resume_backlog(struct loop *loop)
-{
-	while (loop->backlog) {
-		struct io_uring_sqe *sqe = io_uring_get_sqe(&loop->uring);
-		struct io *io = loop->backlog;
-
-		if (!sqe)
-			return;
-		loop->backlog = io->next;
-		if (!loop->backlog)
-			loop->backlog_tail = &loop->backlog;
-		prepare(sqe, io);
-		loop->uring_queued++;
-	}
-}
-
-/* A read that met the end of the file: the rest is zeros. */
-static int zero_rest(struct io *io)
-{
-	uint32_t count;
-	struct iovec *iov = kernel_iovs(io, &count);
-	struct cursor rest = { iov, io->bounce ? 1 : io->left ? io->left_count : io->data_count, 0 };
-
-	return cursor_guarded(cursor_fill_zero, &rest, NULL, io->length);
-}
-
-static void complete(struct loop *loop, struct io *io, int result)
-{
-	bool moves = io->operation == IO_READ || io->operation == IO_WRITE;
-
-	if (result == -EAGAIN || result == -EINTR) {
-		queue_uring(loop, io);
-		return;
-	}
-	if (result < 0 || !moves) {
-		if (!result && io->operation != IO_FLUSH)
-			layer_forget_resident(io_layer(io), io->offset, io->length);
-		io_done(io, result);
-		return;
-	}
-	if (io->operation == IO_WRITE || result)
-		layer_note_resident(io_layer(io), io->offset, (uint64_t)result, io->operation == IO_WRITE);
-	if ((uint64_t)result >= io->length) {
-		io_done(io, 0);
-	} else if (!result) {
-		io_done(io, io->operation == IO_READ ? zero_rest(io) : -ENOSPC);
-	} else {
-		int error = progress(io, (uint64_t)result);
-		if (error)
-			io_done(io, error);
-		else
-			queue_uring(loop, io);
-	}
-}
-
-unsigned io_reap(struct loop *loop)
-{
-	struct io_uring_cqe *cqes[64];
-	unsigned count = io_uring_peek_batch_cqe(&loop->uring, cqes, 64);
-
-	for (unsigned i = 0; i < count; i++) {
-		struct io *io = io_uring_cqe_get_data(cqes[i]);
-		int result = cqes[i]->res;
-
-		io_uring_cqe_seen(&loop->uring, cqes[i]);
-		loop->uring_in_flight--;
-		complete(loop, io, result);
-	}
-	resume_backlog(loop);
-	io_submit(loop);
-	return count;
-}
-
-int io_open(struct loop *loop)
-{
-	struct io_uring_params parameters = { .flags = IORING_SETUP_CQSIZE, .cq_entries = 8 * RING_ENTRIES };
-	int error = io_uring_queue_init_params(RING_ENTRIES, &loop->uring, &parameters);
-
-	loop->backlog_tail = &loop->backlog;
-	loop->has_uring = !error;
-	return error;
-}
-
-void io_close(struct loop *loop)
-{
-	if (loop->has_uring)
-		io_uring_queue_exit(&loop->uring);
-	loop->has_uring = false;
-}
-
 /* ---- starting ------------------------------------------------------------------------------------------- */
 
-/* Tries without waiting. 0 done, -EAGAIN: io_uring shall do (the rest of) it, else the error. */
-static int try_now(struct layer *layer, struct io *io)
+/* In most requests the guest's data lies in a row; then the kernel needs no list. */
+static ssize_t move_plainly(int fd, const struct io *io)
 {
+	const struct iovec *iov = io->data;
 	bool read = io->operation == IO_READ;
-	uint32_t count;
-	struct iovec *iov = kernel_iovs(io, &count);
 
-	if (!read && (io->durable || atomic_load_explicit(&layer->no_nowait, memory_order_relaxed)))
-		return -EAGAIN;
-	ssize_t moved = read ? preadv2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT)
-			     : pwritev2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT);
-	if (moved < 0) {
-		if (errno == EOPNOTSUPP && !read) /* tmpfs and ext4 refuse buffered writes that must not wait */
-			atomic_store(&layer->no_nowait, true);
-		return errno == EOPNOTSUPP || errno == EINTR ? -EAGAIN : -errno;
-	}
-	if (moved > 0)
-		layer_note_resident(layer, io->offset, (uint64_t)moved, !read);
-	if ((uint64_t)moved == io->length)
-		return 0;
-	int error = moved ? progress(io, (uint64_t)moved) : 0;
-	return error ? error : -EAGAIN;
+	if (LIKELY(io->data_count == 1))
+		return read ? pread(fd, iov->iov_base, iov->iov_len, (off_t)io->offset)
+			    : pwrite(fd, iov->iov_base, iov->iov_len, (off_t)io->offset);
+	return read ? preadv(fd, iov, (int)io->data_count, (off_t)io->offset)
+		    : pwritev(fd, iov, (int)io->data_count, (off_t)io->offset);
 }
 
 static int start_blocking(struct layer *layer, struct io *io)
@@ -340,16 +191,73 @@ static int start_blocking(struct layer *layer, struct io *io)
 	uint64_t offset = io->offset, length = io->length;
 	/* one call nearly always moves all of it, and then no list needs to be copied */
 	if (!(layer->flags & VS_FILE_DIRECT) && !io->durable && io->data_count <= IOV_MAX) {
-		ssize_t moved = io->operation == IO_READ
-					? preadv(layer->fd, io->data, (int)io->data_count, (off_t)offset)
-					: pwritev(layer->fd, io->data, (int)io->data_count, (off_t)offset);
+		ssize_t moved = move_plainly(layer->fd, io);
 		if (LIKELY(moved == (ssize_t)length)) {
-			layer_note_resident(layer, offset, length, io->operation == IO_WRITE);
+			bool found = io->operation == IO_READ && layer->flags & VS_FILE_INSTANT;
+			(found ? layer_note_found : layer_note_resident)(layer, offset, length);
 			return 0;
 		}
 	}
-	int error = progress(io, 0);
+	int error = io_progress(io, 0);
 	return error ? error : blocking_move(layer, io->operation, io->left, io->left_count, offset, io->durable);
+}
+
+/* How often this thread has waited for something. */
+static long times_waited(void)
+{
+	struct rusage usage;
+
+	return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nvcsw;
+}
+
+/*
+ * ext4 refuses RWF_NOWAIT for buffered writes, though nearly all of them only copy into the page cache, and io_uring hands
+ * each of them to a thread, which costs more than the write. So the loop makes them itself while they are quick. One that
+ * took long makes it wary, as other threads may have had the processor meanwhile; if one of those that follow took long
+ * and did wait, then the disk is behind, and the kernel holds writers back. io_uring writes for many times as long, so
+ * that waiting takes a small part of a loop's time.
+ */
+static int write_quickly(struct loop *loop, struct layer *layer, struct io *io)
+{
+	uint64_t began = now_ns();
+
+	if (io->durable || !layer_is_quick(layer, began))
+		return -EAGAIN;
+	long waited = loop->wary ? times_waited() : 0;
+	int error = start_blocking(layer, io);
+	uint64_t took = now_ns() - began;
+	if (UNLIKELY(took > SLOW_NS)) {
+		if (loop->wary && times_waited() != waited)
+			layer_was_slow(layer, began + took, took);
+		loop->wary = WARY_WRITES;
+	} else if (UNLIKELY(loop->wary)) {
+		loop->wary--;
+	}
+	return error;
+}
+
+/* Tries without waiting, or hardly. 0 done, -EAGAIN: io_uring shall do (the rest of) it, else the error. */
+static int try_now(struct loop *loop, struct layer *layer, struct io *io)
+{
+	bool read = io->operation == IO_READ;
+	uint32_t count;
+	struct iovec *iov = io_iovs(io, &count);
+
+	if (!read && (io->durable || atomic_load_explicit(&layer->no_nowait, memory_order_relaxed)))
+		return write_quickly(loop, layer, io);
+	ssize_t moved = read ? preadv2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT)
+			     : pwritev2(layer->fd, iov, (int)count, (off_t)io->offset, RWF_NOWAIT);
+	if (moved < 0) {
+		if (errno == EOPNOTSUPP && !read) /* tmpfs and ext4 refuse buffered writes that must not wait */
+			atomic_store(&layer->no_nowait, true);
+		return errno == EOPNOTSUPP || errno == EINTR ? -EAGAIN : -errno;
+	}
+	if (moved > 0)
+		(read ? layer_note_found : layer_note_resident)(layer, io->offset, (uint64_t)moved);
+	if ((uint64_t)moved == io->length)
+		return 0;
+	int error = moved ? io_progress(io, (uint64_t)moved) : 0;
+	return error ? error : -EAGAIN;
 }
 
 int io_start(struct loop *loop, struct io *io)
@@ -371,7 +279,7 @@ int io_start(struct loop *loop, struct io *io)
 		return start_blocking(layer, io);
 	if (moves) {
 		bool direct = layer->flags & VS_FILE_DIRECT;
-		int error = !direct                       ? try_now(layer, io)
+		int error = !direct                       ? try_now(loop, layer, io)
 			    : unfit_for_device(layer, io) ? make_bounce(layer, io)
 							  : -EAGAIN;
 
@@ -381,6 +289,6 @@ int io_start(struct loop *loop, struct io *io)
 	}
 	io->entered = epoch_enter(io->volume);
 	io->counted = true;
-	queue_uring(loop, io);
+	io_queue(loop, io);
 	return IO_STARTED;
 }

@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { WINDOW_PAGES = 512, CHUNK_PAGES = 1 << 15, MOST_CHUNKS = 4096, SLACK = 256 << 20 };
+enum { WINDOW_PAGES = 512, CHUNK_PAGES = 1 << 15, MOST_CHUNKS = 4096, SLACK = 256 << 20, SLOW_TIMES = 16 };
 
 static uint64_t words_for(uint64_t bits)
 {
@@ -182,7 +182,8 @@ static void mark(struct mapping *mapping, uint64_t first, uint64_t end, bool set
 /*
  * A look through the mapping of a tmpfs file would allocate the holes it meets, so there only pages that are known to be
  * data may be marked. mincore() knows; each window of pages is asked about once, since our own writes mark what they
- * allocate. (lseek(SEEK_HOLE) knows too, but walks the whole file to say so.)
+ * allocate. (lseek(SEEK_HOLE) knows too, but walks the whole file to say so.) On a disk, one read that did not wait for it
+ * has company: many others then need no call of their own.
  */
 static void scan_window(struct mapping *mapping, uint64_t page)
 {
@@ -215,18 +216,23 @@ static struct mapping *pages_of(const struct layer *layer, uint64_t offset, uint
 	return *first < *end ? mapping : NULL;
 }
 
-void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool written)
+void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length)
 {
 	uint64_t first, end;
 	struct mapping *mapping = pages_of(layer, offset, length, &first, &end);
 
-	if (!mapping)
-		return;
-	if (!(layer->flags & VS_FILE_INSTANT) || written) {
+	if (mapping)
 		mark(mapping, first, end, true);
-		return;
-	}
-	for (uint64_t page = first; page < end; page += WINDOW_PAGES - page % WINDOW_PAGES)
+}
+
+void layer_note_found(const struct layer *layer, uint64_t offset, uint64_t length)
+{
+	uint64_t first, end;
+	struct mapping *mapping = pages_of(layer, offset, length, &first, &end);
+
+	if (mapping && !(layer->flags & VS_FILE_INSTANT))
+		mark(mapping, first, end, true);
+	for (uint64_t page = first; mapping && page < end; page += WINDOW_PAGES - page % WINDOW_PAGES)
 		scan_window(mapping, page);
 }
 
@@ -239,6 +245,17 @@ void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t 
 		forget_all(mapping);
 	else if (mapping)
 		mark(mapping, first, end, false);
+}
+
+/* On other file systems a server that is gone might keep the call. */
+bool layer_is_quick(const struct layer *layer, uint64_t now)
+{
+	return layer->local && now >= atomic_load_explicit(&layer->slow_until, memory_order_relaxed);
+}
+
+void layer_was_slow(struct layer *layer, uint64_t now, uint64_t took)
+{
+	atomic_store_explicit(&layer->slow_until, now + SLOW_TIMES * took, memory_order_relaxed);
 }
 
 /*

@@ -162,12 +162,52 @@ static bool may_write(struct vs_volume *volume, const struct media *ranges, uint
 	return true;
 }
 
+/* Claims the place of a write inside one block by one look at its record. False: it needs none, or more than that. */
+static bool claim_in_block(struct vs_volume *volume, const struct media *media, struct extent *extent,
+			   struct fresh **claim)
+{
+	uint64_t within = media->offset & (volume_block_size(volume) - 1), in_a_row;
+
+	if (media->operation != IO_WRITE || !volume->allocation.sub_shift ||
+	    media->length > volume_block_size(volume) - within)
+		return false;
+	unsigned state = entry_state(map_look_up(volume, media->offset >> volume->shift, &in_a_row));
+	if (state == VS_DATA || state == VS_NOT_LOADED)
+		return false;
+	return !allocate_claim(volume, media->offset, media->length, extent, claim);
+}
+
+/* The whole request is one piece, and no list is copied. */
+static void start_alone(struct vs_request *request, const struct media *media, const struct extent *extent,
+			struct fresh *claim)
+{
+	bool read = media->operation == IO_READ;
+	struct io *io = media_io(request, media, extent);
+
+	io->data = &request->iov[read ? request->in_first : request->out_first];
+	io->data_count = read ? request->in_count : request->out_count;
+	io->claim = claim;
+	io->claim_offset = media->offset;
+	io->claim_length = media->length;
+	request->pending = 1;
+	int result = io_start(request->ring->loop, io);
+	if (UNLIKELY(result == IO_STARTED)) {
+		request_link(request);
+		return;
+	}
+	request->error = io_end(io, result);
+	if (claim)
+		allocate_done(io->volume, claim, media->offset, media->length, !request->error);
+	scsi_answer(request);
+}
+
 /* Runs ranges[0..count) as one request. The first extent of most requests is the whole of it: no list is copied. */
 void media_start(struct vs_request *request, const struct media *ranges, uint32_t count)
 {
 	struct vs_volume *volume = request->lun->volume;
-	struct extent extent = volume_extent(volume, ranges->offset, ranges->length);
 	bool read = ranges->operation == IO_READ;
+	struct fresh *claim = NULL;
+	struct extent extent;
 
 	if (!read && UNLIKELY(atomic_load_explicit(&volume->guarded, memory_order_relaxed)) &&
 	    !may_write(volume, ranges, count)) {
@@ -176,19 +216,14 @@ void media_start(struct vs_request *request, const struct media *ranges, uint32_
 	}
 	for (uint32_t i = 0; !read && i < count; i++)
 		volume_note(volume, ranges[i].offset, ranges[i].length);
+	if (count == 1 && claim_in_block(volume, ranges, &extent, &claim)) {
+		start_alone(request, ranges, &extent, claim);
+		return;
+	}
+	extent = volume_extent(volume, ranges->offset, ranges->length);
 	if (LIKELY(count == 1 && extent.state == VS_DATA && extent.length == ranges->length) &&
 	    !zeroes_by_map(volume, ranges)) {
-		struct io *io = media_io(request, ranges, &extent);
-		io->data = &request->iov[read ? request->in_first : request->out_first];
-		io->data_count = read ? request->in_count : request->out_count;
-		request->pending = 1;
-		int result = io_start(request->ring->loop, io);
-		if (LIKELY(result != IO_STARTED)) {
-			request->error = io_end(io, result);
-			scsi_answer(request);
-		} else {
-			request_link(request);
-		}
+		start_alone(request, ranges, &extent, NULL);
 		return;
 	}
 	for (uint32_t i = 0; i < count; i++)

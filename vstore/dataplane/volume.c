@@ -7,13 +7,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { LEAST_SHIFT = 9, MAP_LIMIT = 16 << 20 };
 
 /* ---- layers ---------------------------------------------------------------------------------------- */
+
+/* File systems that refuse buffered writes which must not wait, but have no server to wait for. */
+static bool on_local_disk(int fd)
+{
+	struct statfs system;
+
+	return !fstatfs(fd, &system) && (system.f_type == EXT4_SUPER_MAGIC || system.f_type == F2FS_SUPER_MAGIC);
+}
 
 int vs_volume_set_layer(vs_volume *volume, uint32_t layer, int fd, uint32_t flags, uint32_t alignment)
 {
@@ -30,6 +40,7 @@ int vs_volume_set_layer(vs_volume *volume, uint32_t layer, int fd, uint32_t flag
 		return -errno;
 	}
 	int error = 0;
+	made->local = on_local_disk(made->fd);
 	pthread_mutex_lock(&volume->lock);
 	if (volume->layers[layer]) {
 		error = -EEXIST;

@@ -32,6 +32,8 @@ struct layer {
 	uint32_t flags, alignment;
 	struct mapping *_Atomic mapping; /* NULL: no copying from memory here */
 	_Atomic bool no_nowait;          /* RWF_NOWAIT refused for writes */
+	bool local;                      /* a file system on a disk of this host */
+	_Atomic uint64_t slow_until;     /* ns, CLOCK_MONOTONIC: until then plain writes may wait */
 	_Atomic int lost;                /* -errno of a flush that failed: see layer_synced() */
 };
 
@@ -266,8 +268,14 @@ void layer_free(struct layer *layer);
 int layer_synced(struct layer *layer, int result);
 /* Where the file's bytes lie in memory; NULL: not all of them are known to. */
 uint8_t *layer_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool write);
-void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length, bool written);
+/* Written, or read from a disk. */
+void layer_note_resident(const struct layer *layer, uint64_t offset, uint64_t length);
+/* Read without waiting: it was in memory, or a hole of tmpfs. */
+void layer_note_found(const struct layer *layer, uint64_t offset, uint64_t length);
 void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t length);
+/* Whether a buffered write to it may be a plain call of a loop, which tells if that made it wait. All in ns. */
+bool layer_is_quick(const struct layer *layer, uint64_t now);
+void layer_was_slow(struct layer *layer, uint64_t now, uint64_t took);
 
 /* blocking.c */
 enum { IO_READ = 1, IO_WRITE, IO_FLUSH, IO_PUNCH, IO_ZERO };
