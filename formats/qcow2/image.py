@@ -158,6 +158,10 @@ class Qcow2(Image):
                 yield [word & OFFSET for word in words_of(data) if word]
 
     def _begin_writing(self, *, track_writes: bool) -> None:
+        repeated = self.regions.repeated(L2_TABLE)
+        if repeated:
+            self.tables.require_apart(repeated)
+        self.tables.exclusive = not self.header.has_data_file
         refcounts = Refcounts(self.file, self.header, self.pages, self.regions)
         self.writer = Writer(self.tables, self.pages, self.regions, refcounts, self.data_file)
         self.writer.raw_data = self.header.raw_data

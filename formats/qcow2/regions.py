@@ -65,6 +65,11 @@ class Regions:
             if one == two:
                 raise CorruptImage(f"{self._name}: {what} at offset {one:#x} is named twice")
 
+    def repeated(self, what: str) -> set[int]:
+        """Tables of this kind that were taken in more than once."""
+        clusters = self._clusters[what]
+        return {one for one, two in pairwise(clusters) if one == two}
+
     def add_cluster(self, offset: int, what: str) -> None:
         """Takes in one more table of a kind that is one cluster long."""
         clusters = self._clusters[what]

@@ -6,12 +6,16 @@
 
 Reading is lazy: an L2 table is looked at in pages of 4 KiB, and only when a block of it is asked for. A table that the
 active L1 does not own alone (COPIED clear) is copied before its first change.
+
+Two words that both say COPIED (“refcount is exactly one”) of one cluster contradict each other, and a write through one
+would change what the other shows. QEMU does not look for that while it runs. Of an image that is written to, L1 words
+are compared when it is opened, the words of a page of an L2 table when that is loaded; only a check compares all.
 """
 
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import repeat
 
 from formats.errors import CorruptImage
@@ -53,6 +57,7 @@ class Tables:
         self._per_page = pages.size // (WORD * self._width)
         self._every_lane = ((1 << 64 * self._per_page) - 1) // _EVERY_BIT  # 1 in every word of a page as one number
         self.frozen: Frozen | None = None
+        self.exclusive = False  # what is told to be nobody else's will be written to
         self.second: dict[int, int] = {}  # offsets of other versions of some L2 tables, by index: see switch.py
 
     # reading
@@ -145,6 +150,7 @@ class Tables:
         plain = self._plain_entries(words)
         if plain is not None:
             return plain
+        self._require_apart(first, words[:: self._width])
         found = array("Q", [_HOLE]) * count
         places: list[int] = []
         extended = self.entries.extended
@@ -186,7 +192,26 @@ class Tables:
             found.byteswap()
         places = [word & OFFSET for word in words]
         bad = not all(places) or max(places) >= self._file.length or self._regions.any_overlapping(places)
+        bad = bad or (self.exclusive and len(set(places)) < count)
         return None if bad else found
+
+    def require_apart(self, repeated: Container[int]) -> None:
+        """CorruptImage where a word of the L1 table has for itself what others name too; `repeated`: those tables."""
+        for index, word in self.tables():
+            if word & COPIED and word & OFFSET in repeated:
+                raise self._corrupt(index, "for it alone, but another entry names the same L2 table; repair the image")
+
+    def _require_apart(self, first: int, words: Sequence[int]) -> None:
+        """The same of some blocks."""
+        if not self.exclusive:
+            return
+        own = [word & OFFSET if word & COPIED and not word & COMPRESSED else 0 for word in words]
+        if len(set(own)) + own.count(0) - (0 in own) < len(own):
+            block = next(n for n, place in enumerate(own) if place and place in own[:n])
+            raise CorruptImage(
+                f"{self._file.name}: cluster {first + block} lies at {own[block]:#x}, which cluster "
+                f"{first + own.index(own[block])} has for itself too; repair the image"
+            )
 
     def _compressed_place(self, word: int) -> int:
         """Where compressed data begins; 0 where it cannot be true, which `read_compressed` says when it is asked."""

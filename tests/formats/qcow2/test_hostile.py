@@ -357,3 +357,28 @@ def _use(path: Path, draw: random.Random) -> None:
             volume.image.close()
     with contextlib.suppress(ImageError), HostFile.from_path(path) as file:
         check(file, repair="all")
+
+
+def test_an_l2_table_that_two_entries_have_for_themselves_is_not_written_to(path: Path) -> None:
+    patch(path, 24, word(16 << 20) + word(0, 4) + word(8, 4))
+    patch(path, L1 + 8, word(L2 | 1 << 63))
+    before = path.read_bytes()
+    with pytest.raises(CorruptImage, match=r"for it alone, but another entry names the same"):
+        open_qcow2(path)
+    assert path.read_bytes() == before
+    with open_qcow2(path, read_only=True) as image:
+        assert image.load(0, 1)
+
+
+def test_a_cluster_that_two_blocks_have_for_themselves_is_not_written_to(path: Path) -> None:
+    patch(path, L2 + 8 * 300, path.read_bytes()[L2 : L2 + 8])
+    for read in (lambda image: image.load(0, 512), lambda image: image.load_entries(0, 512)):
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        with open_qcow2(copy) as image:
+            with pytest.raises(CorruptImage, match=r"lies at 0x\w+, which cluster 0 has for itself too"):
+                read(image)
+            with pytest.raises(CorruptImage, match="marked corrupt"):
+                image.reserve(1)
+        with open_qcow2(path, read_only=True) as image:
+            assert read(image)
