@@ -18,13 +18,14 @@ def test_a_subpage_has_the_longer_header(address: PageAddress, header: str) -> N
 @pytest.mark.parametrize(
     ("page", "subpage", "pages"),
     [
-        (0x3F, 0x00, [0x01, 0x08, 0x0A]),
-        (0x3F, 0xFF, [0x01, 0x08, 0x0A]),
+        (0x3F, 0x00, [0x01, 0x08, 0x0A, 0x1A, 0x1C]),
+        (0x3F, 0xFF, [0x01, 0x08, 0x0A, 0x0A, 0x1A, 0x1C]),
         (0x3F, 0x01, []),
         (0x08, 0x00, [0x08]),
         (0x08, 0xFF, [0x08]),
         (0x08, 0x01, []),
-        (0x1C, 0x00, []),
+        (0x1C, 0x00, [0x1C]),
+        (0x1D, 0x00, []),
     ],
 )
 def test_pages_are_selected_by_code(page: int, subpage: int, pages: list[int]) -> None:
@@ -36,7 +37,7 @@ def test_subpages_are_selected_when_they_are_asked_for() -> None:
     modes.current[PageAddress(0x0A, 0x05)] = Caching()
     assert modes.select(0x0A, 0) == [CONTROL]
     assert modes.select(0x0A, 5) == [PageAddress(0x0A, 5)]
-    assert modes.select(0x0A, 0xFF) == [CONTROL, PageAddress(0x0A, 5)]
+    assert modes.select(0x0A, 0xFF) == [CONTROL, PageAddress(0x0A, 1), PageAddress(0x0A, 5)]
     assert PageAddress(0x0A, 5) not in modes.select(0x3F, 0)
     assert PageAddress(0x0A, 5) in modes.select(0x3F, 0xFF)
 

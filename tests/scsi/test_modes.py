@@ -15,6 +15,9 @@ from vstore.scsi.logical_unit import ResetCause
 RECOVERY = "01 0a 00 00 00 00 00 00 00 00 00 00"
 CACHING = "08 12 04 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"
 CONTROL = "0a 0a 02 10 00 00 00 00 00 00 00 00"
+CONTROL_EXTENSION = "4a 01 00 1c 06" + " 00" * 27  # TCMOS, SCSIP
+POWER_CONDITION = "1a 26" + " 00" * 38
+EXCEPTIONS = "1c 0a 08" + " 00" * 9  # DEXCPT
 NO_CACHING = CACHING.replace("04", "00")
 MODE_PARAMETERS_CHANGED = (6, 0x2A, 0x01)
 HEADER6, HEADER10 = bytes(4), bytes(8)
@@ -41,9 +44,12 @@ def test_a_page_has_the_bytes_that_are_printed(page: int, body: str) -> None:
 
 
 def test_all_pages_come_in_ascending_order() -> None:
-    whole = " ".join((RECOVERY, CACHING, CONTROL))
-    assert sense6(Initiator(), 0x3F)[4:].hex(" ") == whole
-    assert sense6(Initiator(), 0x3F, subpage=0xFF)[4:].hex(" ") == whole
+    whole = (RECOVERY, CACHING, CONTROL, POWER_CONDITION, EXCEPTIONS)
+    assert sense6(Initiator(), 0x3F)[4:].hex(" ") == " ".join(whole)
+    with_subpages = (*whole[:3], CONTROL_EXTENSION, *whole[3:])
+    assert sense6(Initiator(), 0x3F, subpage=0xFF)[4:].hex(" ") == " ".join(with_subpages)
+    assert sense6(Initiator(), 0x0A, subpage=1)[4:].hex(" ") == CONTROL_EXTENSION
+    assert sense6(Initiator(), 0x0A, subpage=0xFF)[4:].hex(" ") == f"{CONTROL} {CONTROL_EXTENSION}"
     assert sense6(Initiator(), 0x08, subpage=0xFF)[4:].hex(" ") == CACHING
 
 
@@ -53,6 +59,8 @@ def test_all_pages_come_in_ascending_order() -> None:
         (1, "01 0a" + " 00" * 10),
         (8, "08 12 04" + " 00" * 17),
         (0x0A, "0a 0a 04" + " 00" * 9),
+        (0x1A, "1a 26" + " 00" * 38),
+        (0x1C, "1c 0a" + " 00" * 10),
     ],
 )
 def test_changeable_values_are_wce_and_d_sense(page: int, changeable: str) -> None:
@@ -76,7 +84,7 @@ def test_saved_values_are_refused_as_not_supported(page: int) -> None:
 @pytest.mark.parametrize("row", [ModeSense6, ModeSense10])
 @pytest.mark.parametrize(
     ("page", "subpage", "pointer"),
-    [(0x1C, 0, (2, 5)), (0x1C, 0xFF, (2, 5)), (0x0A, 1, (3, 7)), (0x3F, 1, (3, 7)), (0, 0, (2, 5))],
+    [(0x1D, 0, (2, 5)), (0x1D, 0xFF, (2, 5)), (0x0A, 2, (3, 7)), (0x3F, 1, (3, 7)), (0, 0, (2, 5))],
 )
 def test_an_unknown_page_or_subpage_is_refused(
     row: type[ModeSense6], page: int, subpage: int, pointer: tuple[int, int]
@@ -217,8 +225,11 @@ def test_a_subpage_header_that_is_cut_is_a_length_error() -> None:
         (CONTROL.replace("02 10", "02 12"), 7, 2),  # QERR
         (RECOVERY + " " + CONTROL.replace("02 10", "02 00"), 19, 7),  # the second page
         ("08 0a" + " 00" * 10, 5, 7),  # page length
-        ("1c 0a" + " 00" * 10, 4, 5),  # unknown page
-        ("4a 01 00 1c" + " 00" * 28, 5, 7),  # unknown subpage
+        ("1d 0a" + " 00" * 10, 4, 5),  # unknown page
+        ("4a 02 00 1c" + " 00" * 28, 5, 7),  # unknown subpage
+        ("1c 0a" + " 00" * 10, 6, 3),  # DEXCPT
+        ("1a 26 00 01" + " 00" * 36, 7, 0),  # STANDBY_Z
+        ("4a 01 00 1c 04" + " 00" * 27, 8, 1),  # SCSIP
         ("3f 00", 4, 5),
     ],
 )

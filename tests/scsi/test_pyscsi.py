@@ -138,7 +138,7 @@ def test_a_refusal_is_read_as_such() -> None:
 
 def test_a_page_that_is_not_there_is_refused() -> None:
     with pytest.raises(SCSICheckCondition, match="Invalid Field In CDB"):
-        scsi().modesense6(page_code=0x1C)
+        scsi().modesense6(page_code=0x1D)
 
 
 def test_unit_ready() -> None:

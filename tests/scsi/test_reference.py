@@ -18,7 +18,10 @@ def test_every_command_and_page_has_its_section() -> None:
     headings = [line for line in reference().splitlines() if line.startswith("### ")]
     titles = [row.name for row in COMMANDS]
     titles += [f"{code:02X}h {page.name}" for code, page in VPD_PAGES.items()]
-    titles += [f"{address.page:02X}h {page.name}" for address, page in MODE_PAGES.items()]
+    titles += [
+        f"{address.page:02X}h{f'/{address.subpage:02X}h' if address.subpage else ''} {page.name}"
+        for address, page in MODE_PAGES.items()
+    ]
     assert headings == [f"### {title}" for title in titles]
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
+from vstore.scsi.buffers import Buffers
 from vstore.scsi.cdb import Access, Cdb
+from vstore.scsi.clock import Clock
 from vstore.scsi.commands import SanitizeBlockErase, Unmap
 from vstore.scsi.device_server import DeviceServer, sense_of
 from vstore.scsi.fast_path import FastPath
@@ -91,6 +93,8 @@ class DirectAccessDevice(DeviceServer):
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
         self.reservation = Reservation()
+        self.clock = Clock()
+        self.buffers = Buffers()
         self._writers = 0
         self._no_writers = asyncio.Event()
         self.blocks = self._count_blocks()
@@ -216,6 +220,8 @@ class DirectAccessDevice(DeviceServer):
             self.stopped = False
             self.reservation.clear()
             self.modes.revert()
+            if cause is ResetCause.POWER_ON:
+                self.clock.power_on()
         self.attentions.establish(cause.value, told)
         self.changed()
 

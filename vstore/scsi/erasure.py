@@ -4,6 +4,7 @@ default pattern, BLOCK ERASE     deallocated where the unit is thin, else zeroed
 a pattern, OVERWRITE             written to every block, in place where the image has one
 """
 
+from vstore.scsi.block_parameters import FormatHeaderLong, FormatHeaderShort, InitializationPattern, OverwriteParameters
 from vstore.scsi.block_range import CHUNK
 from vstore.scsi.cdb import unknown_service_action
 from vstore.scsi.commands import FormatUnit, SanitizeBlockErase, SanitizeExitFailureMode, SanitizeOverwrite
@@ -11,7 +12,6 @@ from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MIB, DirectAccessDevice
 from vstore.scsi.field import Field, Position
 from vstore.scsi.operation import FORMAT_FAILED, Operation, sanitize_failed
-from vstore.scsi.pages import FormatHeaderLong, FormatHeaderShort, InitializationPattern, OverwriteParameters
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 

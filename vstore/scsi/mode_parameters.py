@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from vstore.scsi.field import CHANGEABLE, Layout
-from vstore.scsi.pages import Caching, Control, ModePageHeader, ModeSubpageHeader, ReadWriteErrorRecovery
+from vstore.scsi.pages import (
+    Caching,
+    Control,
+    ControlExtension,
+    InformationalExceptionsControl,
+    ModePageHeader,
+    ModeSubpageHeader,
+    PowerCondition,
+    ReadWriteErrorRecovery,
+)
 
 ALL_PAGES = 0x3F
 ALL_SUBPAGES = 0xFF
@@ -35,11 +44,24 @@ class ModePage:
 READ_WRITE_ERROR_RECOVERY = PageAddress(0x01)
 CACHING = PageAddress(0x08)
 CONTROL = PageAddress(0x0A)
+CONTROL_EXTENSION = PageAddress(0x0A, 0x01)
+POWER_CONDITION = PageAddress(0x1A)
+INFORMATIONAL_EXCEPTIONS_CONTROL = PageAddress(0x1C)
 
 MODE_PAGES: Mapping[PageAddress, ModePage] = {
     READ_WRITE_ERROR_RECOVERY: ModePage("Read-Write Error Recovery", ReadWriteErrorRecovery),
     CACHING: ModePage("Caching", Caching),
     CONTROL: ModePage("Control", Control),
+    CONTROL_EXTENSION: ModePage("Control Extension", ControlExtension),
+    POWER_CONDITION: ModePage("Power Condition", PowerCondition),
+    INFORMATIONAL_EXCEPTIONS_CONTROL: ModePage("Informational Exceptions Control", InformationalExceptionsControl),
+}
+
+
+_FIXED: dict[PageAddress, Layout] = {
+    # The clock is the host's until SET TIMESTAMP, which then has precedence (SPC-4 5.2).
+    CONTROL_EXTENSION: ControlExtension.of(tcmos=1, scsip=1),
+    INFORMATIONAL_EXCEPTIONS_CONTROL: InformationalExceptionsControl.of(dexcpt=1),
 }
 
 
@@ -56,9 +78,9 @@ class ModeParameters:
     """One layout per page address; what a page holds without its header."""
 
     def __init__(self, caching: Caching, control: Control) -> None:
-        """Of a page that is not given, every default is zero."""
-        zeros = {address: page.layout() for address, page in MODE_PAGES.items()}
-        self.defaults: Mapping[PageAddress, Layout] = zeros | {CACHING: caching, CONTROL: control}
+        """Of a page that neither is given nor has values that never change, every default is zero."""
+        zeros: dict[PageAddress, Layout] = {address: page.layout() for address, page in MODE_PAGES.items()}
+        self.defaults: Mapping[PageAddress, Layout] = zeros | _FIXED | {CACHING: caching, CONTROL: control}
         self.current = dict(self.defaults)
 
     @property

@@ -1,6 +1,7 @@
-"""Parameter data as SPC-4 and SBC-3 print it: INQUIRY data, VPD pages, capacity, mode parameters, and the rest.
+"""Parameter data as SPC-4 and SBC-3 print it: INQUIRY data, VPD pages, mode parameters, and the rest; that of
+the block commands stands in block_parameters.py.
 
-Only bytes stand here; which values they take is said in vpd.py, mode_parameters.py, modes.py, spc.py and sbc.py.
+Only bytes stand here; which values they take is said in vpd.py, mode_parameters.py, modes.py and spc.py.
 """
 
 from vstore.scsi.field import CHANGEABLE, Field, Layout, bit, bits, text, u8, u16, u24, u32, u64
@@ -88,119 +89,10 @@ class LogicalBlockProvisioning(Layout, length=4):
     provisioning_type = bits(2, 2, 0)
 
 
-class Capacity10(Layout, length=8):
-    """SBC-3 5.15.2."""
-
-    returned_lba = u32(0)
-    logical_block_length = u32(4)
-
-
-class Capacity16(Layout, length=32):
-    """SBC-3 5.16.2."""
-
-    returned_lba = u64(0)
-    logical_block_length = u32(8)
-    p_type = bits(12, 3, 1)
-    prot_en = bit(12, 0)
-    p_i_exponent = bits(13, 7, 4)
-    logical_blocks_per_physical_block_exponent = bits(13, 3, 0)
-    lbpme = bit(14, 7)
-    lbprz = bit(14, 6)
-    lowest_aligned_lba = Field(14, 5, 14)
-
-
 class ReportLunsHeader(Layout, length=8):
     """SPC-4 6.33; 8-byte logical unit numbers follow."""
 
     lun_list_length = u32(0)
-
-
-class UnmapHeader(Layout, length=8):
-    """SBC-3 5.28.2; block descriptors follow."""
-
-    unmap_data_length = u16(0)
-    unmap_block_descriptor_data_length = u16(2)
-
-
-class UnmapBlockDescriptor(Layout, length=16):
-    lba = u64(0)
-    number_of_logical_blocks = u32(8)
-
-
-class FormatHeaderShort(Layout, length=4):
-    """SBC-3 5.3.2.2; without LONGLIST."""
-
-    protection_fields_usage = bits(0, 2, 0)
-    fov = bit(1, 7)
-    dpry = bit(1, 6)
-    dcrt = bit(1, 5)
-    stpf = bit(1, 4)
-    ip = bit(1, 3)
-    immed = bit(1, 1)
-    defect_list_length = u16(2)
-
-
-class FormatHeaderLong(Layout, length=8):
-    """With LONGLIST."""
-
-    protection_fields_usage = bits(0, 2, 0)
-    fov = bit(1, 7)
-    dpry = bit(1, 6)
-    dcrt = bit(1, 5)
-    stpf = bit(1, 4)
-    ip = bit(1, 3)
-    immed = bit(1, 1)
-    p_i_information = bits(3, 7, 4)
-    protection_interval_exponent = bits(3, 3, 0)
-    defect_list_length = u32(4)
-
-
-class InitializationPattern(Layout, length=4):
-    """SBC-3 5.3.2.3; the pattern follows."""
-
-    si = bit(0, 5)
-    initialization_pattern_type = u8(1)
-    initialization_pattern_length = u16(2)
-
-
-class OverwriteParameters(Layout, length=4):
-    """SBC-3 5.24.2.2; the pattern follows."""
-
-    invert = bit(0, 7)
-    test = bits(0, 6, 5)
-    overwrite_count = bits(0, 4, 0)
-    initialization_pattern_length = u16(2)
-
-
-class LbaStatusHeader(Layout, length=8):
-    """SBC-3 5.5.2; LBA status descriptors follow."""
-
-    parameter_data_length = u32(0)
-
-
-class LbaStatusDescriptor(Layout, length=16):
-    lba = u64(0)
-    number_of_logical_blocks = u32(8)
-    provisioning_status = bits(12, 3, 0)
-
-
-class DefectDataHeader10(Layout, length=4):
-    """SBC-3 5.17.2; address descriptors would follow."""
-
-    plistv = bit(1, 4)
-    glistv = bit(1, 3)
-    defect_list_format = bits(1, 2, 0)
-    defect_list_length = u16(2)
-
-
-class DefectDataHeader12(Layout, length=8):
-    """SBC-3 5.18.2."""
-
-    plistv = bit(1, 4)
-    glistv = bit(1, 3)
-    defect_list_format = bits(1, 2, 0)
-    generation_code = u16(2)
-    defect_list_length = u32(4)
 
 
 class CommandDescriptor(Layout, length=8):
@@ -219,6 +111,29 @@ class OneCommand(Layout, length=4):
     ctdp = bit(1, 7)
     support = bits(1, 2, 0)
     cdb_size = u16(2)
+
+
+class Timestamp(Layout, length=12):
+    """SPC-4 6.37.2 and 6.49.2; of what is set, the timestamp alone."""
+
+    timestamp_parameter_data_length = u16(0)
+    timestamp_origin = bits(2, 2, 0)
+    timestamp = Field(4, 7, 48)  # milliseconds since 1970-01-01T00:00:00Z
+
+
+class BufferDescriptor(Layout, length=4):
+    """SPC-4 6.19.5."""
+
+    offset_boundary = u8(0)
+    buffer_capacity = u24(1)
+
+
+class EchoBufferDescriptor(Layout, length=4):
+    """SPC-4 6.19.7."""
+
+    ebos = bit(0, 0)
+    buffer_capacity = bits(2, 4, 0)
+    buffer_capacity_low = u8(3)
 
 
 class CommandTimeouts(Layout, length=12):
@@ -299,6 +214,50 @@ class ModeSubpageHeader(Layout, length=4):
     page_code = bits(0, 5, 0)
     subpage_code = u8(1)
     page_length = u16(2)
+
+
+class ControlExtension(Layout, length=28):
+    """Mode page 0Ah/01h (SPC-4 7.5.9), without the page header."""
+
+    tcmos = bit(0, 2)
+    scsip = bit(0, 1)
+    ialuae = bit(0, 0)
+    initial_command_priority = bits(1, 3, 0)
+    maximum_sense_data_length = u8(2)
+
+
+class PowerCondition(Layout, length=38):
+    """Mode page 1Ah (SPC-4 7.5.13), without the page header. Active and stopped are all there are."""
+
+    pm_bg_precedence = bits(0, 7, 6)
+    standby_y = bit(0, 0)
+    idle_c = bit(1, 3)
+    idle_b = bit(1, 2)
+    idle_a = bit(1, 1)
+    standby_z = bit(1, 0)
+    idle_a_condition_timer = u32(2)
+    standby_z_condition_timer = u32(6)
+    idle_b_condition_timer = u32(10)
+    idle_c_condition_timer = u32(14)
+    standby_y_condition_timer = u32(18)
+    ccf_idle = bits(37, 7, 6)
+    ccf_standby = bits(37, 5, 4)
+    ccf_stopped = bits(37, 3, 2)
+
+
+class InformationalExceptionsControl(Layout, length=10):
+    """Mode page 1Ch (SPC-4 7.5.11), without the page header. There are none to report."""
+
+    perf = bit(0, 7)
+    ebf = bit(0, 5)
+    ewasc = bit(0, 4)
+    dexcpt = bit(0, 3)
+    test = bit(0, 2)
+    ebackerr = bit(0, 1)
+    logerr = bit(0, 0)
+    mrie = bits(1, 3, 0)
+    interval_timer = u32(2)
+    report_count = u32(6)
 
 
 class ReadWriteErrorRecovery(Layout, length=10):

@@ -1,7 +1,7 @@
 """The CDBs of SPC-4, and those of SPC-2 that are still sent, in the order of operation codes: see commands.py."""
 
-from vstore.scsi.cdb import Cdb
-from vstore.scsi.field import IGNORED, ZERO, bit, bits, u8, u16, u32
+from vstore.scsi.cdb import Access, Cdb
+from vstore.scsi.field import IGNORED, ZERO, bit, bits, u8, u16, u24, u32
 
 # In byte 1, bits 7 to 5 held the logical unit number in SCSI-2. An initiator that does not yet know the version of a
 # logical unit still puts it there, so the commands of a first contact must not mind.
@@ -51,6 +51,37 @@ class ModeSense6(Cdb, name="MODE SENSE (6)", opcode=0x1A, length=6):
     allocation_length = u8(4)
 
 
+class ReceiveDiagnosticResults(Cdb, name="RECEIVE DIAGNOSTIC RESULTS", opcode=0x1C, length=6):
+    pcv = bit(1, 0)
+    page_code = u8(2)
+    allocation_length = u16(3)
+
+
+class SendDiagnostic(Cdb, name="SEND DIAGNOSTIC", opcode=0x1D, length=6, access=Access.READ):
+    self_test_code = bits(1, 7, 5)
+    pf = bit(1, 4, IGNORED)
+    selftest = bit(1, 2)
+    devoffl = bit(1, 1, IGNORED)  # permissions that no self-test here makes use of
+    unitoffl = bit(1, 0, IGNORED)
+    parameter_list_length = u16(3, ZERO)
+
+
+class WriteBuffer(Cdb, name="WRITE BUFFER", opcode=0x3B, length=10):
+    mode_specific = bits(1, 7, 5, ZERO)
+    mode = bits(1, 4, 0)
+    buffer_id = u8(2)
+    buffer_offset = u24(3)
+    parameter_list_length = u24(6)
+
+
+class ReadBuffer10(Cdb, name="READ BUFFER (10)", opcode=0x3C, length=10):
+    mode_specific = bits(1, 7, 5, ZERO)
+    mode = bits(1, 4, 0)
+    buffer_id = u8(2)
+    buffer_offset = u24(3)
+    allocation_length = u24(6)
+
+
 class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):
     pf = bit(1, 4)
     rtd = bit(1, 1, ZERO)
@@ -84,6 +115,13 @@ class ReportLuns(Cdb, name="REPORT LUNS", opcode=0xA0, length=12, passes_attenti
     allocation_length = u32(6)
 
 
+class SecurityProtocolIn(Cdb, name="SECURITY PROTOCOL IN", opcode=0xA2, length=12):
+    security_protocol = u8(1)
+    security_protocol_specific = u16(2)
+    inc_512 = bit(4, 7, ZERO)
+    allocation_length = u32(6)
+
+
 class ReportSupportedOperationCodes(
     Cdb, name="REPORT SUPPORTED OPERATION CODES", opcode=0xA3, service_action=0x0C, length=12, passes_reservation=True
 ):
@@ -104,3 +142,13 @@ class ReportSupportedTaskManagementFunctions(
 ):
     repd = bit(2, 7)
     allocation_length = u32(6)
+
+
+class ReportTimestamp(
+    Cdb, name="REPORT TIMESTAMP", opcode=0xA3, service_action=0x0F, length=12, passes_reservation=True
+):
+    allocation_length = u32(6)
+
+
+class SetTimestamp(Cdb, name="SET TIMESTAMP", opcode=0xA4, service_action=0x0F, length=12):
+    parameter_list_length = u32(6)

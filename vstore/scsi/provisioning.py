@@ -3,13 +3,13 @@ back; and which of them are."""
 
 from collections.abc import Iterable, Iterator
 
+from vstore.scsi.block_parameters import LbaStatusDescriptor, LbaStatusHeader, UnmapBlockDescriptor, UnmapHeader
 from vstore.scsi.block_range import CHUNK, check_range, make_durable, pieces
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import GetLbaStatus16, Unmap, WriteSame10, WriteSame16
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
 from vstore.scsi.field import Position
-from vstore.scsi.pages import LbaStatusDescriptor, LbaStatusHeader, UnmapBlockDescriptor, UnmapHeader
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 

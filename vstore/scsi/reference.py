@@ -8,7 +8,7 @@ from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import COMMANDS
 from vstore.scsi.device_server import ERRORS, ILLNESSES, READ_ERROR, WRITE_ERROR
 from vstore.scsi.field import CHANGEABLE, Field, Layout
-from vstore.scsi.mode_parameters import MODE_PAGES
+from vstore.scsi.mode_parameters import MODE_PAGES, PageAddress
 from vstore.scsi.sense import AdditionalSense, Sense
 from vstore.scsi.vpd import VPD_PAGES
 
@@ -109,16 +109,20 @@ def _vital_product_data() -> Iterator[str]:
             yield from _table(("byte.bit", "field"), ((at, name) for at, name, _ in _layout(page.layout, 4)))
 
 
+def _page_code(address: PageAddress) -> str:
+    return f"{address.page:02X}h" + (f"/{address.subpage:02X}h" if address.subpage else "")
+
+
 def _mode_pages() -> Iterator[str]:
     yield "## Mode pages\n"
     yield "Current, changeable and default values; none can be saved (SAVING PARAMETERS NOT SUPPORTED).\n"
     for address, page in sorted(MODE_PAGES.items()):
-        yield f"### {address.page:02X}h {page.name}\n"
+        yield f"### {_page_code(address)} {page.name}\n"
         yield from _table(
             ("byte.bit", "field", "MODE SELECT"),
             (
                 (at, name, member.use.value if member.use is CHANGEABLE else "-")
-                for at, name, member in _layout(page.layout, 2)
+                for at, name, member in _layout(page.layout, 4 if address.subpage else 2)
             ),
         )
 

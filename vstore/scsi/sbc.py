@@ -4,6 +4,7 @@ Each takes the unit, the decoded CDB and the task, and returns data-in. VERIFY s
 atomic.py; WRITE SAME and UNMAP in provisioning.py.
 """
 
+from vstore.scsi.block_parameters import Capacity10, Capacity16, DefectDataHeader10, DefectDataHeader12
 from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces
 from vstore.scsi.cdb import Access
 from vstore.scsi.commands import (
@@ -27,7 +28,6 @@ from vstore.scsi.commands import (
 )
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MAXIMUM_PREFETCH_BYTES, DirectAccessDevice
-from vstore.scsi.pages import Capacity10, Capacity16, DefectDataHeader10, DefectDataHeader12
 from vstore.scsi.task import Status, Task
 
 _BLOCKS_OF_ZERO = 256  # TRANSFER LENGTH 0 in READ (6) and WRITE (6)
