@@ -2,7 +2,8 @@
  * faults.c - system calls that fail on request, as they do when a disk breaks or is full, and each noted in the log.
  *
  * VSTORE_CRASH_FAIL=KIND:FIRST:LAST:ERRNO: of the calls of one kind on watched files those of these numbers, counted from
- * 0, change nothing and fail with this errno. A write that is to fail with errno 0 is done by half.
+ * 0, change nothing and fail with this errno. A write that is to fail with errno 0 is done by half, as far
+ * as it is longer than a sector.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +14,8 @@
 #include <unistd.h>
 
 #include "recorder.h"
+
+enum { SECTOR = 512 }; /* a disk never does less of a write */
 
 static unsigned failing, first, last, error, seen;
 
@@ -44,7 +47,7 @@ ssize_t half_written(int fd, const struct iovec *iov, int count, int64_t offset,
 
 	for (int i = 0; i < count; i++)
 		left += iov[i].iov_len;
-	left = left > 1 ? left / 2 : left;
+	left = left > SECTOR ? left / 2 / SECTOR * SECTOR : left;
 	for (; used < count && used < IOV_MAX && left; used++) {
 		parts[used] = iov[used];
 		if (parts[used].iov_len > left)

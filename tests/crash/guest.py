@@ -18,7 +18,7 @@ from formats.qcow2.check import check
 from formats.qcow2.image import Qcow2
 from formats.qcow2.snapshots import Snapshots
 from formats.registry import open_chain, open_image
-from tests.crash.history import ZEROS, filled
+from tests.crash.history import ZEROS, filled, pattern, told
 from tests.crash.recording import SECTOR, Marker
 from tests.crash.variants import KEY, TOP, Variant
 from vstore.disk import Disk
@@ -67,6 +67,37 @@ def _row(draw: random.Random, sectors: int, block: int) -> Row:
     return (first // block * block if 0.4 <= kind < 0.7 else first), count
 
 
+class Shown:
+    """The generations that a reader may see in each sector, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._generations: dict[int, set[int]] = {}
+
+    def forget(self) -> None:
+        self._generations.clear()
+
+    @contextlib.contextmanager
+    def changing(self, first: int, count: int, generation: int) -> Iterator[None]:
+        """What fails may have been done in part, or not at all."""
+        try:
+            yield
+        except BaseException:
+            for sector in range(first, first + count):
+                if sector in self._generations:
+                    self._generations[sector].add(generation)
+            raise
+        self._generations.update((sector, {generation}) for sector in range(first, first + count))
+
+    def wrong(self, first: int, data: bytes) -> str:
+        """A sentence about a sector that shows anything else, or none."""
+        for sector in range(first, first + len(data) // SECTOR):
+            shown = data[(sector - first) * SECTOR : (sector - first + 1) * SECTOR]
+            generations = self._generations.get(sector)
+            if generations is not None and shown not in [pattern(sector, one) for one in generations]:
+                return f"sector {sector} shows {told(shown)}, and was read where generations {generations} may be"
+        return ""
+
+
 class Guest:
     """One disk and who uses it."""
 
@@ -75,13 +106,14 @@ class Guest:
         self._mark = Marker(folder / "log")
         self._draw = random.Random(f"{variant.name}:{seed}")
         self._numbers = itertools.count(1)
-        self._rows = Rows()
+        self._rows, self._shown = Rows(), Shown()
         self._bitmaps = [f"by-{granularity}" for granularity in variant.bitmaps]
         self._snapshots = [f"before-{n}" for n in range(variant.snapshots)]
         self._open()
 
     def _open(self) -> None:
         self._disk = Disk(*open_chain("qcow2", self._files / TOP, secrets=[KEY]))
+        self._shown.forget()
 
     def run(self) -> None:
         for phase in range(PHASES):
@@ -129,14 +161,26 @@ class Guest:
     def _write(self, draw: random.Random, *, fua: bool) -> None:
         with self._claim(draw) as (first, count):
             generation = next(self._numbers)
-            with self._asked("write", first=first, count=count, generation=generation, fua=fua):
+            words = {"first": first, "count": count, "generation": generation, "fua": fua}
+            with self._asked("write", **words), self._shown.changing(first, count, generation):
                 self._disk.write_blocking(first * SECTOR, filled(first, count, generation))
                 if fua:
                     self._disk.flush_blocking()
 
     def _zero(self, draw: random.Random, *, deallocate: bool) -> None:
-        with self._claim(draw) as (first, count), self._asked("zero", first=first, count=count, generation=ZEROS):
-            self._disk.write_zeroes_blocking(first * SECTOR, count * SECTOR, deallocate=deallocate)
+        with self._claim(draw) as (first, count):
+            words = {"first": first, "count": count, "generation": ZEROS}
+            with self._asked("zero", **words), self._shown.changing(first, count, ZEROS):
+                self._disk.write_zeroes_blocking(first * SECTOR, count * SECTOR, deallocate=deallocate)
+
+    def _read(self, draw: random.Random) -> None:
+        with self._claim(draw) as (first, count):
+            wrong = self._shown.wrong(first, self._read_at(first * SECTOR, count * SECTOR))
+        if wrong:
+            raise AssertionError(wrong)
+
+    def _read_at(self, offset: int, length: int) -> bytes:
+        return self._disk.read_blocking(offset, length)
 
     def _keep_and_forget(self, seed: float) -> None:
         """Takes a snapshot, or deletes one, while the others write."""
@@ -171,6 +215,7 @@ class Guest:
 
     def _resize(self) -> None:
         sectors = self._draw.randint(self._variant.sectors // 2, self._variant.sectors * 3 // 2)
+        self._shown.forget()
         with self._asked("resize", sectors=sectors):
             self._disk.resize(sectors * SECTOR)
 
@@ -214,10 +259,16 @@ class Guest:
 
     def _offline(self, verb: str, name: str, edit: Callable[[Snapshots], object]) -> None:
         self._close()
-        with Qcow2(HostFile.from_path(self._files / TOP)) as image, self._asked(verb, name=name):
-            image.unlock([KEY])
+        with self._opened() as image, self._asked(verb, name=name):
             edit(image.snapshots)
         self._open()
+
+    def _opened(self) -> Qcow2:
+        """The image alone."""
+        image = open_image("qcow2", self._files / TOP)
+        assert isinstance(image, Qcow2)
+        image.unlock([KEY])
+        return image
 
     def _abandon(self) -> None:
         """The process that has the disk is gone: what it had reserved has leaked, what it counted late is wrong. Then
@@ -245,7 +296,7 @@ class Guest:
 
     def _on_bitmaps(self, verb: str, name: str, edit: Callable[[Bitmaps], None]) -> None:
         self._close()
-        with Qcow2(HostFile.from_path(self._files / TOP), track_writes=True) as image, self._asked(verb, name=name):
+        with self._opened() as image, self._asked(verb, name=name):
             edit(image.bitmaps)
         self._open()
 

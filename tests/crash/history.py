@@ -52,11 +52,13 @@ def told(data: bytes) -> str:
 
 @dataclass(slots=True)
 class Step:
-    """One request's effect on one sector: asked for and, at the latest, durable behind these events."""
+    """One request's effect on one sector: asked for and, at the latest, durable behind these events. `doubtful`: it may
+    never have been done, or be lost, because something failed."""
 
     asked: int
     generation: int
     durable: int = NEVER
+    doubtful: bool = False
 
 
 @dataclass(slots=True)
@@ -97,8 +99,8 @@ def _unlike(sector: int, data: bytes, generations: list[int]) -> list[str]:
 
 
 def _up_to(steps: list[Step], under_way: set[int]) -> list[int]:
-    """The newest generation that was answered, and the younger ones that were not."""
-    first = max(n for n, step in enumerate(steps) if id(step) not in under_way)
+    """The newest generation that was surely answered, and the younger ones."""
+    first = max(n for n, step in enumerate(steps) if id(step) not in under_way and not step.doubtful)
     return [step.generation for step in steps[first:]]
 
 
@@ -138,13 +140,27 @@ class History:
             self._open[mark["ask"]] = (mark, position)
             getattr(self, f"_asked_{mark['verb']}")(position, mark)
         elif "failed" in mark:
-            asked, _ = self._open.pop(mark["failed"])
-            self._by_number.pop(mark["failed"], None)  # it may be there or not
-            if asked["verb"] == "close":
-                self._requests.clear()  # and so may all that waited for it
+            self._failed(mark["failed"])
         else:
             asked, since = self._open.pop(mark["answer"])
             getattr(self, f"_answered_{asked['verb']}")(position, asked, since)
+
+    def _failed(self, number: int) -> None:
+        """What was asked for may have been done in part; what waited for a close that failed may be lost."""
+        asked, since = self._open.pop(number)
+        if number in self._by_number:
+            self._doubt([self._by_number.pop(number)])
+        if asked["verb"] == "snapshot":
+            self._may_have_kept(asked["name"], since)
+        elif asked["verb"] == "close":
+            self._doubt(self._requests)
+            self._requests = []
+
+    @staticmethod
+    def _doubt(requests: list[Request]) -> None:
+        for request in requests:
+            for step in request.steps:
+                step.doubtful = True
 
     # writing, zeroing
 
@@ -212,18 +228,24 @@ class History:
         self.snapshots[mark["name"]] = Kept(content, position)
 
     def _answered_snapshot(self, position: int, asked: dict[str, Any], since: int) -> None:
-        kept = self.snapshots[asked["name"]]
-        kept.taken = position
-        for generations, steps in zip(kept.content, self.sectors, strict=False):
-            generations += [step.generation for step in steps if step.asked > since]
+        self.snapshots[asked["name"]].taken = position
+        self._may_have_kept(asked["name"], since)
         self._answered_flush(position, asked, since)
 
+    def _may_have_kept(self, name: str, since: int) -> None:
+        """What was asked for since then, too."""
+        for generations, steps in zip(self.snapshots[name].content, self.sectors, strict=False):
+            generations += [step.generation for step in steps if step.asked > since]
+
     def _asked_apply(self, position: int, mark: dict[str, Any]) -> None:
-        content = [generations[-1] for generations in self.snapshots[mark["name"]].content]
+        kept = self.snapshots[mark["name"]].content
+        content = [generations[-1] for generations in kept]
         cut = [ZEROS] * max(0, self._length - len(content))
         self.lengths.append((position, len(content)))
         self._length = len(content)
         self._change(position, mark["ask"], 0, content + cut, fua=True)
+        for sector, generations in enumerate(kept):
+            self.sectors[sector] += [Step(position, other, doubtful=True) for other in generations[:-1]]
 
     def _answered_apply(self, position: int, asked: dict[str, Any], _since: int) -> None:
         self.lengths_done.append((position, self._length))
@@ -254,13 +276,13 @@ class History:
             sector
             for sector in range(len(content) // SECTOR)
             if sector >= end
-            or content[sector * SECTOR : (sector + 1) * SECTOR] == pattern(sector, self._at(sector, begun))
+            or not _unlike(sector, content[sector * SECTOR : (sector + 1) * SECTOR], self._at(sector, begun))
         }
 
-    def _at(self, sector: int, begun: Begun) -> int:
-        """What it showed when the bitmap began: nobody had the disk open."""
+    def _at(self, sector: int, begun: Begun) -> list[int]:
+        """What it may have shown when the bitmap began: nobody had the disk open."""
         steps = self.sectors[sector]
-        return steps[bisect_left(steps, begun.position, key=lambda step: step.asked) - 1].generation
+        return _up_to(steps[: bisect_left(steps, begun.position, key=lambda step: step.asked)] or steps[:1], set())
 
     # what may be
 

@@ -3,16 +3,23 @@
 Each takes out one thing that keeps a promise: a barrier, an order, the wait before reuse, a clearing of old bytes.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from formats.host_file import HostFile
 from formats.image import BlockState, Change, entry
-from formats.qcow2 import resize
+from formats.qcow2 import resize, rewrite
 from formats.qcow2.allocator import Allocator
+from formats.qcow2.bitmaps import Bitmaps
+from formats.qcow2.check import Examination
+from formats.qcow2.header import write_fixed
 from formats.qcow2.image import Qcow2
 from formats.qcow2.pages import Pages, Stage
+from formats.qcow2.refcounts import Refcounts
+from formats.qcow2.structures import BitmapFlags, Incompatible
 from formats.qcow2.switch import Switch
 from formats.qcow2.writer import Writer
 from vstore.commits import Commits
@@ -113,21 +120,6 @@ def _tail_not_cleared() -> None:
     _put(Disk, "_clear_tail", lambda *_: None)
 
 
-def _snapshot_uncounted() -> None:
-    """The header names the second version of the tables before it is durable."""
-    lay_out = Switch._lay_out
-
-    def laid_out(self: Switch, *arguments: Any) -> object:
-        fdatasync = HostFile.fdatasync
-        _put(HostFile, "fdatasync", lambda _self: None)
-        try:
-            return lay_out(self, *arguments)
-        finally:
-            _put(HostFile, "fdatasync", fdatasync)
-
-    _put(Switch, "_lay_out", laid_out)
-
-
 def _overlay_emptied_first() -> None:
     """commit: the overlay lets go of its blocks before the parent has them for good."""
     write = commit._write
@@ -146,6 +138,85 @@ def _closed_without_flush(disk: Disk) -> None:
     disk.image.close()
 
 
+def _without_barriers_in(owner: type, name: str) -> None:
+    """What one method writes, the next may overtake."""
+    whole = getattr(owner, name)
+
+    def hasty(self: object, *arguments: Any) -> object:
+        fdatasync = HostFile.fdatasync
+        _put(HostFile, "fdatasync", lambda _self: None)
+        try:
+            return whole(self, *arguments)
+        finally:
+            _put(HostFile, "fdatasync", fdatasync)
+
+    _put(owner, name, hasty)
+
+
+def _bitmaps_unmarked() -> None:
+    """Nothing says that they are in use."""
+    begin, write = Bitmaps.begin, Bitmaps._write_directory
+
+    def begun(self: Bitmaps, *, track: bool) -> None:
+        _put(Bitmaps, "_write_directory", lambda _self: None)
+        begin(self, track=track)
+        _put(Bitmaps, "_write_directory", write)
+
+    _put(Bitmaps, "begin", begun)
+
+
+def _marks_taken_first() -> None:
+    """The bits are stored when the mark has gone."""
+
+    def stored(self: Bitmaps, writer: Writer) -> None:
+        for bitmap in self._tracked:
+            flags = bitmap.entry.start.flags & ~int(BitmapFlags.IN_USE)
+            bitmap.entry.start = dataclasses.replace(bitmap.entry.start, flags=flags)
+        self._write_directory()
+        for bitmap in self._tracked:
+            bitmap.store(writer)
+        writer.flush()
+
+    _put(Bitmaps, "store", stored)
+
+
+def _clean_too_soon() -> None:
+    """A repair says that it is done before it has begun."""
+    mend = Examination.mend
+
+    def mended(self: Examination, *, leaks_only: bool) -> None:
+        self.header.features.incompatible_features &= ~int(Incompatible.DIRTY)
+        write_fixed(self.file, self.header)
+        mend(self, leaks_only=leaks_only)
+
+    _put(Examination, "mend", mended)
+
+
+def _header_in_one_write() -> None:
+    def written(file: HostFile, _header: object, _old: bytes, new: bytes) -> None:
+        file.pwrite(0, new)
+        file.fdatasync()
+
+    _put(rewrite, "_write", written)
+
+
+def _failures_passed_over() -> None:
+    """What a barrier says is not heard."""
+    fdatasync, flush = HostFile.fdatasync, Volume.flush
+
+    def synced(self: HostFile) -> None:
+        with contextlib.suppress(OSError):
+            fdatasync(self)
+
+    def flushed(self: Volume) -> None:
+        with contextlib.suppress(OSError):
+            flush(self)
+
+    _put(HostFile, "fdatasync", synced)
+    _put(Volume, "flush", flushed)
+    _put(Volume, "lost", lambda *_: 0)
+
+
 MUTANTS = {
     "no barrier before pointers": Mutant("plain", lambda: _without_barrier(Stage.TARGET)),
     "no barrier behind pointers": Mutant("plain", lambda: _without_barrier(Stage.POINTER)),
@@ -159,12 +230,23 @@ MUTANTS = {
     "data file forgotten": Mutant("data file", _data_file_forgotten),
     "parent seen in a shrink": Mutant("raw parent", _parent_seen_in_shrink),
     "tail not cleared": Mutant("raw parent", _tail_not_cleared),
-    "second version not durable": Mutant("snapshots come and go", _snapshot_uncounted),
+    "second version not durable": Mutant("snapshots come and go", lambda: _without_barriers_in(Switch, "_lay_out")),
     "overlay emptied first": Mutant("to and from a raw parent", _overlay_emptied_first),
+    "parent named first": Mutant("to and from a raw parent", lambda: _without_barriers_in(Disk, "name_parent")),
+    "header in one write": Mutant("to and from a raw parent", _header_in_one_write),
+    "bitmaps not marked": Mutant("bitmaps", _bitmaps_unmarked),
+    "marks of bitmaps taken first": Mutant("bitmaps, live", _marks_taken_first),
+    "bitmap table not durable": Mutant("bitmaps", lambda: _without_barriers_in(Bitmaps, "_become")),
+    "clean before the repair": Mutant("recounted", _clean_too_soon),
+    "longer table named first": Mutant("crowded", lambda: _without_barriers_in(Refcounts, "_write_table")),
+    "pointers first, encrypted": Mutant("encrypted", _pointers_first),
 }
+
+
+FAULTY = {"failed barriers are passed over": _failures_passed_over}  # which only a broken host brings to light
 
 
 def apply(name: str) -> None:
     """Breaks the code under test; an empty name leaves it whole."""
     if name:
-        MUTANTS[name].apply()
+        (FAULTY.get(name) or MUTANTS[name].apply)()

@@ -20,7 +20,7 @@ _Noreturn void die(const char *why);
 void faults_begin(void);
 /* Whether this call on a file, -1 for one that is not watched, is one of those that fail; errno says how. */
 bool fails(uint32_t kind, int file);
-/* Does the first half of a write. */
+/* Does the first half of a write, in whole sectors. */
 ssize_t half_written(int fd, const struct iovec *iov, int count, int64_t offset, int flags);
 
 #endif

@@ -158,6 +158,11 @@ class Fault:
     last: int
     error: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Fault":
+        kind, *numbers = map(int, text.split(":"))
+        return cls(Kind(kind), *numbers)
+
     def __str__(self) -> str:
         return f"{self.kind.value}:{self.first}:{self.last}:{self.error}"
 

@@ -5,17 +5,18 @@
 
     draw 0   all pending changes have arrived (the prefix)
     draw 1   none has
-    then     for each of them: all but this one; then for each: this one alone
+    then     for each of them: all but this one; then for each: this one alone; then for each: this one torn
     then     by a seed: half of them, those before or behind one, one of them torn, or anything
 
-What has arrived is applied in order, because the page cache never lets an older byte replace a younger one.
+What has arrived is applied in order, because the page cache never lets an older byte replace a younger one. Where a
+barrier failed, what was pending may be lost for good: the kernel tells of that once, and no later one brings it back.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.crash.recording import Event, Kind, Recording
+from tests.crash.recording import SECTOR, Event, Kind, Recording
 
 Files = dict[str, bytes]
 
@@ -33,13 +34,22 @@ class State:
         return f"{self.position}.{self.draw}"
 
 
+@dataclass(slots=True)
+class Waiting:
+    """A change behind the last barrier, or behind one that cannot be made durable any more."""
+
+    change: Event
+    doomed: bool = False
+    settled: bool = False
+
+
 class Replay:
     """Walks through a recording; `advance` takes one event in."""
 
     def __init__(self, recording: Recording) -> None:
         self._events = recording.events
         self._durable = {name: bytearray(content) for name, content in recording.before.items()}
-        self._pending: dict[str, list[Event]] = {name: [] for name in recording.before}
+        self._pending: dict[str, list[Waiting]] = {name: [] for name in recording.before}
         self.position = 0
 
     def advance(self) -> Event:
@@ -48,17 +58,35 @@ class Replay:
         if event.kind == Kind.FILE and event.file not in self._durable:
             self._durable[event.file], self._pending[event.file] = bytearray(), []
         elif event.kind == Kind.BARRIER:
-            for change in self._pending[event.file]:
-                change.apply(self._durable[event.file])
-            self._pending[event.file] = []
+            self._settle(event.file)
+        elif event.kind == Kind.FAILURE and event.offset == Kind.BARRIER:
+            for waiting in self._pending[event.file]:
+                waiting.doomed = True
         elif event.changes:
-            self._pending[event.file].append(event)
+            self._pending[event.file].append(Waiting(event))
         return event
+
+    def _settle(self, file: str) -> None:
+        row = self._pending[file]
+        for waiting in row:
+            waiting.settled = not waiting.doomed
+        first = next((n for n, waiting in enumerate(row) if not waiting.settled), len(row))
+        for waiting in row[:first]:
+            waiting.change.apply(self._durable[file])
+        del row[:first]
 
     @property
     def pending(self) -> int:
         """Changes that no barrier has made durable."""
-        return sum(len(changes) for changes in self._pending.values())
+        return sum(not waiting.settled for row in self._pending.values() for waiting in row)
+
+    def switching(self) -> tuple[list[int], list[int]]:
+        """Draws that part a pending write of a header from the others, and those that tear it."""
+        pending = [waiting.change for row in self._pending.values() for waiting in row if not waiting.settled]
+        headers = [n for n, change in enumerate(pending) if change.kind == Kind.WRITE and not change.offset]
+        count = len(pending)
+        torn = [2 + way * count + n for way in range(2, 2 + TEARS) for n in headers if pending[n].length > SECTOR]
+        return list(range(2, 2 + 2 * count)) if headers else [], torn
 
     def state(self, draw: int) -> State:
         """The files after a crash now."""
@@ -67,17 +95,18 @@ class Replay:
         files = {}
         for name, durable in self._durable.items():
             content = bytearray(durable)
-            for change in self._pending[name]:
-                fate = next(fates)
-                if change.durable or fate == ALL:
-                    change.apply(content)
+            for waiting in self._pending[name]:
+                fate = ALL if waiting.settled else next(fates)
+                if waiting.change.durable or fate == ALL:
+                    waiting.change.apply(content)
                 elif fate == TORN:
-                    _tear(change, content, seeded)
+                    _tear(waiting.change, content, seeded)
             files[name] = bytes(content)
         return State(self.position, draw, files)
 
 
 NONE, ALL, TORN = range(3)
+TEARS = 4  # ways in which each change is torn
 
 
 def _fates(count: int, draw: int, seeded: random.Random) -> Iterator[int]:
@@ -88,12 +117,14 @@ def _fates(count: int, draw: int, seeded: random.Random) -> Iterator[int]:
         return iter([NONE if n == draw - 2 else ALL for n in range(count)])
     if draw < 2 + 2 * count:
         return iter([ALL if n == draw - 2 - count else NONE for n in range(count)])
+    if draw < 2 + (2 + TEARS) * count:
+        return iter([TORN if n == (draw - 2) % count else ALL for n in range(count)])
     one = seeded.randrange(count)
     ways = (
         lambda: [seeded.choice((NONE, ALL)) for _ in range(count)],
         lambda: [ALL if n < one else NONE for n in range(count)],
         lambda: [ALL if n >= one else NONE for n in range(count)],
-        lambda: [TORN if n == one else ALL for n in range(count)],
+        lambda: [TORN if n == one else NONE for n in range(count)],
         lambda: [seeded.choice((NONE, ALL, TORN)) for _ in range(count)],
     )
     return iter(seeded.choice(ways)())
@@ -124,19 +155,26 @@ def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, l
     """Draws for each position: a third of them prefixes, if there are as many, the rest subsets where most is pending.
 
     Right before a barrier everything since the one before is pending, so all that may be lost on the way there may also
-    be lost there."""
+    be lost there. Where a header is pending, which switches from old to new, up to a third of all draws are those that
+    part it from the others, or tear it."""
     replay = Replay(recording)
-    prefixes, subsets = [(0, 0)], []
+    prefixes, subsets, switches, tears = [(0, 0)], [], [], []
     for event in recording.events:
         if event.kind == Kind.BARRIER:
-            draws = 2 + 3 * replay.pending
+            draws = 2 + (3 + TEARS) * replay.pending
             subsets += [(replay.position, draw) for draw in range(1, draws)]
+            parted, torn = replay.switching()
+            switches += [(replay.position, draw) for draw in parted]
+            tears += [(replay.position, draw) for draw in torn]
         replay.advance()
         if event.changes or event.answers:
             prefixes.append((replay.position, 0))
     some = min(len(prefixes), max(most // 3, most - len(subsets)))
+    few = min(len(switches) + len(tears), (most - some) // 2)
     plan: dict[int, list[int]] = {}
-    for position, draw in seeded.sample(prefixes, some) + seeded.sample(subsets, min(len(subsets), most - some)):
+    switching = [*seeded.sample(tears, len(tears)), *seeded.sample(switches, len(switches))]
+    picked = seeded.sample(prefixes, some) + switching[:few]
+    for position, draw in picked + seeded.sample(subsets, min(len(subsets), most - some - few)):
         plan.setdefault(position, []).append(draw)
     return plan
 

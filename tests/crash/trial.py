@@ -9,15 +9,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash import states
+from tests.crash import faulty, states
 from tests.crash.history import History
 from tests.crash.judge import Judge
-from tests.crash.recording import Kind, Recording, environment
+from tests.crash.recording import Fault, Kind, Recording, environment
 from tests.crash.small import small_numbers
 from tests.crash.states import State
 from tests.crash.variants import Variant, prepare
@@ -46,7 +47,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def record(folder: Path, variant: Variant, seed: int, mutant: str = "") -> None:
+def record(folder: Path, variant: Variant, seed: int, mutant: str = "", fault: Fault | None = None) -> None:
     """Fills an empty folder."""
     files = folder / "files"
     files.mkdir()
@@ -54,11 +55,20 @@ def record(folder: Path, variant: Variant, seed: int, mutant: str = "") -> None:
     shutil.copytree(files, folder / "before")
     (folder / "initial").write_text(json.dumps(initial))
     (folder / "log").touch()
-    argv = [sys.executable, "-m", "tests.crash.workload", str(folder), variant.name, str(seed), mutant]
+    argv = [
+        sys.executable,
+        "-m",
+        "tests.crash.workload",
+        str(folder),
+        variant.name,
+        str(seed),
+        mutant,
+        str(fault or ""),
+    ]
     done = subprocess.run(
         argv,
         cwd=ROOT,
-        env=environment(folder, refuse=variant.refuse),
+        env=environment(folder, refuse=variant.refuse, fault=fault),
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -66,7 +76,10 @@ def record(folder: Path, variant: Variant, seed: int, mutant: str = "") -> None:
     )
     began = b"answer" in (folder / "log").read_bytes()
     if done.returncode and not (mutant and began):  # a defect may end it half way
-        raise RuntimeError(f"the workload of {variant.name}, seed {seed}, failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(
+            f"the workload of {variant.name}, seed {seed}, {fault=}, ended with {done.returncode}:\n"
+            f"{done.stdout}{done.stderr}"
+        )
 
 
 def history_of(folder: Path, recording: Recording) -> History:
@@ -74,13 +87,20 @@ def history_of(folder: Path, recording: Recording) -> History:
 
 
 def crash(
-    variant: Variant, seed: int, most: int, *, qemu_every: int = 25, mutant: str = "", patience: int = 1
+    variant: Variant,
+    seed: int,
+    most: int,
+    *,
+    qemu_every: int = 25,
+    mutant: str = "",
+    patience: int = 1,
+    fault: Fault | None = None,
 ) -> Outcome:
     """Judges at most `most` states, every `qemu_every`th with qemu-img; stops after `patience` that fail. The recording
     of a failure is kept."""
     outcome = Outcome(variant.name, seed)
     with scratch() as folder, small_numbers(variant.cluster_size):
-        record(folder, variant, seed, mutant)
+        record(folder, variant, seed, mutant, fault)
         recording = Recording.load(folder)
         outcome.events = len(recording.events)
         judge = _judge(folder, recording)
@@ -88,11 +108,19 @@ def crash(
             complaints = judge.judge(state, qemu=outcome.states % qemu_every == 0)
             outcome.states += 1
             if complaints:
-                kept = folder if mutant else _keep(folder, variant, seed)
+                kept = folder if mutant else _keep(folder, variant, seed, fault)
                 outcome.failures.append(_told(kept, state, recording, complaints))
                 if len(outcome.failures) == patience:
                     break
     return outcome
+
+
+def calls(variant: Variant, seed: int) -> dict[Kind, int]:
+    """How many calls of each kind that can fail there are where none does."""
+    with scratch() as folder, small_numbers(variant.cluster_size):
+        record(folder, variant, seed)
+        kinds = Counter(event.kind for event in Recording.load(folder).events)
+    return {kind: number for kind, number in kinds.items() if kind in faulty.ERRORS}
 
 
 def _judge(folder: Path, recording: Recording) -> Judge:
@@ -100,8 +128,8 @@ def _judge(folder: Path, recording: Recording) -> Judge:
     return Judge(folder / "state", history_of(folder, recording))
 
 
-def _keep(folder: Path, variant: Variant, seed: int) -> Path:
-    kept = KEPT / f"{variant.name.replace(' ', '-')}-{seed}"
+def _keep(folder: Path, variant: Variant, seed: int, fault: Fault | None) -> Path:
+    kept = KEPT / f"{variant.name.replace(' ', '-')}-{seed}{f'-{fault}' if fault else ''}"
     if not kept.exists():
         shutil.copytree(folder, kept)
     return kept
