@@ -70,8 +70,8 @@ package-test: build .venv/.test ## the project as a wheel, a source distribution
 vubench-test: vubench build .venv/.test | apt-test ## the load generator's verification and hostile cases
 	$(BIN)/python -m pytest -q tests/vubench $(PYTEST)
 
-crash-test: build .venv/.test | apt-test ## power fails at any write: at least 5,000 crash states
-	$(BIN)/python -m pytest -q tests/crash $(PYTEST)
+crash-test: build .venv/.test | apt-test ## power fails at any write, or a call of the host does: 5,000 crash states
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/crash $(PYTEST)
 
 crash: build .venv/.test | apt-test ## the same for CRASH_SECONDS (3600) from CRASH_SEED (1), CRASH_STATES (2000) a trial
 	@$(BIN)/python -m tests.crash --seconds $(CRASH_SECONDS) --seed $(CRASH_SEED) --seeds 1000000 \
