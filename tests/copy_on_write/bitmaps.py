@@ -209,9 +209,10 @@ def _dirty(name: str, options: str, folder: Path) -> list[dict[str, int]]:
     end = time.monotonic() + PATIENCE
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as server:
         try:
-            while not socket.exists() and server.poll() is None and time.monotonic() < end:
-                time.sleep(0.005)
             told = run("qemu-img", "map", "--output=json", "--image-opts", there)
+            while told.returncode and server.poll() is None and time.monotonic() < end:  # nobody listens yet
+                time.sleep(0.005)
+                told = run("qemu-img", "map", "--output=json", "--image-opts", there)
             _, said = server.communicate(timeout=PATIENCE)  # it ends with its only client, and lets go of the image
         finally:
             server.kill()
