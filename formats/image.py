@@ -178,8 +178,12 @@ class Freeze(Protocol):
     def step(self) -> bool:
         """Does a few milliseconds of the work; False when `finish` may be called."""
 
-    def finish(self) -> Kept:
-        """The snapshot, durable."""
+    def lay_out(self) -> None:
+        """Writes what `finish` will name, when the steps are done."""
+
+    def finish(self, *, durable: bool = False) -> Kept:
+        """The snapshot, durable. `durable`: all that was written until `lay_out` returned has been made so since, and
+        nothing was committed; then there is less to wait for."""
 
     def abandon(self) -> None:
         """Gives it up, and everything that was kept for it back. Due after an error, too."""

@@ -248,3 +248,28 @@ def test_the_pause_does_not_grow_with_the_disk(tmp_path: Path, gibibytes: int) -
     print(f"{gibibytes} GiB: writes waited {pause} µs, the snapshot took {time.perf_counter() - begun:.3f} s")
     disk.close()
     assert_clean(tmp_path / "disk")
+
+
+def test_the_map_is_locked_for_one_barrier_only_once_the_moment_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(*plain(tmp_path))
+    disk.write_blocking(0, os.urandom(LENGTH))
+    lock, fdatasync, prepare = disk._map.lock, os.fdatasync, Freeze._prepare
+    moments, barriers = list[int](), list[bool]()
+
+    def begun(freeze: Freeze) -> Iterator[None]:
+        moments.append(len(barriers))
+        return prepare(freeze)
+
+    def barrier(descriptor: int) -> None:
+        barriers.append(lock._is_owned())  # type: ignore[attr-defined]
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(Freeze, "_prepare", begun)
+    monkeypatch.setattr(os, "fdatasync", barrier)
+    disk.snapshot("one")
+    assert sum(barriers[moments[0] :]) == 1
+    disk.write_blocking(0, b"x" * 512)
+    disk.close()
+    assert_clean(tmp_path / "disk")

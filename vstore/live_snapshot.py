@@ -3,6 +3,7 @@
     flush, again while that is slow   so that little is left to write in the pause
     | pause: quiesce, commit the rest, image.freeze, forget the map, resume        as long for a pebibyte as for nothing
     step, step, ...                   each under the map's lock, with a breath between: commits and loads get their turn
+    lay_out, flush                    the last tables, made durable beside those who need the map
     finish                            one header write; before it a crash leaves no snapshot, after it the whole
 
 Whatever fails on the way is given up: the image is as it would be had nobody asked. Blocking, in the caller's thread.
@@ -54,8 +55,12 @@ class LiveSnapshots:
                 pause = (time.perf_counter_ns() - begun) // 1000
             self._go_through(freeze.step)
             _until_quick(self._volume.flush)  # beside the writers, who wait for the lock that `finish` holds
-            with self._map.lock:
-                return freeze.finish(), pause
+            with self._map.commits.turn:  # no commit changes what is laid out
+                with self._map.lock:
+                    freeze.lay_out()
+                self._volume.flush()
+                with self._map.lock:
+                    return freeze.finish(durable=True), pause
 
     def delete(self, which: str) -> None:
         """Forgets a snapshot, by ID or name, and frees what it alone held."""

@@ -41,6 +41,7 @@ class Freeze:
         self._switch = Switch(image, "take a snapshot of it")
         self._frozen = self._tables.frozen = Frozen()
         self._width = self._tables.entry_size // WORD
+        self._then: tuple[bytes, int] | None = None  # the snapshot's L1 table and where it was written
         self._slices = self._prepare()
         image.change = self
 
@@ -73,20 +74,36 @@ class Freeze:
         self._switch.put_table(index, table)
         return names
 
-    def finish(self) -> Snapshot:
-        """The snapshot, durable."""
+    def lay_out(self) -> None:
+        """Writes what `finish` will name."""
         with self._image.standing.condemning():
-            return self._finish()
+            now, then = self._l1_tables()
+            self._switch.lay_out(now, [*self._image.snapshots, self._snapshot(then)])
 
-    def _finish(self) -> Snapshot:
+    def finish(self, *, durable: bool = False) -> Snapshot:
+        """The snapshot, durable. `durable`: what `lay_out` wrote is so already, and no commit came since."""
+        with self._image.standing.condemning():
+            return self._finish(durable=durable)
+
+    def _snapshot(self, then: Words) -> Snapshot:
+        """With its own L1 table, written unless it is the same as before."""
+        packed, size = arrays.pack(then), self._image.header.cluster_size
+        if self._then is None or self._then[0] != packed:
+            if self._then is not None:
+                first = self._then[1] // size
+                self._switch.withdraw(range(first, first + -(-len(self._then[0]) // size)))
+            self._then = packed, self._switch.row(packed)
+        place = self._then[1], len(then)
+        return snapshot_table.make(self._identity, self._name, place, self._image.header.start.size, self._now)
+
+    def _finish(self, *, durable: bool) -> Snapshot:
         image = self._image
         now, then = self._l1_tables()
-        start = image.header.start
-        offset = self._switch.row(arrays.pack(then))
-        snapshot = snapshot_table.make(self._identity, self._name, (offset, len(then)), start.size, self._now)
+        start, snapshot = image.header.start, self._snapshot(then)
+        offset = snapshot.start.l1_table_offset
         copies = [self._tables.table(index) for index in self._tables.second if index in self._frozen.replaced]
         snapshots = [*image.snapshots, snapshot]
-        self._switch.turn(now, snapshots=snapshots, length=start.size, tables=copies)
+        self._switch.turn(now, snapshots=snapshots, length=start.size, tables=copies, durable=durable)
         image.change = None
         image.snapshots.become(snapshots)
         image.regions.add(offset, len(then) * WORD, "the L1 table of a snapshot")

@@ -14,7 +14,7 @@ second version and leaks. No dirty bit is needed, so an image of version 2 is as
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from formats.errors import UnsupportedFeature
 from formats.qcow2 import arrays, snapshot_table, widths
@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from formats.qcow2.image import Qcow2
 
 
+class _Laid(NamedTuple):
+    """Where the last tables of the second version were laid out, and from what they were made."""
+
+    l1_offset: int
+    table_offset: int  # of the snapshot table
+    counts: range  # clusters of the refcount table
+    clusters: list[int]
+    contents: tuple[bytes, list[Snapshot], Sequence[int], dict[int, int]] = (b"", [], [], {})
+
+
 class Switch:
     """One at a time for an image, ended by `turn` or `abandon`. Raises OSError, CorruptImage, UnsupportedFeature."""
 
@@ -43,6 +53,7 @@ class Switch:
         self._size = image.header.cluster_size
         self._taken: list[int] = []
         self._turned = False  # the header names the second version
+        self._laid: _Laid | None = None
         self.counts = SecondCounts(self._writer, self._take)
         self._writer.switch = self
 
@@ -113,11 +124,17 @@ class Switch:
         length: int,
         tables: Iterable[int] = (),
         rows: Iterable[range] = (),
+        durable: bool = False,
     ) -> None:
         """Makes the second version the image's, with this L1 table, these snapshots and this length of the disk.
-        `tables`: offsets of L2 tables, `rows`: clusters of other tables, that only the first version has."""
+        `tables`: offsets of L2 tables, `rows`: clusters of other tables, that only the first version has.
+        `durable`: all that `lay_out` wrote is."""
         before = snapshot_table.length(list(self._image.snapshots))
-        old = self._lay_out(l1, snapshots, length)
+        if not durable or self._laid is None or self._laid != self._as_laid(self._laid, l1, snapshots):
+            self.lay_out(l1, snapshots)
+            self._writer.flush()
+        assert self._laid is not None
+        old = self._name(self._laid, length)
         gone = [
             self._clusters(old.l1_table_offset, old.l1_size * WORD),
             self._clusters(old.refcount_table_offset, old.refcount_table_clusters * self._size),
@@ -131,24 +148,47 @@ class Switch:
     def _clusters(self, offset: int, length: int) -> range:
         return range(offset // self._size, -(-(offset + length) // self._size))
 
-    def _lay_out(self, l1: Words, snapshots: Sequence[Snapshot], length: int) -> HeaderStart:
-        """Writes what is left to write, the header last; returns what that said before."""
-        header, l1_offset = self._image.header, self.row(arrays.pack(l1))
-        table_offset = header.start.snapshots_offset
+    def lay_out(self, l1: Words, snapshots: Sequence[Snapshot]) -> None:
+        """Writes what is left to write, but for the header."""
+        if self._laid is not None:
+            self.withdraw(self._laid.clusters)
+            self._laid = None
+        before = len(self._taken)
+        l1_offset, table_offset = self.row(arrays.pack(l1)), self._image.header.start.snapshots_offset
         if list(snapshots) != list(self._image.snapshots):
             table_offset = self.row(self._snapshot_table(snapshots))
         counts = self._refcount_table()
-        self._writer.flush()
-        old = header.start
+        if self._pages.dirty(Stage.BLOCK) or self._pages.dirty(Stage.POINTER):
+            self._writer.flush()  # there is an order to keep
+        else:
+            self._pages.write_back(Stage.TARGET)
+        self._laid = self._as_laid(_Laid(l1_offset, table_offset, counts, self._taken[before:]), l1, snapshots)
+
+    def _as_laid(self, laid: "_Laid", l1: Words, snapshots: Sequence[Snapshot]) -> "_Laid":
+        """These places, with what would be written there now."""
+        counts = (self._refcounts.table[:], dict(self._refcounts.second))
+        return laid._replace(contents=(arrays.pack(l1), list(snapshots), *counts))
+
+    def withdraw(self, clusters: Sequence[int]) -> None:
+        """What was written into these has become out of date."""
+        for cluster in clusters:
+            self._pages.forget(cluster * self._size, self._size)
+            self._taken.remove(cluster)
+        self._writer.allocator.give_back(sorted(clusters))
+
+    def _name(self, laid: "_Laid", length: int) -> HeaderStart:
+        """Writes the header; returns what it said before."""
+        header = self._image.header
+        old, (packed, snapshots, *_) = header.start, laid.contents
         start = dataclasses.replace(
             old,
             size=length,
-            l1_table_offset=l1_offset,
-            l1_size=len(l1),
-            snapshots_offset=table_offset,
+            l1_table_offset=laid.l1_offset,
+            l1_size=len(packed) // WORD,
+            snapshots_offset=laid.table_offset,
             nb_snapshots=len(snapshots),
-            refcount_table_offset=counts.start * self._size,
-            refcount_table_clusters=len(counts),
+            refcount_table_offset=laid.counts.start * self._size,
+            refcount_table_clusters=len(laid.counts),
         )
         replace_start(self._pages.file, header, start)
         self._turned = True
