@@ -42,7 +42,7 @@ from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import L2_TABLE, Regions
 from formats.qcow2.rewrite import rewrite
 from formats.qcow2.snapshot_table import Snapshot
-from formats.qcow2.snapshot_view import SnapshotView, masks_of
+from formats.qcow2.snapshot_view import SnapshotView
 from formats.qcow2.snapshots import Snapshots
 from formats.qcow2.standing import Standing
 from formats.qcow2.structures import OFFSET, SUBCLUSTERS, WORD, Autoclear, CompressionType, Extension
@@ -227,7 +227,7 @@ class Qcow2(Image):
 
     def masks(self, first: int, count: int) -> list[Masks]:
         with self.standing.condemning():
-            return masks_of(self.tables, first, count)
+            return self.tables.masks(first, count)
 
     def materialise(self, block: int) -> bytes:
         """The whole cluster, also where the disk ends inside it. CorruptImage where it does not decompress."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from formats.image import Image, Layer, Masks, Run
-from formats.qcow2.tables import Tables
 
 if TYPE_CHECKING:
     from formats.qcow2.image import Qcow2
@@ -35,7 +34,7 @@ class SnapshotView(Image):
         return self._tables.load(first, count)
 
     def masks(self, first: int, count: int) -> list[Masks]:
-        return masks_of(self._tables, first, count)
+        return self._tables.masks(first, count)
 
     def materialise(self, block: int) -> bytes:
         return self.fetch(block)()
@@ -52,9 +51,3 @@ class SnapshotView(Image):
     def close(self) -> None:
         if self._owning:
             self._image.close()
-
-
-def masks_of(tables: Tables, first: int, count: int) -> list[Masks]:
-    """Of `count` PARTIAL blocks from `first` on."""
-    meanings = [tables.meaning(block) for block in range(first, first + count)]
-    return [Masks(meaning.allocated, meaning.zero, meaning.shared) for meaning in meanings]

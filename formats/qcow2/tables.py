@@ -19,11 +19,11 @@ from collections.abc import Container, Iterator, Sequence
 from itertools import repeat
 
 from formats.errors import CorruptImage
-from formats.image import SECTOR, BlockState, Run, compressed_entry, entry
+from formats.image import SECTOR, BlockState, Masks, Run, compressed_entry, entry
 from formats.qcow2.entries import Entries, Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.regions import L2_TABLE, Regions
-from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, WORD
+from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD
 
 _PLACED = (BlockState.DATA, BlockState.SHARED)
 _HOLE, _DATA, _SHARED = (entry(state) for state in (BlockState.HOLE, BlockState.DATA, BlockState.SHARED))
@@ -126,6 +126,18 @@ class Tables:
         for block, length, place in self._pieces(first, count):
             entries = self._page_entries(block, length, place) if place else None
             found.extend(array("Q", [_HOLE]) * length if entries is None else entries)
+        return found
+
+    def masks(self, first: int, count: int) -> list[Masks]:
+        """Of blocks that `load` told to be PARTIAL, and so has checked."""
+        found: list[Masks] = []
+        for block, length, place in self._pieces(first, count):
+            words = self._pages.words(place, length * self._width)
+            if self.frozen is not None:
+                words = self._as_held(block, words)
+            for word, bits in zip(words[::2], words[1::2], strict=True):
+                shared = bool(word & OFFSET) and not word & COPIED
+                found.append(Masks(bits & ALL_SUBCLUSTERS, bits >> SUBCLUSTERS, shared))
         return found
 
     def _pieces(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
