@@ -1,0 +1,171 @@
+/*
+ * test_mover.c - stretches of random pieces, copied by several threads: every byte where the places say, under sanitizers.
+ */
+#define _GNU_SOURCE
+#include "../../vstore/dataplane/mover.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { DISK = 12 << 20, PIECES = 400, ROOMS = 3 };
+
+static uint64_t seed = 88172645463325252ull;
+
+static uint64_t draw(uint64_t below)
+{
+	seed ^= seed << 13;
+	seed ^= seed >> 7;
+	seed ^= seed << 17;
+	return seed % below;
+}
+
+/* Half of its 4 KiB pages are zeros. */
+static int source_file(uint8_t *bytes)
+{
+	int fd = memfd_create("source", 0);
+
+	for (uint32_t at = 0; at < DISK; at += 4096)
+		memset(bytes + at, draw(2) ? (int)draw(256) : 0, 4096);
+	assert_int_equal(pwrite(fd, bytes, DISK, 0), DISK);
+	return fd;
+}
+
+static uint32_t scatter(vs_piece *pieces, uint64_t end, int fd)
+{
+	uint32_t count = 0;
+
+	for (uint64_t at = 512 * draw(9); at < end && count < PIECES;) {
+		uint64_t length = 512 * (1 + draw(draw(4) ? 40 : 4000));
+		length = length < end - at ? length : end - at;
+		/* some of it may lie behind the end of the file, which is zeros */
+		pieces[count++] = (vs_piece){ at, length, 512 * draw(DISK / 512), fd };
+		at += length + 512 * draw(draw(3) ? 20 : 5000);
+	}
+	return count;
+}
+
+static void draw_disk(uint8_t *disk, const uint8_t *bytes, const vs_piece *pieces, uint32_t count)
+{
+	memset(disk, 0, DISK);
+	for (uint32_t n = 0; n < count; n++)
+		for (uint64_t at = 0; at < pieces[n].length && pieces[n].offset + at < DISK; at++)
+			disk[pieces[n].start + at] = bytes[pieces[n].offset + at];
+}
+
+static bool zeros(const uint8_t *bytes, uint64_t length)
+{
+	return !bytes[0] && !memcmp(bytes, bytes + 1, length - 1);
+}
+
+static void compare(const uint8_t *disk, uint64_t end, uint64_t unit, const uint64_t *places, int target)
+{
+	uint8_t *found = malloc(unit);
+	uint64_t last = 0;
+
+	for (uint64_t n = 0; n * unit < end; n++) {
+		uint64_t length = end - n * unit < unit ? end - n * unit : unit;
+
+		if (zeros(disk + n * unit, length)) {
+			assert_int_equal(places[n], UINT64_MAX);
+			continue;
+		}
+		assert_true(places[n] > last);
+		last = places[n];
+		assert_int_equal(pread(target, found, length, (off_t)places[n]), length);
+		assert_memory_equal(found, disk + n * unit, length);
+	}
+	free(found);
+}
+
+static void copies_random_pieces(void **state)
+{
+	static uint8_t bytes[DISK], disk[DISK];
+	static uint64_t places[DISK / 512];
+	static vs_piece pieces[PIECES];
+	int source = source_file(bytes);
+
+	(void)state;
+	for (uint32_t round = 0; round < 24; round++) {
+		uint64_t unit = 512ull << draw(13), end = DISK - 512 * draw(3000);
+		int target = memfd_create("target", 0);
+		vs_mover *mover = vs_mover_new(target, unit, 1 + (uint32_t)draw(5));
+		const vs_room rooms[ROOMS] = { { unit, unit }, { 4 * unit, 2 * unit }, { 16 * unit, 64 << 20 } };
+
+		assert_non_null(mover);
+		for (uint32_t stretch = 0; stretch < 3; stretch++) {
+			vs_stretch now = { 0, end, pieces, rooms, places, scatter(pieces, end, source), ROOMS };
+
+			draw_disk(disk, bytes, pieces, now.piece_count);
+			assert_int_equal(vs_mover_start(mover, &now), 0);
+			assert_int_equal(vs_mover_start(mover, &now), -EBUSY);
+			assert_int_equal(vs_mover_wait(mover), 0);
+			compare(disk, end, unit, places, target);
+		}
+		vs_mover_free(mover);
+		close(target);
+	}
+	close(source);
+}
+
+static void ends_at_the_first_error(void **state)
+{
+	static uint8_t bytes[DISK];
+	int source = source_file(bytes), target = memfd_create("target", 0);
+	const vs_room room = { 0, DISK };
+
+	(void)state;
+	for (uint32_t threads = 1; threads < 5; threads++) {
+		vs_mover *mover = vs_mover_new(target, 4096, threads);
+		const vs_piece pieces[] = { { 0, DISK / 2, 0, source }, { DISK / 2, DISK / 2, 0, -1 } };
+		const vs_stretch broken = { 0, DISK, pieces, &room, NULL, 2, 1 },
+				 whole = { 0, DISK, pieces, &room, NULL, 1, 1 };
+
+		assert_int_equal(vs_mover_start(mover, &broken), 0);
+		assert_int_equal(vs_mover_wait(mover), -EBADF);
+		assert_int_equal(vs_mover_start(mover, &whole), -EBADF);
+		vs_mover_free(mover);
+	}
+	close(target);
+	close(source);
+}
+
+static void is_freed_while_it_works(void **state)
+{
+	static uint8_t bytes[DISK];
+	int source = source_file(bytes), target = memfd_create("target", 0);
+	const vs_room room = { 0, DISK };
+
+	(void)state;
+	for (uint32_t round = 0; round < 20; round++) {
+		vs_mover *mover = vs_mover_new(target, 4096, 3);
+		const vs_piece piece = { 0, DISK, 0, source };
+		const vs_stretch now = { 0, DISK, &piece, &room, NULL, 1, 1 };
+
+		assert_int_equal(vs_mover_start(mover, &now), 0);
+		usleep((useconds_t)draw(3000));
+		vs_mover_free(mover);
+	}
+	vs_mover_free(NULL);
+	close(target);
+	close(source);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(copies_random_pieces),
+		cmocka_unit_test(ends_at_the_first_error),
+		cmocka_unit_test(is_freed_while_it_works),
+	};
+
+	return cmocka_run_group_tests_name("mover", tests, NULL, NULL);
+}
