@@ -75,7 +75,7 @@ crash-test: build .venv/.test | apt-test ## power fails at any write, or a call 
 
 crash: build .venv/.test | apt-test ## the same for CRASH_SECONDS (3600) from CRASH_SEED (1), CRASH_STATES (2000) a trial
 	@$(BIN)/python -m tests.crash --seconds $(CRASH_SECONDS) --seed $(CRASH_SEED) --seeds 1000000 \
-		--states $(CRASH_STATES) --qemu-every $(CRASH_QEMU_EVERY) $(CRASH)
+		--states $(CRASH_STATES) --faults 5 --qemu-every $(CRASH_QEMU_EVERY) $(CRASH)
 
 lint: build .venv/.test .venv/.lint | apt-lint ## ruff, mypy, import-linter, clang-format, shell syntax
 	@.ci/lint

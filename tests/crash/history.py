@@ -281,7 +281,7 @@ class History:
 
     def _at(self, sector: int, begun: Begun) -> list[int]:
         """What it may have shown when the bitmap began: nobody had the disk open."""
-        steps = self.sectors[sector]
+        steps = self._steps(sector)
         return _up_to(steps[: bisect_left(steps, begun.position, key=lambda step: step.asked)] or steps[:1], set())
 
     # what may be
@@ -294,10 +294,14 @@ class History:
 
     def allowed(self, sector: int, position: int) -> list[int]:
         """Generations that a sector may show, the newest last."""
-        steps = self.sectors[sector] if sector < len(self.sectors) else [Step(-1, ZEROS, -1)]
+        steps = self._steps(sector)
         upto = bisect_left(steps, position, key=lambda step: step.asked)
         first = max(n for n in range(upto) if steps[n].durable < position)
         return [step.generation for step in steps[first:upto]]
+
+    def _steps(self, sector: int) -> list[Step]:
+        """Zeros from the beginning where a longer disk was never written to."""
+        return self.sectors[sector] if sector < len(self.sectors) else [Step(-1, ZEROS, -1)]
 
     def wrong(self, content: bytes, position: int) -> list[str]:
         """Sentences about sectors that show what they must not; the first few."""
