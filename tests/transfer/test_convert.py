@@ -9,6 +9,7 @@ from formats.registry import open_chain, open_image
 from tests.transfer.chains import CLUSTER, assert_clean, assert_same, chain_of, create, scribble, write
 from vstore.transfer import bulk
 from vstore.transfer.convert import Convert, Target, convert
+from vstore.transfer.draft import Draft
 from vstore.transfer.progress import TransferCancelled
 
 LENGTHS = (40 * CLUSTER, 30 * CLUSTER + 1536, 50 * CLUSTER)
@@ -247,6 +248,20 @@ def test_a_resumed_conversion_trusts_nothing_and_completes_what_is_there(tmp_pat
     out = converted(top, "qcow2", target, how)
     assert_same(top, "qcow2", out, "raw")
     assert listing(tmp_path) - before == {"out"}
+
+
+@pytest.mark.parametrize("sparse", [4096, 0])
+@pytest.mark.parametrize("old_length", [8 << 20, 3 << 20, 12 << 20])
+def test_what_an_earlier_try_left_is_not_seen_where_the_source_is_zeros_now(
+    tmp_path: Path, old_length: int, sparse: int
+) -> None:
+    source = create(tmp_path / "source.raw", "raw", 8 << 20)
+    write(source, "raw", "write -P 5 1M 1M", "write -P 0 6M 100k", "write -P 6 7M 1M")
+    with Draft(tmp_path / "out", resume=True) as draft:
+        left = create(tmp_path / draft.name, "raw", old_length)
+    write(left, "raw", "write -P 9 512 70k", "write -P 5 1M 512k", f"write -P 9 {old_length - (2 << 20)} 2M")
+    out = converted(source, "raw", Target("raw", tmp_path / "out"), Convert(resume=True, sparse=sparse))
+    assert out.read_bytes() == source.read_bytes()
 
 
 def test_only_raw_targets_are_resumed(tmp_path: Path) -> None:

@@ -70,8 +70,10 @@ def convert(
     placed = target.preallocation != "off"
     try:
         with Draft(target.path, target.directory, force=how.force, resume=how.resume) as draft:
-            with _drafted(draft, target, source[0].geometry.length) as image:
-                fill(source, image, how, backing=backing, placed=placed, progress=progress, cancelled=cancelled)
+            begun, length = draft.begun, source[0].geometry.length
+            with _drafted(draft, target, length) as image, _left(draft, begun=begun) as left:
+                beneath = left or backing
+                fill(source, image, how, backing=beneath, placed=placed, progress=progress, cancelled=cancelled)
             draft.publish()
     except OSError as error:
         raise image_error(error, f"cannot convert to {os.fspath(target.path)}") from error
@@ -127,8 +129,22 @@ def _drafted(draft: Draft, target: Target, length: int) -> Iterator[Image]:
         return HostFile.from_path(reference.name, directory=draft.directory)
 
     file = HostFile.from_path(draft.name, directory=draft.directory)
+    if file.length != length and target.format == "raw":  # of a draft that was begun for a source of another length
+        file.truncate(length)
     with open_image(target.format, file, opener=open_data_file) as image:
         yield image
+
+
+@contextlib.contextmanager
+def _left(draft: Draft, *, begun: bool) -> Iterator[Sequence[Image]]:
+    """What an earlier try has left of a raw image: what differs from it has to be written, zeros too,
+    because the source may have changed since."""
+    if not begun:
+        yield ()
+        return
+    file = HostFile.from_path(draft.name, read_only=True, lock=False, directory=draft.directory)
+    with open_image("raw", file) as image:
+        yield (image,)
 
 
 def _sink(image: Image, how: Convert, *, placed: bool) -> Sink:

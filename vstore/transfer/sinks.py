@@ -1,6 +1,6 @@
 """Sinks: how the blocks of a new image are written, each kind of image by its shortest way.
 
-    FlatSink         one row (raw): bytes at their own offset, zeros not at all
+    FlatSink         one row (raw): bytes at their own offset, zeros only over what an earlier try left
     MapSink          a map: reserved room in large pieces, data into it, one commit at the end
     CompressingSink  a map: each block compressed by the thread that has it, laid down when its turn comes
 
@@ -8,11 +8,13 @@ Nothing of the image is in use yet, so nothing is durable, and need not be, befo
 """
 
 import abc
+import errno
 import os
 from array import array
 from collections import deque
 from collections.abc import Sequence
 
+from formats import space
 from formats.errors import InvalidArgument, UnsupportedFeature
 from formats.image import SECTOR, BlockState, Change, HostExtent, Image, entry
 from formats.qcow2 import compression
@@ -85,6 +87,16 @@ class FlatSink(Sink):
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:  # noqa: ARG002
         for first, end in data:
             write(self.descriptor, self._first + start + first, view[first:end])
+        for first, end in zeros:
+            self._clear(self._first + start + first, end - first)
+
+    def _clear(self, offset: int, length: int) -> None:
+        try:
+            space.punch(self.descriptor, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY):
+                raise
+            space.write_zeros(self.descriptor, offset, length)
 
     def rooms(self, start: int, end: int) -> Sequence[Room]:
         return [(self._first + start, -(-(end - start) // self.unit) * self.unit)]
