@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -149,32 +150,43 @@ def test_encrypted_and_plain_images_lie_on_each_other(tmp_path: Path, top: str, 
         assert check(file).corruptions == check(file).leaks == 0
 
 
-def test_an_encrypted_disk_grows_and_shrinks_with_zeros(tmp_path: Path) -> None:
-    path, model = made(tmp_path / "disk", "qcow2", MIB + 512), Reference(tmp_path / "model", MIB + 512)
-    disk = opened(path, "qcow2")
+@pytest.mark.parametrize("format", ["luks", "qcow2"])
+def test_an_encrypted_disk_grows_and_shrinks_with_zeros(tmp_path: Path, format: str) -> None:
+    path, model = made(tmp_path / "disk", format, MIB + 512), Reference(tmp_path / "model", MIB + 512)
+    disk = opened(path, format)
+    disk.write_blocking(0, model.read(0, MIB + 512))  # a luks file begins as noise
     for length in (3 * MIB, 100 * 1024 + 512, 2 * MIB):
         change_randomly(disk, model, length, [65536])
         disk.resize(length)
         model.resize(length)
         assert disk.read_blocking(0, length) == model.read(0, length)
     disk.close()
-    assert flattened(path, "qcow2", tmp_path / "flat") == model.path.read_bytes()
-    with open_chain("qcow2", path, secrets=[KEY])[0] as image:
+    assert flattened(path, format, tmp_path / "flat") == model.path.read_bytes()
+    with open_chain(format, path, secrets=[KEY])[0] as image:
         image.resize(MIB - 512)
         image.resize(2 * MIB)
     model.resize(MIB - 512)
     model.resize(2 * MIB)
-    assert flattened(path, "qcow2", tmp_path / "flat") == model.path.read_bytes()
+    assert flattened(path, format, tmp_path / "flat") == model.path.read_bytes()
 
 
-def test_a_luks_file_that_cannot_grow_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_luks_disk_that_has_no_room_to_grow_stays_as_it_was_and_in_use(tmp_path: Path) -> None:
     path = made(tmp_path / "disk", "luks", MIB + 512)
-    before = path.stat().st_size
+    before, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
     disk = opened(path, "luks")
-    with pytest.raises(UnsupportedFeature, match="cannot be resized"):
-        disk.resize(2 * MIB)
+    disk.write_blocking(MIB, b"\1" * 512)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + MIB + 4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            disk.resize(4 * MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (disk.length, path.stat().st_size) == (MIB + 512, before)
+    with pytest.raises(InvalidArgument):
+        disk.resize(0)
+    disk.resize(2 * MIB)
+    assert disk.read_blocking(MIB, MIB) == b"\1" * 512 + bytes(MIB - 512)
     disk.close()
-    assert path.stat().st_size == before
 
 
 def test_a_discarded_encrypted_disk_is_zeros_and_small(tmp_path: Path) -> None:
