@@ -58,6 +58,7 @@ class LuksFile(Image):
             raise UnsupportedFeature(f"{self.file.name} is a block device; a luks image in one cannot be resized")
         try:
             self._write_zeros(end, self.payload_offset + check_length(length))
+            self.file.fdatasync()
         except BaseException:
             self.file.truncate(end)
             raise

@@ -165,10 +165,11 @@ class Walk:
         for index, word in self.words(offset, size):
             table = word & OFFSET
             patch = (offset + index * WORD, bytes(WORD))
-            if word & ~(OFFSET | COPIED):
+            if word & ~(OFFSET | COPIED) or not table:
                 kept = word & (OFFSET | COPIED) if table else 0
                 mended = (offset + index * WORD, kept.to_bytes(WORD, "big"))
-                self._find(f"L1 entry {index} is {word:#018x}: reserved bits are set", mended)
+                wrong = "reserved bits are set" if word & ~(OFFSET | COPIED) else "COPIED is set, but there is no table"
+                self._find(f"L1 entry {index} is {word:#018x}: {wrong}", mended)
             if table % self._size:
                 self._find(f"L1 entry {index} is {word:#018x}: not at a multiple of {self._size}", patch)
             elif table:

@@ -220,7 +220,10 @@ def test_an_encrypted_file_is_resized_and_what_is_new_reads_as_zeros(tmp_path: P
     assert raw.read_bytes() == b"\1" * (LENGTH // 2) + bytes(LENGTH // 2) + b"\2" * 512
 
 
-def test_an_encrypted_file_that_cannot_grow_keeps_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", ["pwrite", "fdatasync"])
+def test_an_encrypted_file_that_cannot_grow_keeps_its_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     path = tmp_path / "disk.luks"
     with HostFile.create(path) as file:
         luks_file.create(file, LENGTH, "off", SECRET)
@@ -228,10 +231,10 @@ def test_an_encrypted_file_that_cannot_grow_keeps_its_length(tmp_path: Path, mon
     with luks_file.LuksFile(HostFile.from_path(path)) as image:
         image.unlock([SECRET])
 
-        def full(_offset: int, _data: bytes) -> None:
+        def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(image.file, "pwrite", full)
+        monkeypatch.setattr(image.file, failing, full)
         with pytest.raises(OSError, match="No space left"):
             image.resize(2 * LENGTH)
         assert image.geometry.length == LENGTH

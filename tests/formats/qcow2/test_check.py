@@ -121,3 +121,21 @@ def test_whatever_is_broken_is_put_right(tmp_path: Path, where: str) -> None:
     assert_clean(path)
     qemu_io("qcow2", path, "write -P 5 0 4M")
     assert_clean(path)
+
+
+@pytest.mark.parametrize("of_snapshot", [False, True])
+@pytest.mark.parametrize("word", [1 << 63, 1 << 62, 1])
+def test_an_l1_entry_of_flags_without_a_table_is_found_and_repaired(
+    tmp_path: Path, word: int, of_snapshot: bool
+) -> None:
+    path = make(tmp_path, cluster_size=512)
+    assert run("qemu-img", "snapshot", "-c", "one", path).returncode == 0
+    start = header(path).start
+    table = start.l1_table_offset
+    if of_snapshot:
+        table = int.from_bytes(path.read_bytes()[start.snapshots_offset :][:8], "big")
+    damage(path, table + 80 * 8, word.to_bytes(8, "big"))
+    assert checked(path).corruptions == 1
+    assert oracle.check(path)["corruptions"] > 0
+    assert checked(path, "all").corruptions == 0
+    assert_clean(path)
