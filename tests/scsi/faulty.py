@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from vstore.scsi.medium import MemoryMedium
 
@@ -14,6 +15,7 @@ class FaultyMedium(MemoryMedium):
         self.errors: dict[str, int | Exception] = {}
         self.calls: list[tuple[object, ...]] = []
         self.gate: asyncio.Event | None = None
+        self.on_write: Callable[[bytes | bytearray | memoryview], None] = lambda _: None
 
     async def _called(self, *call: object) -> None:
         self.calls.append(call)
@@ -31,6 +33,7 @@ class FaultyMedium(MemoryMedium):
 
     async def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         await self._called("write", offset, len(data))
+        self.on_write(data)
         await super().write(offset, data)
 
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:

@@ -101,14 +101,20 @@ def test_what_was_written_is_durable_where_asked(fua: int, write_cache: bool) ->
     assert medium.calls == [("read", 512, 512), ("write", 512, 512), *flushes]
 
 
-@pytest.mark.parametrize("call", ["read", "write"])
-def test_an_error_of_the_medium_is_told(call: str) -> None:
+@pytest.mark.parametrize(("call", "told"), [("read", (3, 0x11, 0)), ("write", (3, 0x0C, 0))])
+@pytest.mark.parametrize(
+    "cdb", [CompareAndWrite.build(number_of_logical_blocks=1), OrWrite16.build(transfer_length=1)], ids=["CAW", "OR"]
+)
+def test_an_error_of_the_medium_is_told_as_that_of_the_step_that_met_it(
+    cdb: bytes, call: str, told: tuple[int, int, int]
+) -> None:
     initiator, medium = with_log()
     medium.errors[call] = errno.EIO
-    cdb = CompareAndWrite.build(number_of_logical_blocks=1)
-    assert initiator.check(cdb, bytes(1024)).code == (3, 0x0C, 0)
+    assert initiator.check(cdb, bytes(1024)).code == told
     medium.errors[call] = errno.ENOSPC
     assert initiator.check(cdb, bytes(1024)).code == (7, 0x27, 7)
+    medium.errors[call] = errno.ENOMEM
+    assert initiator.send(cdb, bytes(1024)).status is Status.TASK_SET_FULL
 
 
 # ---- ORWRITE -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from vstore.scsi.commands import (
     StartStopUnit,
     WriteBuffer,
 )
+from vstore.scsi.logical_unit import ResetCause
 
 SIZE, ECHO = 65536, 4096
 ENDS = [("read", 0, 512), ("read", MIB // 2, 512), ("read", MIB - 512, 512)]
@@ -132,7 +133,6 @@ def test_other_modes_of_read_buffer_are_refused(mode: int) -> None:
     [
         (2, {"buffer_id": 1}, (2, 7)),
         (2, {"buffer_offset": SIZE + 1}, (3, 7)),
-        (10, {"buffer_offset": 1}, (3, 7)),
         (2, {"parameter_list_length": SIZE + 1}, (6, 7)),
         (2, {"buffer_offset": SIZE, "parameter_list_length": 1}, (6, 7)),
         (10, {"parameter_list_length": ECHO + 1}, (6, 7)),
@@ -142,6 +142,26 @@ def test_what_lies_outside_of_a_buffer_is_refused(mode: int, values: dict[str, i
     assert Initiator().refused(WriteBuffer.build(mode=mode, **values), bytes(SIZE + 1)) == pointer
     if "parameter_list_length" not in values:
         assert Initiator().refused(ReadBuffer10.build(mode=mode, **values)) == pointer
+
+
+def test_the_echo_buffer_has_neither_an_id_nor_an_offset() -> None:
+    initiator = Initiator()
+    ignored = {"buffer_id": 0xFF, "buffer_offset": 0xFFFFFF}
+    initiator.good(WriteBuffer.build(mode=0x0A, parameter_list_length=4, **ignored), b"echo")
+    assert initiator.good(ReadBuffer10.build(mode=0x0A, allocation_length=9, **ignored)) == b"echo"
+
+
+def test_what_one_machine_wrote_to_the_buffer_is_gone_when_another_is_powered_on() -> None:
+    initiator = Initiator()
+    initiator.good(WriteBuffer.build(mode=2, parameter_list_length=6), b"secret")
+    initiator.unit.reset(ResetCause.LOGICAL_UNIT_RESET)
+    initiator.check("00")
+    assert initiator.good(ReadBuffer10.build(mode=2, allocation_length=6)) == b"secret"
+    initiator.good(WriteBuffer.build(mode=0x0A, parameter_list_length=4), b"echo")
+    initiator.unit.reset(ResetCause.POWER_ON)
+    initiator.check("00")
+    assert initiator.good(ReadBuffer10.build(mode=2, allocation_length=6)) == bytes(6)
+    assert initiator.check(ReadBuffer10.build(mode=0x0A, allocation_length=4)).code == (5, 0x2C, 0)
 
 
 def test_a_buffer_is_not_written_without_its_data() -> None:

@@ -8,6 +8,7 @@ from tests.scsi.faulty import FaultyMedium
 from tests.scsi.initiator import IDENTITY, LBA_OUT_OF_RANGE, MIB, POWER_ON, Initiator, make_unit
 from tests.scsi.sense_parser import parse_sense
 from vstore.scsi.commands import Read10, StartStopUnit, SynchronizeCache10, Write10
+from vstore.scsi.direct_access import MAXIMUM_BACKGROUND
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import ITNexus, Status
@@ -245,6 +246,24 @@ def test_without_an_event_loop_immed_work_is_done_at_once() -> None:
     initiator.good(SynchronizeCache10.build(immed=1))
     sense = parse_sense(initiator.good("03 01 00 00 fc 00"))
     assert (sense.code, sense.deferred) == ((7, 0x27, 0x07), True)
+
+
+async def test_no_more_than_so_many_works_wait_behind_an_initiator_that_does_not() -> None:
+    medium = FaultyMedium()
+    medium.gate = asyncio.Event()
+    initiator = Initiator(make_unit(medium=medium))
+
+    async def flush() -> Status:
+        return (await initiator.target.execute(initiator.task(SynchronizeCache10.build(immed=1)))).status
+
+    sent = [asyncio.create_task(flush()) for _ in range(3 * MAXIMUM_BACKGROUND)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert sum(one.done() for one in sent) == MAXIMUM_BACKGROUND
+    medium.gate.set()
+    assert set(await asyncio.gather(*sent)) == {Status.GOOD}
+    await initiator.unit.settle()
+    assert medium.flushes == len(sent)
 
 
 async def test_settling_with_nothing_under_way_returns_at_once() -> None:

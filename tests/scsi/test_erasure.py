@@ -26,7 +26,8 @@ from vstore.scsi.commands import (
     StartStopUnit,
     Write10,
 )
-from vstore.scsi.task import Response, Status
+from vstore.scsi.logical_unit import ResetCause
+from vstore.scsi.task import ITNexus, Response, Status
 
 FORMATTING, SANITIZING = (2, 0x04, 0x04), (2, 0x04, 0x1B)
 CORRUPTED, FORMAT_FAILED, SANITIZE_FAILED = (3, 0x31, 0x00), (3, 0x31, 0x01), (3, 0x31, 0x03)
@@ -158,14 +159,19 @@ def test_block_erase_of_a_thick_unit_and_cryptographic_erase_are_not_there() -> 
 
 
 @pytest.mark.parametrize(
-    ("count", "invert", "last"), [(1, 0, "a55a11"), (2, 0, "a55a11"), (2, 1, "5aa5ee"), (3, 1, "a55a11")]
+    ("count", "invert", "first"),
+    [(1, 0, "a55a11"), (2, 0, "a55a11"), (1, 1, "a55a11"), (2, 1, "5aa5ee"), (3, 1, "a55a11")],
 )
-def test_overwrite_writes_its_pattern_as_often_as_asked(count: int, invert: int, last: str) -> None:
+def test_overwrite_writes_its_pattern_as_often_as_asked_and_itself_last(count: int, invert: int, first: str) -> None:
     initiator, medium = with_log()
+    firsts: list[bytes] = []
+    medium.on_write = lambda data: firsts.append(bytes(data[:3]))
     parameters = bytes([invert << 7 | count, 0, 0, 3]) + bytes.fromhex("a55a11")
     initiator.good(SanitizeOverwrite.build(parameter_list_length=7), parameters)
-    assert initiator.data == (bytes.fromhex(last) * 171)[:512] * (MIB // 512)
+    assert initiator.data == (bytes.fromhex("a55a11") * 171)[:512] * (MIB // 512)
     assert medium.calls == [("write", 0, MIB), ("flush",)] * count + [("flush",)]
+    assert firsts[0] == bytes.fromhex(first)
+    assert len(set(firsts)) == (2 if invert and count > 1 else 1)
 
 
 @pytest.mark.parametrize("length", [0, 4, 4 + 512 + 1, 0xFFFF])
@@ -221,6 +227,19 @@ def test_after_a_failed_sanitize_nothing_is_served_but_another(ause: int) -> Non
         initiator.good(SanitizeBlockErase.build())
     initiator.good("00")
     assert initiator.unit.fast_path(initiator.nexus).write
+
+
+def test_a_sanitize_that_may_not_be_left_cannot_be_followed_by_one_that_may() -> None:
+    initiator, medium = with_log()
+    medium.errors["write_zeroes"] = errno.EIO
+    initiator.check(SanitizeBlockErase.build())
+    assert initiator.refused(SanitizeBlockErase.build(ause=1)) == (1, 5)
+    overwrite = SanitizeOverwrite.build(ause=1, parameter_list_length=5)
+    assert initiator.refused(overwrite, bytes.fromhex("01 00 0001 00")) == (1, 5)
+    assert initiator.refused(SanitizeExitFailureMode.build()) == (1, 4)
+    medium.errors.clear()
+    initiator.good(SanitizeBlockErase.build())
+    initiator.good(SanitizeBlockErase.build(ause=1))
 
 
 # ---- all of them ---------------------------------------------------------------------------------------
@@ -315,6 +334,30 @@ async def test_a_sanitize_goes_on_when_its_command_is_aborted() -> None:
     medium.gate.set()
     await initiator.unit.settle()
     assert not any(initiator.data)
+
+
+async def test_a_sanitize_outlives_resets_and_the_nexus_that_began_it() -> None:
+    initiator, medium = gated()
+    initiator.data[:] = b"\1" * len(initiator.data)
+    await _begun(initiator, SanitizeBlockErase.build(immed=1), b"")
+    unit = initiator.unit
+    for cause in (ResetCause.LOGICAL_UNIT_RESET, ResetCause.HARD_RESET, ResetCause.POWER_ON):
+        unit.reset(cause)
+        assert (await _sense(initiator)).code[0] == 6
+        assert (await _sense(initiator)).code == SANITIZING
+    unit.remove_nexus(initiator.nexus)
+    initiator.nexus = ITNexus("the next machine")
+    unit.add_nexus(initiator.nexus)
+    assert (await _sense(initiator)).code == (6, 0x29, 0x01)
+    assert parse_sense((await _begun(initiator, Read10.build(transfer_length=1), b"")).sense).code == SANITIZING
+    assert not unit.fast_path(initiator.nexus).read
+    assert medium.gate
+    medium.gate.set()
+    ended = asyncio.Event()
+    unit.on_change(ended.set)
+    await asyncio.wait_for(ended.wait(), 10)
+    assert not any(initiator.data)
+    assert unit.fast_path(initiator.nexus).write
 
 
 async def test_settling_gives_a_long_operation_up_which_has_failed_then() -> None:

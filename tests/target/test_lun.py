@@ -1,5 +1,6 @@
 """Images behind LUNs: opened, locked, refused, and closed on every way out."""
 
+import asyncio
 import errno
 import os
 import subprocess
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from formats.registry import open_image
 from tests.target.conftest import MIB, Running, request
 from tests.target.guest import CHECK_CONDITION, refusal, settle
+from vstore.scsi.operation import FORMAT_FAILED, Operation
+from vstore.scsi.sense import AdditionalSense
 from vstore.target.chain import images_handed
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
@@ -143,3 +147,30 @@ def test_refused_images_leave_no_descriptor_behind(target: Running, disk: Path, 
         assert refusal(target.client.map_lun, request(1), write_only).code is ErrorCode.IMAGE_REFUSED
         os.close(write_only)
     assert target.descriptors() == before
+
+
+async def test_a_disk_keeps_its_length_while_its_guest_formats_it() -> None:
+    settings = request(0, image=ImageSource(format="memory", length=2 * MIB))
+    mapped = await MappedLun.open(settings, lambda: [open_image("memory", length=2 * MIB)])
+    formatted = asyncio.Event()
+    operation = Operation(AdditionalSense.LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS, 1, FORMAT_FAILED)
+
+    async def work() -> None:
+        await formatted.wait()
+
+    async def settled() -> None:
+        return
+
+    await mapped.unit.operate(operation, work(), immed=True)
+    for length in (MIB, 3 * MIB):
+        with pytest.raises(TargetError, match="busy with a FORMAT UNIT or SANITIZE of its guest") as caught:
+            await mapped.resize(length, settled)
+        assert caught.value.code is ErrorCode.BUSY
+        assert (mapped.disk.length, mapped.unit.blocks) == (2 * MIB, 2 * MIB // 512)
+    ended = asyncio.Event()
+    mapped.unit.on_change(ended.set)
+    formatted.set()
+    await asyncio.wait_for(ended.wait(), 10)
+    await mapped.resize(MIB, settled)
+    assert mapped.disk.length == MIB
+    await mapped.close()

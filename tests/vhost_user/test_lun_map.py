@@ -10,6 +10,7 @@ from tests.vhost_user.conftest import Rig, rig
 from tests.vhost_user.driver import TEST_UNIT_READY, address, answer, ask, clear_attention, command, read10, until
 from tests.vhost_user.slow_medium import SlowMedium
 from vstore.dataplane import GATE_READ, GATE_WRITE, LunSettings, Volume
+from vstore.scsi.commands import SanitizeOverwrite
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
@@ -186,6 +187,22 @@ async def test_removal_waits_for_slow_commands_which_end_well(device_rig: Rig) -
     medium.gate.set()
     await asyncio.wait_for(removing, 10)
     assert answer(request).status == 0
+
+
+async def test_removal_gives_up_a_sanitize_that_would_take_for_days(device_rig: Rig) -> None:
+    medium = SlowMedium(4 << 20)
+    device_rig.endpoint.connected()
+    device_rig.endpoint.map_lun(0, 1, LogicalUnit(medium, Identity("SLOW")), None)
+    await clear_attention(device_rig, address(lun=1))
+    overwrite = SanitizeOverwrite.build(parameter_list_length=5)
+    request = device_rig.device.fetch(2, command(overwrite, lun=address(lun=1)), bytes.fromhex("1f 00 0001 77"), 0)
+    await until(lambda: medium.begun)
+    removing = asyncio.create_task(device_rig.endpoint.unmap_lun(0, 1))
+    await asyncio.sleep(0)
+    medium.gate.set()
+    await asyncio.wait_for(removing, 10)
+    assert answer(request).additional == (3, 0x31, 0x03)
+    assert medium.begun == 1
 
 
 async def test_units_live_on_several_targets(device_rig: Rig) -> None:

@@ -4,7 +4,7 @@ What must not happen in between is a write of anyone else: of another task, of a
 which does not ask this model. So the step is the medium's (`alone`), which keeps all of them out of the range.
 """
 
-from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces
+from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces, reading
 from vstore.scsi.commands import CompareAndWrite, OrWrite16
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import DirectAccessDevice
@@ -23,7 +23,8 @@ async def compare_and_write(unit: DirectAccessDevice, cdb: CompareAndWrite, task
     expected, new = task.fetch(length), task.fetch(length, length)
 
     def step(medium: Held) -> None:
-        found = medium.read(offset, length)
+        with reading():
+            found = medium.read(offset, length)
         if found != expected:
             raise miscompare(first_difference(found, expected))
         medium.write(offset, new)
@@ -47,7 +48,8 @@ async def or_write(unit: DirectAccessDevice, cdb: OrWrite16, task: Task) -> byte
 
 async def _or(unit: DirectAccessDevice, offset: int, mask: bytes) -> None:
     def step(medium: Held) -> None:
-        found = int.from_bytes(medium.read(offset, len(mask)))
+        with reading():
+            found = int.from_bytes(medium.read(offset, len(mask)))
         medium.write(offset, (found | int.from_bytes(mask)).to_bytes(len(mask)))
 
     await unit.medium.alone(offset, len(mask), step)

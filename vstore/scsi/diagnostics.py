@@ -73,26 +73,34 @@ _DATA, _DESCRIPTOR, _ECHO, _ECHO_DESCRIPTOR = 0x02, 0x03, 0x0A, 0x0B
 
 
 def _check_buffer(cdb: WriteBuffer | ReadBuffer10) -> None:
+    """In the echo modes both fields are ignored."""
     if cdb.buffer_id:
         raise cdb.invalid_field("buffer_id")
-    if cdb.buffer_offset > (0 if cdb.mode == _ECHO else BUFFER_BYTES):
+    if cdb.buffer_offset > BUFFER_BYTES:
         raise cdb.invalid_field("buffer_offset")
 
 
 async def write_buffer(unit: DirectAccessDevice, cdb: WriteBuffer, task: Task) -> bytes:
     """Data, and echo; there is no microcode to be downloaded."""
-    if cdb.mode not in (_DATA, _ECHO):
+    write = _WRITES.get(cdb.mode)
+    if write is None:
         raise cdb.invalid(WriteBuffer.mode)
-    _check_buffer(cdb)
-    length = cdb.parameter_list_length
-    if cdb.buffer_offset + length > (ECHO_BYTES if cdb.mode == _ECHO else BUFFER_BYTES):
-        raise cdb.invalid(WriteBuffer.parameter_list_length)
-    data = task.fetch(length)
-    if cdb.mode == _ECHO:
-        unit.buffers.echo[task.nexus] = data
-    else:
-        unit.buffers.data[cdb.buffer_offset : cdb.buffer_offset + length] = data
+    write(unit, cdb, task)
     return b""
+
+
+def _write_data(unit: DirectAccessDevice, cdb: WriteBuffer, task: Task) -> None:
+    _check_buffer(cdb)
+    start, end = cdb.buffer_offset, cdb.buffer_offset + cdb.parameter_list_length
+    if end > BUFFER_BYTES:
+        raise cdb.invalid(WriteBuffer.parameter_list_length)
+    unit.buffers.data[start:end] = task.fetch(end - start)
+
+
+def _write_echo(unit: DirectAccessDevice, cdb: WriteBuffer, task: Task) -> None:
+    if cdb.parameter_list_length > ECHO_BYTES:
+        raise cdb.invalid(WriteBuffer.parameter_list_length)
+    unit.buffers.echo[task.nexus] = task.fetch(cdb.parameter_list_length)
 
 
 async def read_buffer(unit: DirectAccessDevice, cdb: ReadBuffer10, task: Task) -> bytes:
@@ -112,9 +120,8 @@ def _read_descriptor(_: DirectAccessDevice, cdb: ReadBuffer10, __: Task) -> byte
     return BufferDescriptor.of(buffer_capacity=0 if cdb.buffer_id else BUFFER_BYTES).encode()
 
 
-def _read_echo(unit: DirectAccessDevice, cdb: ReadBuffer10, task: Task) -> bytes:
+def _read_echo(unit: DirectAccessDevice, _: ReadBuffer10, task: Task) -> bytes:
     """What this nexus wrote last."""
-    _check_buffer(cdb)
     data = unit.buffers.echo.get(task.nexus)
     if data is None:
         raise CheckCondition(Sense.illegal(AdditionalSense.COMMAND_SEQUENCE_ERROR))
@@ -127,6 +134,10 @@ def _read_echo_descriptor(_: DirectAccessDevice, __: ReadBuffer10, ___: Task) ->
     return EchoBufferDescriptor.of(ebos=1, buffer_capacity=high, buffer_capacity_low=low).encode()
 
 
+_WRITES: Mapping[int, Callable[[DirectAccessDevice, WriteBuffer, Task], None]] = {
+    _DATA: _write_data,
+    _ECHO: _write_echo,
+}
 _READS: Mapping[int, Callable[[DirectAccessDevice, ReadBuffer10, Task], bytes]] = {
     _DATA: _read_data,
     _DESCRIPTOR: _read_descriptor,

@@ -30,6 +30,7 @@ MAXIMUM_WRITE_SAME_BYTES = 1024 * MIB
 MAXIMUM_COMPARE_AND_WRITE = 255  # blocks, all that the CDB can name
 MAXIMUM_PREFETCH_BYTES = 64 * MIB  # what one command may bring into the host's cache
 MAXIMUM_UNMAP_DESCRIPTORS = 256
+MAXIMUM_BACKGROUND = 16  # works begun with IMMED that wait for their end; those of more commands keep the command
 LOGICAL_BLOCK_LENGTHS = (512, 1024, 2048, 4096)
 
 
@@ -222,6 +223,7 @@ class DirectAccessDevice(DeviceServer):
             self.modes.revert()
             if cause is ResetCause.POWER_ON:
                 self.clock.power_on()
+                self.buffers = Buffers()  # what a former machine left there is no other's business
         self.attentions.establish(cause.value, told)
         self.changed()
 
@@ -234,16 +236,23 @@ class DirectAccessDevice(DeviceServer):
     async def later(self, nexus: ITNexus, access: Access, work: Coroutine[Any, Any, None]) -> None:
         """For IMMED: runs the work after the command has completed; an error becomes a deferred error (SPC-4 4.5.7).
 
-        Without an event loop the work is done before this returns.
+        Without an event loop, or with much to be done already, the work is done before this returns: an initiator that
+        does not wait must not pile up work without end.
         """
+        finishing = self._finish(nexus, access, work)
+        if len(self._background) >= MAXIMUM_BACKGROUND or not self._in_background(finishing):
+            await finishing
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """None without an event loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            await self._finish(nexus, access, work)
-            return
-        running = loop.create_task(self._finish(nexus, access, work))
+            return None
+        running = loop.create_task(work)
         self._background.add(running)
         running.add_done_callback(self._background.discard)
+        return running
 
     async def _finish(self, nexus: ITNexus, access: Access, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -257,18 +266,12 @@ class DirectAccessDevice(DeviceServer):
         began it is aborted. CheckCondition, unless `immed`, when it failed."""
         self.operation = operation
         self.changed()
-        running = self._operate(operation, work)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            await running
-        else:
-            task = loop.create_task(running)
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
-            if immed:
-                return
-            await asyncio.shield(task)
+        operating = self._operate(operation, work)
+        running = self._in_background(operating)
+        if running is None:
+            await operating
+        elif not immed:
+            await asyncio.shield(running)
         if operation.failed and not immed:
             raise CheckCondition(operation.failure.told)
 
@@ -292,10 +295,13 @@ class DirectAccessDevice(DeviceServer):
             self.operation = None
             self.changed()
 
-    async def settle(self) -> None:
-        """Returns when no background work is left; call it before the medium is closed. A long operation is given up,
-        and has failed."""
+    def give_up(self) -> None:
+        """A long operation ends soon, and has failed."""
         if self.operation:
             self.operation.interrupted = True
+
+    async def settle(self) -> None:
+        """Gives up, and returns when no background work is left; call it before the medium is closed."""
+        self.give_up()
         while self._background:
             await asyncio.wait(self._background)

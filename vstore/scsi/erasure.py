@@ -83,7 +83,8 @@ def _initialization_pattern(unit: DirectAccessDevice, at: int, task: Task) -> by
 
 
 async def sanitize_overwrite(unit: DirectAccessDevice, cdb: SanitizeOverwrite, task: Task) -> bytes:
-    """OVERWRITE COUNT passes, each durable before the next begins; with INVERT every other one inverted."""
+    """OVERWRITE COUNT passes, each durable before the next begins; with INVERT every other one inverted, so that the
+    last one leaves the pattern itself."""
     kind, room = OverwriteParameters, cdb.parameter_list_length
     if not kind.length < room < unit.logical_block_length + kind.length + 1:
         raise cdb.invalid(SanitizeOverwrite.parameter_list_length)
@@ -99,7 +100,7 @@ async def sanitize_overwrite(unit: DirectAccessDevice, cdb: SanitizeOverwrite, t
         raise _invalid(kind.initialization_pattern_length)
     pattern = data[kind.length : kind.length + length]
     inverted = bytes(byte ^ 0xFF for byte in pattern)
-    passes = [inverted if header.invert and number % 2 else pattern for number in range(count)]
+    passes = [inverted if header.invert and number % 2 else pattern for number in reversed(range(count))]
     operation = _sanitize(unit, cdb, count)
     await unit.operate(operation, _write(unit, operation, passes), immed=bool(cdb.immed))
     return b""
@@ -113,6 +114,10 @@ async def sanitize_block_erase(unit: DirectAccessDevice, cdb: SanitizeBlockErase
 
 
 def _sanitize(unit: DirectAccessDevice, cdb: SanitizeOverwrite | SanitizeBlockErase, passes: int) -> Operation:
+    """SBC-4 4.11.1: a failure that may not be left is not followed by a SANITIZE that could make one that may."""
+    failure = unit.failure
+    if cdb.ause and failure is not None and failure is not FORMAT_FAILED and not failure.may_exit:
+        raise cdb.invalid_field("ause")
     length = unit.blocks * unit.logical_block_length
     return Operation(_SANITIZING, length * passes, sanitize_failed(may_exit=bool(cdb.ause)))
 

@@ -64,6 +64,10 @@ class MappedLun:
         """Raises TargetError. `settled` returns when every command that came before has ended: those may still use
         what is cut off, and a write there would make the file long again."""
         _check_length(length, self.settings)
+        if self.unit.operation:
+            # it has its own idea of where the disk ends
+            detail = f"{name_of(self.settings.image)} is busy with a FORMAT UNIT or SANITIZE of its guest; try again"
+            raise TargetError(ErrorCode.BUSY, f"{detail} when that is done")
         with self._alone("its new length"), self.unit.limited(length):
             if length < self.disk.length:
                 await settled()

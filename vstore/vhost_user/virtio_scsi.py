@@ -115,6 +115,7 @@ class ScsiEndpoint:
         mapped = self._luns[target, lun]
         with self._luns.held([mapped]):
             self._luns.hide(mapped)
+            mapped.unit.give_up()  # a SANITIZE may take for days, and its command waits for it
             await self._requests.ended(self._requests.of(target, lun))
             await self._luns.drained([mapped])
             self._luns.remove(mapped)
