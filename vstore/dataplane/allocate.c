@@ -214,6 +214,16 @@ static bool covers_new(const struct vs_volume *volume, uint64_t block, uint64_t 
 	return covers(volume, &nothing, within, length);
 }
 
+/* What all lies in the record's own place is written to there, and there is nothing to tell of it. */
+static bool in_own_place(const struct vs_volume *volume, uint64_t entry, uint64_t within, uint64_t length,
+			 struct extent *extent)
+{
+	if (entry_state(entry) != STATE_FRESH)
+		return false;
+	*extent = fresh_extent(volume, fresh_of(entry), within, length);
+	return extent->state == VS_DATA && extent->length == length;
+}
+
 int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, struct extent *extent,
 		   struct fresh **claim)
 {
@@ -230,7 +240,7 @@ int allocate_claim(struct vs_volume *volume, uint64_t offset, uint64_t length, s
 		*extent = entry_extent(entry, within, length);
 	} else if (entry_state(entry) != STATE_FRESH && !covers_new(volume, block, within, length)) {
 		error = -EAGAIN;
-	} else {
+	} else if (!in_own_place(volume, entry, within, length, extent)) {
 		struct fresh *fresh = fresh_writable(volume, block, entry, &error);
 		/* who waits to be exclusive must not wait for ever, because one write begins before another has ended */
 		if (fresh && !fresh->exclusive && !fresh->pins && covers(volume, fresh, within, length)) {
