@@ -101,6 +101,11 @@ def _check(target: Target, how: Convert, backing: Sequence[Image]) -> None:
         raise InvalidArgument(
             f"zeros cannot be looked for in pieces of {how.sparse} bytes; 512 to {STEP} by powers of two"
         )
+    if target.format == "luks" or "encrypt.format" in target.options:
+        raise UnsupportedFeature(
+            "a new image is not encrypted while it is converted to; make it with its secret first (vstore file create "
+            "--secret-file), then convert into it (--in-place)"
+        )
     if how.resume and target.format != "raw":
         raise UnsupportedFeature(f"a {target.format} image cannot be resumed, only raw; begin anew without resuming")
     if ("backing_file" in target.options) != bool(backing):

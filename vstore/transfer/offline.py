@@ -186,7 +186,16 @@ def create(place: Place, length: int | None, *, preallocation: str = "off", opti
             length = parents[0].geometry.length if length is None else length
     if length is None:
         raise InvalidArgument("say how long the disk is; only one with a backing file is as long as that by itself")
-    create_image(place.format, place.path, length, preallocation=preallocation, options=options)
+    secret = _secret_of(place, options)
+    create_image(place.format, place.path, length, preallocation=preallocation, options=options, secret=secret)
+
+
+def _secret_of(place: Place, options: Options) -> bytes | None:
+    """That of a new image, the first; all of them open what it names, and an overlay need not be encrypted itself."""
+    if place.secrets and place.format == "raw":
+        raise InvalidArgument("raw images are not encrypted, so they have no secret; make a luks or qcow2 image")
+    only_for_parents = "backing_file" in options and "encrypt.format" not in options
+    return place.secrets[0] if place.secrets and not only_for_parents else None
 
 
 @_told
@@ -199,7 +208,8 @@ def clone(base: Place, target: Place, options: Options | None = None) -> None:
     with base.opened() as parents:
         length = parents[0].geometry.length
     backing = {"backing_file": name, "backing_fmt": base.format}
-    create_image(target.format, target.path, length, options={**(options or {}), **backing})
+    options = {**(options or {}), **backing}
+    create_image(target.format, target.path, length, options=options, secret=_secret_of(target, options))
 
 
 @_told

@@ -37,6 +37,7 @@ def _emit(path: str, format: str, output: str, *, quiet: bool = False) -> None:
 @click.option("--backing", "-b", metavar="NAME", help="Backing file, as the image is to name it.")
 @click.option("--backing-format", "-F", type=FORMAT, help="Format of the backing file.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
 def create_(path: str, size: int | None, *, format_: str, output: str, quiet: bool, **options: Any) -> None:
@@ -44,7 +45,7 @@ def create_(path: str, size: int | None, *, format_: str, output: str, quiet: bo
     from vstore.transfer import offline
 
     named = merged(options["options"], backing_file=options["backing"], backing_fmt=options["backing_format"])
-    place = offline.Place(path, format_, options["beneath"])
+    place = offline.Place(path, format_, options["beneath"], secrets=options["secrets"])
     with refusals("create"):
         offline.create(place, size, preallocation=options["preallocation"], options=named)
         _emit(path, format_, output, quiet=quiet)
@@ -57,6 +58,7 @@ def create_(path: str, size: int | None, *, format_: str, output: str, quiet: bo
 @click.option("--to-format", "-O", "to", type=FORMAT, default="qcow2", show_default=True, help="Format of the overlay.")
 @options_option
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
 def clone_(base: str, path: str, *, format_: str, to: str, output: str, quiet: bool, **options: Any) -> None:
@@ -66,9 +68,10 @@ def clone_(base: str, path: str, *, format_: str, to: str, output: str, quiet: b
     """
     from vstore.transfer import offline
 
+    secrets = options["secrets"]
     with refusals("clone"):
-        beneath = options["beneath"]
-        offline.clone(offline.Place(base, format_, beneath), offline.Place(path, to), merged(options["options"]))
+        below = offline.Place(base, format_, options["beneath"], secrets=secrets)
+        offline.clone(below, offline.Place(path, to, secrets=secrets), merged(options["options"]))
         _emit(path, to, output, quiet=quiet)
 
 

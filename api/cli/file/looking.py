@@ -53,13 +53,15 @@ def info_(path: str, *, format_: str | None, chain: bool, beneath: Any, shared: 
 @click.option("--start-offset", "-s", "start", type=Size(), default=0, help="Only from this byte on.")
 @click.option("--max-length", "-l", "length", type=Size(), help="Only so many bytes.")
 @beneath_option
+@secret_option
 @output_option
-def map_(path: str, *, format_: str, start: int, length: int | None, beneath: Any, output: str) -> None:
+def map_(path: str, *, format_: str, start: int, length: int | None, output: str, **options: Any) -> None:
     """Show which bytes of the disk PATH lie where, over its whole backing chain."""
     from vstore.transfer import offline
 
     with refusals("map"):
-        emit_map(offline.map_(offline.Place(path, format_, beneath), start, length), output)
+        place = offline.Place(path, format_, options["beneath"], secrets=options["secrets"])
+        emit_map(offline.map_(place, start, length), output)
 
 
 @click.command("check")
@@ -97,6 +99,7 @@ def check_(path: str, *, format_: str, repair: str | None, quiet: bool, output: 
 @options_option
 @click.option("--snapshot", "-l", help="Of an internal snapshot of PATH, by ID or name.")
 @beneath_option
+@secret_option
 @output_option
 def measure_(path: str | None, *, output: str, **options: Any) -> None:
     """Tell how long a new image with the disk PATH would get: as far as it is used, and when it is written full."""
@@ -107,7 +110,9 @@ def measure_(path: str | None, *, output: str, **options: Any) -> None:
     with refusals("measure"):
         source = options["size"]
         if path is not None:
-            source = offline.Place(path, options["format_"], options["beneath"], options["snapshot"])
+            source = offline.Place(
+                path, options["format_"], options["beneath"], options["snapshot"], options["secrets"]
+            )
         told = offline.measure(source, options["to"], merged(options["options"]))
     if output == "json":
         emit_json(told)

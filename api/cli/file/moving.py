@@ -57,7 +57,7 @@ def convert_(source: str, target: str, *, format_: str, to: str, quiet: bool, ou
     from vstore.transfer import offline
 
     place = offline.Place(source, format_, options["beneath"], options["snapshot"], options["secrets"])
-    onto = offline.Place(target, to, options["beneath"])
+    onto = offline.Place(target, to, options["beneath"], secrets=options["secrets"])
     named = merged(options["options"], backing_file=options["backing"], backing_fmt=options["backing_format"])
     with refusals("convert"):
         with bar("converting", quiet=quiet or output == "json") as progress:
@@ -90,15 +90,17 @@ def _refuse_with_in_place(options: dict[str, Any], named: dict[str, object]) -> 
 @click.option("--pattern", type=int, default=0, help="Byte to write.")
 @click.option("--flush-interval", type=int, default=0, help="Flush after so many writes; 0: never.")
 @beneath_option
+@secret_option
 @quiet_option
 @output_option
-def bench_(path: str, *, format_: str, beneath: Any, quiet: bool, output: str, **load: Any) -> None:
+def bench_(path: str, *, format_: str, quiet: bool, output: str, **load: Any) -> None:
     """Measure how fast the image PATH answers, through vstore's data plane."""
     from api.cli.output import emit_json, emit_object
     from vstore.transfer import offline
 
     with refusals("bench"), bar("measuring", quiet=quiet or output == "json") as progress:
-        told = offline.bench_file(offline.Place(path, format_, beneath), load, progress)
+        place = offline.Place(path, format_, load.pop("beneath"), secrets=load.pop("secrets"))
+        told = offline.bench_file(place, load, progress)
     if output == "json":
         emit_json(told)
     elif not quiet:
