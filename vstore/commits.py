@@ -103,8 +103,8 @@ class Commits:
         block meets (its parent cannot be read, say) is raised when all others are durable."""
         with self.turn:
             done = False
-            while pending := self._volume.pending:
-                changes, failed = self._volume.commit_begin(pending)
+            while self._volume.pending:
+                changes, failed = self._volume.commit_begin()
                 try:
                     self._commit(changes)
                 except ImageError as error:

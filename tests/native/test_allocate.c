@@ -191,6 +191,29 @@ static void test_a_zeroing_that_was_committed_in_vain_is_told_again_before_later
 	driver_free(driver);
 }
 
+/* Rows of zeros are told first, so a young one would keep an older write out, and a flush that waits for that. */
+static void test_a_commit_that_has_no_room_for_all_changes_does_not_begin(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	struct buffer out = data_out(driver, PAGE, 3);
+	vs_change changes[4];
+
+	(void)state;
+	become_empty(driver);
+	assert_int_equal(vs_volume_set_run(driver->volume, 1, 1, entry_of(VS_DATA, 0, CLUSTER)), 0);
+	assert_good(command(driver, write_10(8, 8), &out, 1, NULL, 0), RESPONSE);
+	uint32_t room = (uint32_t)vs_volume_pending(driver->volume);
+	struct cdb zeros = write_same_16(CLUSTER / BLOCK, CLUSTER / BLOCK, true, true);
+	assert_good(command(driver, zeros, NULL, 0, NULL, 0), RESPONSE);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, room, &failed), -E2BIG);
+	assert_int_equal(vs_volume_pending(driver->volume), 2);
+	assert_int_equal(vs_volume_commit_begin(driver->volume, changes, COUNT(changes), &failed), 2);
+	assert_int_equal(changes[0].block, 1);
+	assert_int_equal(changes[1].entry, entry_of(VS_DATA, 0, 0));
+	assert_int_equal(vs_volume_commit_end(driver->volume, 1), 0);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -200,6 +223,7 @@ int main(void)
 		cmocka_unit_test(test_a_write_that_must_be_durable_never_takes_a_new_block_by_itself),
 		cmocka_unit_test(test_unmapped_blocks_are_told_as_holes_and_their_room_is_let_go),
 		cmocka_unit_test(test_a_zeroing_that_was_committed_in_vain_is_told_again_before_later_writes),
+		cmocka_unit_test(test_a_commit_that_has_no_room_for_all_changes_does_not_begin),
 		cmocka_unit_test(test_a_disk_in_a_second_file_is_flushed_there),
 	};
 

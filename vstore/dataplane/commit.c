@@ -122,14 +122,14 @@ int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room,
 
 	*failed = 0;
 	pthread_mutex_lock(&volume->lock);
-	if (volume->commit_open) {
+	if (volume->commit_open || room < volume->batch_count) {
+		int error = volume->commit_open ? -EBUSY : -E2BIG;
 		pthread_mutex_unlock(&volume->lock);
-		return -EBUSY;
+		return error;
 	}
 	volume->commit_open = true;
 	/* what is queued from now on, perhaps for the second time, is the next batch's */
-	if (room > volume->batch_count)
-		room = volume->batch_count;
+	room = volume->batch_count;
 	uint32_t count = zeros_begin(volume, changes, room);
 	for (uint32_t taken = count; taken < room && (fresh = next_of_batch(volume)); taken++) {
 		uint64_t unused = 0;

@@ -138,8 +138,9 @@ typedef struct {
 	uint64_t allocated, zero;
 	uint64_t unused; /* DATA: a place from the window that nothing names after all; 0: none */
 } vs_change;
-/* The changes since the last commit, filled and ready; -EBUSY: a commit is under way. *failed: 0, or what kept some others
- * from being so (-ENOBUFS: the window is empty), which are in the next batch. */
+/* All changes since the last commit, filled and ready; -EBUSY: a commit is under way; -E2BIG: there are more than `room`.
+ * None may be left behind: rows of zeros come first, however young. *failed: 0, or what kept some from being ready
+ * (-ENOBUFS: the window is empty), which are in the next batch. */
 int vs_volume_commit_begin(vs_volume *volume, vs_change *changes, uint32_t room, int *failed);
 /* committed = 0: it failed, and all of them will be in the next batch. */
 int vs_volume_commit_end(vs_volume *volume, int committed);

@@ -13,6 +13,7 @@ from vstore.dataplane.native import checked, failure, ffi, lent, lib, made
 
 Bytes = bytes | bytearray | memoryview
 _CHANGE = struct.Struct("=6Q")
+_SPARE_ROOM = 64  # changes that come while a commit begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +210,16 @@ class Volume:
         """Blocks that the next commit will name."""
         return int(lib.vs_volume_pending(self.pointer))
 
-    def commit_begin(self, room: int) -> tuple[list[MapChange], OSError | None]:
-        """The changes since the last commit, ready to be told; blocks while they are filled. And what kept others from
+    def commit_begin(self) -> tuple[list[MapChange], OSError | None]:
+        """All changes since the last commit, ready to be told; blocks while they are filled. And what kept others from
         being so, which are in the next batch."""
-        changes, failed = ffi.new("vs_change[]", room), ffi.new("int *")
+        room, count, failed = 0, -errno.E2BIG, ffi.new("int *")
+        while count == -errno.E2BIG:  # others write between the two calls
+            room = max(2 * room, self.pending + _SPARE_ROOM)
+            changes = ffi.new("vs_change[]", room)
+            count = lib.vs_volume_commit_begin(self.pointer, changes, room, failed)
         call = f"volume_commit_begin({room})"
-        count = checked(lib.vs_volume_commit_begin(self.pointer, changes, room, failed), call)
+        checked(count, call)
         words = ffi.buffer(changes)[0 : count * _CHANGE.size]
         return [MapChange(*row) for row in _CHANGE.iter_unpack(words)], failure(failed[0], call)
 
