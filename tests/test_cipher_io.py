@@ -3,6 +3,7 @@
 import asyncio
 import random
 import resource
+from array import array
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from formats.qcow2.check import check
 from formats.registry import create_image, open_chain, open_image
 from tests.formats.contract import change_randomly
 from tests.formats.reference import Reference, run
+from vstore.chain import Chain
 from vstore.disk import Disk
 from vstore.scsi.medium import Held
 
@@ -259,4 +261,23 @@ def test_what_has_room_is_told_of_an_encrypted_disk_too(tmp_path: Path) -> None:
     assert disk.status_blocking(512, disk.length - 512) == told
     disk.flush_blocking()
     assert disk.status_blocking(512, disk.length - 512) == told
+    disk.close()
+
+
+def test_a_look_at_what_has_room_is_bounded_and_asks_for_many_blocks_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = opened(made(tmp_path / "disk", "qcow2", 1 << 40, cluster_size=65536), "qcow2")
+    asked: list[int] = []
+    entries = Chain.entries
+
+    def counted(chain: Chain, first: int, count: int, *, top: int = 0) -> "array[int]":
+        asked.append(count)
+        return entries(chain, first, count, top=top)
+
+    monkeypatch.setattr(Chain, "entries", counted)
+    rows = disk.status_blocking(512, disk.length - 512)
+    assert rows[:2] == [(4096 * 65536 - 512, False), (4096 * 65536, False)]
+    assert len(asked) == len(rows) == 256
+    assert set(asked) == {4096}
     disk.close()

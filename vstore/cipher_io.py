@@ -24,6 +24,7 @@ from vstore.dataplane import Volume
 _PLACE = (1 << 48) - 1  # of an entry
 _AHEAD = 64  # blocks reserved at once
 _MOST_PENDING = 4096  # changes
+_AT_ONCE = 4096  # blocks of one look at what has room
 
 Bytes = bytes | bytearray | memoryview
 
@@ -110,17 +111,14 @@ class CipherIo:
     def status(self, offset: int, length: int) -> tuple[int, bool]:
         """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros)."""
         _check(offset, length, self._volume.length)
+        first = offset // self._size
+        count = min(-(-(offset + length) // self._size) - first, _AT_ONCE)
         with self._lock, _told():
-            states = (self._has_room(at // self._size) for at, _ in self._pieces(offset, length))
-            first, count = next(states), 1
-            for _ in itertools.takewhile(lambda state: state is first, itertools.islice(states, _MOST_PENDING)):
-                count += 1
-        return min(length, count * self._size - offset % self._size), first
-
-    def _has_room(self, block: int) -> bool:
-        change = self._pending.get(block)
-        word = self._chain.entries(block, 1)[0] if change is None else change.entry
-        return word >> 60 not in (BlockState.HOLE, BlockState.ZERO)
+            words = self._chain.entries(first, count)
+            changes = (self._pending.get(block) for block in range(first, first + count))
+            states = [_has_room(new.entry if new else old) for old, new in zip(words, changes, strict=True)]
+        alike = sum(1 for _ in itertools.takewhile(lambda state: state is states[0], states))
+        return min(length, alike * self._size - offset % self._size), states[0]
 
     @contextlib.contextmanager
     def held(self, offset: int, length: int) -> Iterator[None]:
@@ -182,6 +180,10 @@ class CipherIo:
         done = 0
         while done < len(data):
             done += os.pwrite(layer.descriptor, memoryview(data)[done:], offset + done)
+
+
+def _has_room(word: int) -> bool:
+    return word >> 60 not in (BlockState.HOLE, BlockState.ZERO)
 
 
 def _check(offset: int, length: int, end: int) -> None:

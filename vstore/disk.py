@@ -29,7 +29,7 @@ from vstore.live_snapshot import LiveSnapshots
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_MOST_ROWS = 1024  # of one look at what has room
+_MOST_ROWS = 256  # of one look at what has room: so many a GET LBA STATUS tells at most
 _THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
 
 Bytes = bytes | bytearray | memoryview

@@ -10,11 +10,12 @@ from tests.vhost_user.conftest import Rig, rig
 from tests.vhost_user.driver import TEST_UNIT_READY, address, answer, ask, clear_attention, command, read10, until
 from tests.vhost_user.slow_medium import SlowMedium
 from vstore.dataplane import GATE_READ, GATE_WRITE, LunSettings, Volume
-from vstore.scsi.commands import SanitizeOverwrite
+from vstore.scsi.commands import SanitizeOverwrite, Verify16
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import ITNexus
+from vstore.vhost_user.layout import Code
 
 OPEN = GATE_READ | GATE_WRITE
 
@@ -187,6 +188,24 @@ async def test_removal_waits_for_slow_commands_which_end_well(device_rig: Rig) -
     medium.gate.set()
     await asyncio.wait_for(removing, 10)
     assert answer(request).status == 0
+
+
+@pytest.mark.parametrize("verb", ["unmap_lun", "settled"])
+async def test_nobody_has_to_wait_for_commands_that_do_not_end(
+    device_rig: Rig, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A guest may verify terabytes, again and again: what asks for its unit, or for the whole process, goes first."""
+    monkeypatch.setattr("vstore.vhost_user.request_queue.PATIENCE", 0.01)
+    medium = SlowMedium(4 << 20)
+    device_rig.endpoint.connected()
+    device_rig.endpoint.map_lun(0, 1, LogicalUnit(medium, Identity("SLOW")), None)
+    await clear_attention(device_rig, address(lun=1))
+    verify = Verify16.build(verification_length=(4 << 20) // 512)
+    requests = [device_rig.device.fetch(2, command(verify, lun=address(lun=1)), b"", 0) for _ in range(3)]
+    await until(lambda: medium.begun == 3)
+    await asyncio.wait_for(getattr(device_rig.endpoint, verb)(0, 1), 10)
+    assert [answer(request).code for request in requests] == [Code.BUSY] * 3
+    assert medium.ended == 3
 
 
 async def test_removal_gives_up_a_sanitize_that_would_take_for_days(device_rig: Rig) -> None:

@@ -21,6 +21,8 @@ from vstore.vhost_user.layout import Code, CommandHeader, CommandResponse
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 10.0  # seconds, for commands to end by themselves before somebody who waits for their unit ends them
+
 Running = Coroutine[Any, Any, Response]
 
 
@@ -105,6 +107,14 @@ class RequestQueue:
         if futures:
             await asyncio.wait(futures)
         self._completions.flush()
+
+    async def left(self, target: int, lun: int) -> None:
+        """Returns when every command for this address has been answered; those that take long end with BUSY, so
+        that an initiator tries them again."""
+        commands = self.of(target, lun)
+        if futures := [command.future for command in commands if command.future]:
+            await asyncio.wait(futures, timeout=PATIENCE)
+        await self.end(commands, Code.BUSY)
 
     def of(self, target: int, lun: int) -> list[Command]:
         """Commands for this address that are not answered yet."""

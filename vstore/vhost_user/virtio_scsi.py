@@ -116,7 +116,7 @@ class ScsiEndpoint:
         with self._luns.held([mapped]):
             self._luns.hide(mapped)
             mapped.unit.give_up()  # a SANITIZE may take for days, and its command waits for it
-            await self._requests.ended(self._requests.of(target, lun))
+            await self._requests.left(target, lun)
             await self._luns.drained([mapped])
             self._luns.remove(mapped)
         await mapped.unit.settle()
@@ -126,7 +126,7 @@ class ScsiEndpoint:
         """Returns when every command for the unit that came before has ended; the unit stays. Raises LookupError."""
         mapped = self._luns[target, lun]
         with self._luns.held([mapped]):
-            await self._requests.ended(self._requests.of(target, lun))
+            await self._requests.left(target, lun)
             await self._luns.drained([mapped])
 
     def capacity_changed(self, target: int, lun: int) -> None:
