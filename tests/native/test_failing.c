@@ -91,6 +91,23 @@ static void test_blocks_that_could_not_be_zeroed_are_not_told_as_zeroed(void **s
 	}
 }
 
+/* The image that it was asked of has changed: a block that is a snapshot's too now must not be written to in place. */
+static void test_a_map_is_forgotten_even_without_memory(void **state)
+{
+	vs_volume *volume = volume_with(entry_of(VS_DATA, 0, 0), &copies);
+
+	(void)state;
+	assert_int_equal(vs_volume_set_run(volume, 0, 1, entry_of(VS_HOLE, 0, 0)), 0); /* so that there are pages */
+	assert_int_equal(vs_volume_quiesce(volume), 0);
+	short_at = 1;
+	assert_int_equal(vs_volume_forget(volume), 0);
+	assert_int_equal(short_at, NEVER);
+	assert_int_equal(vs_volume_resume(volume), 0);
+	for (uint64_t block = 0; block < BLOCKS; block++)
+		assert_int_equal(state_at(volume, block), VS_NOT_LOADED);
+	vs_volume_release(volume);
+}
+
 struct copying {
 	vs_volume *volume;
 	int error;
@@ -212,6 +229,7 @@ static void test_a_volume_that_could_not_be_made_leaves_no_descriptor(void **sta
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_map_is_forgotten_even_without_memory),
 		cmocka_unit_test(test_blocks_that_could_not_be_zeroed_are_not_told_as_zeroed),
 		cmocka_unit_test(test_zeros_are_not_written_over_by_what_a_parent_had_compressed_there),
 		cmocka_unit_test(test_writes_that_follow_each_other_do_not_keep_a_block_from_being_filled),

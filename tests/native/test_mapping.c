@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -28,6 +29,15 @@ ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int fl
 {
 	calls++;
 	return syscall(SYS_preadv2, fd, iov, count, offset, 0, flags);
+}
+
+static long faults; /* that waited for a disk */
+
+int getrusage(__rusage_who_t who, struct rusage *usage)
+{
+	(void)who;
+	*usage = (struct rusage){ .ru_majflt = faults };
+	return 0;
 }
 
 static unsigned calls_to_read(struct driver *driver, uint32_t lba, uint8_t expected)
@@ -154,6 +164,21 @@ static void test_one_read_from_the_page_cache_finds_what_lies_about_it(void **st
 	driver_free(driver);
 }
 
+static void test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies_only(void **state)
+{
+	static const uint8_t bytes[CLUSTER] = { 'A' };
+	struct driver *driver = driver_with_disk(ON_DISK, with_uring);
+	const long most = 64;
+
+	(void)state;
+	faults = 0;
+	assert_int_equal(pwrite(driver->disk, bytes, sizeof(bytes), 0), sizeof(bytes));
+	assert_int_equal(calls_to_read(driver, 0, 'A'), 1);
+	while (!calls_to_read(driver, 0, 'A'))
+		assert_in_range(++faults, 1, most);
+	driver_free(driver);
+}
+
 static void test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while(void **state)
 {
 	struct layer layer = { .local = true };
@@ -177,6 +202,7 @@ int main(void)
 		cmocka_unit_test(test_only_files_of_a_lun_are_mapped),
 		cmocka_unit_test(test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it),
 		cmocka_unit_test(test_one_read_from_the_page_cache_finds_what_lies_about_it),
+		cmocka_unit_test(test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies_only),
 		cmocka_unit_test(test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while),
 	};
 

@@ -2,7 +2,7 @@
  * test_mover.c - stretches of random pieces, copied by several threads: every byte where the places say, under sanitizers.
  */
 #define _GNU_SOURCE
-#include "../../vstore/dataplane/mover.h"
+#include "../../vstore/dataplane/chunk.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -159,12 +159,44 @@ static void is_freed_while_it_works(void **state)
 	close(source);
 }
 
+static void long_units_are_copied_with_room_for_two(void **state)
+{
+	enum { LONG = 32 << 20, END = 3 * LONG - 512 };
+	int source = memfd_create("source", 0), target = memfd_create("target", 0);
+	vs_mover *mover = vs_mover_new(target, LONG, 3);
+	const vs_piece pieces[] = { { 512, 512, 0, source }, { 2 * LONG, LONG - 512, 0, source } };
+	const vs_room room = { LONG, 2 * LONG };
+	uint64_t places[3], bytes = 0;
+	const vs_stretch now = { 0, END, pieces, &room, places, 2, 1 };
+	uint8_t found;
+
+	(void)state;
+	assert_non_null(mover);
+	for (uint32_t n = 0; n < SLOTS; n++)
+		bytes += mover->chunks[n].bytes ? mover->chunk : 0;
+	assert_int_equal(bytes, 2 * LONG);
+	assert_int_equal(pwrite(source, "A", 1, 0), 1);
+	assert_int_equal(vs_mover_start(mover, &now), 0);
+	assert_int_equal(vs_mover_wait(mover), 0);
+	assert_int_equal(places[0], LONG);
+	assert_int_equal(places[1], UINT64_MAX);
+	assert_int_equal(places[2], 2 * LONG);
+	for (uint32_t n = 0; n < 2; n++) {
+		assert_int_equal(pread(target, &found, 1, (off_t)(pieces[n].start + LONG - n * LONG)), 1);
+		assert_int_equal(found, 'A');
+	}
+	vs_mover_free(mover);
+	close(target);
+	close(source);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(copies_random_pieces),
 		cmocka_unit_test(ends_at_the_first_error),
 		cmocka_unit_test(is_freed_while_it_works),
+		cmocka_unit_test(long_units_are_copied_with_room_for_two),
 	};
 
 	return cmocka_run_group_tests_name("mover", tests, NULL, NULL);

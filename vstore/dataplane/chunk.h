@@ -9,7 +9,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-enum { CHUNK = 1 << 20, SLOTS = 8, MOST_THREADS = 64 };
+enum { CHUNK = 1 << 20, SLOTS = 8, FEWEST_SLOTS = 2, MOST_BYTES = 64 << 20, MOST_THREADS = 64 };
 enum chunk_state { EMPTY, READING, READY, WRITING };
 
 /* `where`: for each unit its place in the target, or NOWHERE. */
@@ -28,7 +28,8 @@ struct vs_mover {
 	uint32_t started;
 	int target;
 	uint64_t unit, chunk;
-	struct chunk chunks[SLOTS]; /* number n has slot n % SLOTS */
+	uint32_t slots;             /* fewer where units are long: one is read while another is written */
+	struct chunk chunks[SLOTS]; /* number n has slot n % slots */
 	vs_stretch now;             /* under way, if it has pieces; it and all below is changed under the lock */
 	uint64_t next;              /* where the chunk that nobody has taken yet begins */
 	uint32_t piece, room;       /* the first that is not used up */

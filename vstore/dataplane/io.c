@@ -19,7 +19,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { FAULT_CHECK_EVERY = 256, SLOW_NS = 2000000, WARY_WRITES = 4096 };
+enum { FAULT_CHECK_EVERY = 61, SLOW_NS = 2000000, WARY_WRITES = 4096 };
 
 struct layer *io_layer(const struct io *io)
 {
@@ -28,14 +28,15 @@ struct layer *io_layer(const struct io *io)
 
 /* ---- copying from a mapping --------------------------------------------------------------------- */
 
-/* Copies that had to wait for a disk show as major faults of this thread: then no bit can be trusted any more. */
+/* Copies that had to wait for a disk show as major faults of this thread: then no bit can be trusted any more. Few may pass
+ * before it is asked, as each keeps the whole loop waiting, and one window of pages has hundreds of bits. */
 static void watch_faults(struct loop *loop, struct layer *layer)
 {
 	struct rusage usage;
 
 	if (++loop->hot_copies % FAULT_CHECK_EVERY || getrusage(RUSAGE_THREAD, &usage))
 		return;
-	if (usage.ru_majflt != loop->major_faults && loop->major_faults >= 0)
+	if (usage.ru_majflt != loop->major_faults)
 		layer_forget_resident(layer, 0, INT64_MAX);
 	loop->major_faults = usage.ru_majflt;
 }

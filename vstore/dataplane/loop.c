@@ -315,7 +315,6 @@ int loop_open(struct loop *loop, struct vs_device *device, uint32_t index)
 
 	loop->device = device;
 	loop->index = index;
-	loop->major_faults = -1;
 	pthread_mutex_init(&loop->lock, NULL);
 	epoch_add_loop(loop);
 	loop->epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -356,13 +356,16 @@ int map_forget(struct vs_volume *volume)
 		if (!all_idle(volume->held[i]))
 			return -EBUSY;
 	_Atomic uint64_t *pages = calloc(volume->page_count, sizeof(*pages));
-	if (!pages)
-		return -ENOMEM;
 	packed_forget(volume);
 	while (volume->held_count)
 		put_word(volume, volume->held[volume->held_count - 1]->number, VS_NOT_LOADED);
-	volume_retire(volume, (void *)volume->pages, 0);
-	atomic_store_explicit(&volume->pages, pages, memory_order_release);
+	/* the image has changed already: it must not fail, so without memory it takes its time */
+	for (uint64_t i = 0; !pages && i < volume->page_count; i++)
+		atomic_store_explicit(&volume->pages[i], VS_NOT_LOADED, memory_order_release);
+	if (pages) {
+		volume_retire(volume, (void *)volume->pages, 0);
+		atomic_store_explicit(&volume->pages, pages, memory_order_release);
+	}
 	atomic_store_explicit(&volume->whole, 0, memory_order_release);
 	return 0;
 }

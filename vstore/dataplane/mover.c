@@ -21,7 +21,7 @@
 /* The next chunk to be read, under the lock; NULL: none, or none now. */
 static struct chunk *take(struct vs_mover *mover)
 {
-	struct chunk *chunk = &mover->chunks[mover->taken % SLOTS];
+	struct chunk *chunk = &mover->chunks[mover->taken % mover->slots];
 	const vs_piece *piece = &mover->now.pieces[mover->piece];
 
 	while (mover->piece < mover->now.piece_count && piece->start + piece->length <= mover->next)
@@ -73,7 +73,7 @@ static void write_next(struct vs_mover *mover, struct chunk *chunk)
 /* Under the lock; false: there is nothing to do now. */
 static bool work(struct vs_mover *mover)
 {
-	struct chunk *next = &mover->chunks[mover->written % SLOTS], *chunk;
+	struct chunk *next = &mover->chunks[mover->written % mover->slots], *chunk;
 
 	if (mover->error || !mover->now.pieces)
 		return false;
@@ -126,7 +126,10 @@ static void start_threads(struct vs_mover *mover, uint32_t threads)
 
 static int make_buffers(struct vs_mover *mover)
 {
-	for (uint32_t n = 0; n < SLOTS; n++) {
+	uint64_t room = lesser(MOST_BYTES / mover->chunk, SLOTS);
+
+	mover->slots = room < FEWEST_SLOTS ? FEWEST_SLOTS : (uint32_t)room;
+	for (uint32_t n = 0; n < mover->slots; n++) {
 		struct chunk *chunk = &mover->chunks[n];
 
 		chunk->where = malloc(mover->chunk / mover->unit * sizeof(uint64_t));
