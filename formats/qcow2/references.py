@@ -123,6 +123,8 @@ class Walk:
         )
         self.tables = SparseCounts()  # the disk's L2 tables, by their offsets
         self.more = 0  # findings that are not kept
+        self._snapshots: Sequence[snapshot_table.Snapshot] = ()
+        self._bitmaps: Sequence[bitmap_directory.BitmapEntry] = ()
         self._next = 0  # where the next cluster would lie if nothing were fragmented
 
     def run(self) -> None:
@@ -130,11 +132,14 @@ class Walk:
         start = self.header.start
         self.name(0, self._size, "the header")
         self.name(start.l1_table_offset, start.l1_size * WORD, "the L1 table")
+        # before the disk's own tables, because what such a table seems to share with these is not repaired in place
+        self._guarded("the LUKS header", self._encryption)
+        self._guarded("the snapshots", self._read_snapshots)
+        self._guarded("the bitmaps", self._read_bitmaps)
         self._l1(start.l1_table_offset, start.l1_size, self.tables)
         self._l2_tables(self.tables, active=True)
-        self._guarded("the LUKS header", self._encryption)
-        self._guarded("the snapshots", self._snapshots)
-        self._guarded("the bitmaps", self._bitmaps)
+        self._guarded("the snapshots", self._walk_snapshots)
+        self._guarded("the bitmaps", self._walk_bitmaps)
 
     def _guarded(self, what: str, walk: Callable[[], None]) -> None:
         try:
@@ -175,13 +180,13 @@ class Walk:
             elif table:
                 if table + self._size - self._file_end >= self._size:
                     self._find(f"L1 entry {index} is {word:#018x}: behind the end of the file", patch)
-                elif named is not self.tables and not self._may_be_table(table):
+                elif not self._may_be_table(table):
                     self._find(f"L1 entry {index} is {word:#018x}: on something that is no L2 table", patch)
                 else:
                     named.add(table, times)
 
     def _may_be_table(self, table: int) -> bool:
-        """What a snapshot calls one may be the disk's data."""
+        """What a snapshot calls one may be the disk's data, and what the disk calls one the table of snapshots."""
         return bool(self.tables.get(table)) or not self.counts.get(table // self._size)
 
     def words(self, offset: int, count: int) -> Iterator[tuple[int, int]]:
@@ -271,10 +276,12 @@ class Walk:
 
     # snapshots, bitmaps, encryption
 
-    def _snapshots(self) -> None:
-        snapshots = snapshot_table.read(self.file, self.header)
-        self.name(self.header.start.snapshots_offset, snapshot_table.length(snapshots), "the snapshot table")
-        places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in snapshots)
+    def _read_snapshots(self) -> None:
+        self._snapshots = snapshot_table.read(self.file, self.header)
+        self.name(self.header.start.snapshots_offset, snapshot_table.length(self._snapshots), "the snapshot table")
+
+    def _walk_snapshots(self) -> None:
+        places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in self._snapshots)
         named = SparseCounts()
         for (offset, size), times in self._apart(places, "the L1 table of a snapshot"):
             if offset % self._size or size * WORD > disk.MAX_L1_BYTES:
@@ -302,14 +309,16 @@ class Walk:
             where = self.header.encryption
             self.name(where.offset, where.length, "the LUKS header")
 
-    def _bitmaps(self) -> None:
+    def _read_bitmaps(self) -> None:
         if not self.header.features.autoclear_features & disk.Autoclear.BITMAPS:
             return  # worthless as a whole, so what they hold is a leak
         where = bitmap_directory.pointer(self.header)
-        entries: Sequence[bitmap_directory.BitmapEntry] = bitmap_directory.read(self.file, self.header)
+        self._bitmaps = bitmap_directory.read(self.file, self.header)
         if where is not None:
             self.name(where.bitmap_directory_offset, where.bitmap_directory_size, "the bitmap directory")
-        places = Counter((entry.start.bitmap_table_offset, entry.start.bitmap_table_size) for entry in entries)
+
+    def _walk_bitmaps(self) -> None:
+        places = Counter((entry.start.bitmap_table_offset, entry.start.bitmap_table_size) for entry in self._bitmaps)
         for (offset, size), times in self._apart(places, "the table of a bitmap"):
             self.name(offset, size * WORD, "the table of a bitmap", times)
             for _, word in self.words(offset, size):
