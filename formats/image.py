@@ -272,7 +272,7 @@ class Image(abc.ABC):
         """Makes a batch of map changes durable, and before them all that was written to the image's files so far.
 
         A crash meanwhile leaves each block as it was or as it will be. What the changes let go of is free for the next
-        `reserve`. After an OSError the same batch may be handed over again.
+        `reserve`. After an OSError the same batch may be handed over again, if each block is in it once.
         """
         raise UnsupportedFeature(f"{self.format} images have no map to change; {len(changes)} changes were handed over")
 

@@ -15,6 +15,7 @@ import pytest
 
 from formats.errors import UnsupportedFeature
 from formats.image import BlockState, Change, HostExtent, Image, Layer
+from formats.qcow2.pages import Pages
 from formats.registry import open_chain
 from tests.formats.qcow2.oracle import assert_clean, open_qcow2, qemu_create
 from tests.formats.reference import run
@@ -151,6 +152,40 @@ def test_zeroes_over_a_new_block_survive_commits_that_fail_and_nothing_is_writte
     disk.flush_blocking()
     disk.close()
     assert_clean(path)
+
+
+@pytest.mark.parametrize("written", [[1], [5], [8], [0], [3, 4, 8], [*range(10)]])
+@pytest.mark.parametrize("most", [3, commits.MOST_BLOCKS])
+def test_what_is_written_into_a_row_of_zeroes_survives_a_commit_that_fails_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[int], most: int
+) -> None:
+    path, content = tmp_path / "disk.qcow2", bytearray(b"x" * MIB)
+    qemu_create(path, MIB)
+    monkeypatch.setattr(commits, "MOST_BLOCKS", most)
+    disk = Disk(open_qcow2(path))
+    disk.write_blocking(0, bytes(content))
+    disk.flush_blocking()
+    disk.write_zeroes_blocking(65536, 8 * 65536, deallocate=True)
+    content[65536 : 9 * 65536] = bytes(8 * 65536)
+    for block in written:
+        disk.write_blocking(block << 16, b"y" * 65536)
+        content[block << 16 : block + 1 << 16] = b"y" * 65536
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the host is full")
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Pages, "write_back", full)
+            with pytest.raises(OSError, match="host is full"):
+                disk.flush_blocking()
+    disk.flush_blocking()
+    assert disk.read_blocking(0, MIB) == content
+    disk.close()
+    assert_clean(path)
+    again = Disk(open_qcow2(path))
+    assert again.read_blocking(0, MIB) == content
+    again.close()
 
 
 class Medium:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 
@@ -180,11 +181,37 @@ class Commits:
             shared.set_result(None)
 
 
+def _latest(changes: Sequence[MapChange]) -> Iterator[MapChange]:
+    """Each block once, as the last of them has it. A row of zeros comes before what was written into it since: were a
+    commit that failed to try both again, the zeros would let go of the place that the write has got by then."""
+    single = {change.block: change for change in changes if change.blocks == 1}
+    if len(single) == len(changes):
+        yield from changes
+        return
+    blocks = sorted(single)
+    for change in changes:
+        if change.blocks > 1:
+            yield from _around(change, blocks)
+    yield from single.values()
+
+
+def _around(row: MapChange, blocks: Sequence[int]) -> Iterator[MapChange]:
+    """What is left of it between these blocks, which are sorted."""
+    at, end = row.block, row.block + row.blocks
+    for place in range(bisect_left(blocks, at), bisect_left(blocks, end)):
+        block = blocks[place]
+        if at < block:
+            yield row._replace(block=at, blocks=block - at)
+        at = block + 1
+    if at < end:
+        yield row._replace(block=at, blocks=end - at)
+
+
 def _batches(changes: Sequence[MapChange]) -> Iterator[list[Change]]:
-    """In order, for the image; rows of zeros may be far longer than it should change at once."""
+    """For the image; rows of zeros may be far longer than it should change at once."""
     batch: list[Change] = []
     room = MOST_BLOCKS
-    for change in changes:
+    for change in _latest(changes):
         done = 0
         while done < change.blocks:
             count = min(room, change.blocks - done)
