@@ -40,8 +40,11 @@ class FaultyGuest(Guest):
     """What fails is marked, and never answered."""
 
     fault: Fault
+    _failed = False
 
     def _open(self) -> None:
+        if self._failed and self.fault.kind == Kind.BARRIER:
+            raise OSError(EIO, "a barrier has failed, so what the page cache shows may not be on the disk")
         for _ in range(TRIES - 1):
             with contextlib.suppress(OSError, ImageError):
                 return super()._open()
@@ -64,6 +67,8 @@ class FaultyGuest(Guest):
         except (OSError, ImageError) as error:
             self._mark(failed=number, error=str(error))
             self._failed = True
+            if verb == "close" and self.fault.kind == Kind.BARRIER:
+                raise  # nobody may go on with the file
         else:
             self._mark(answer=number)
 

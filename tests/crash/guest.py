@@ -272,8 +272,9 @@ class Guest:
 
     def _abandon(self) -> None:
         """The process that has the disk is gone: what it had reserved has leaked, what it counted late is wrong. Then
-        the image is repaired."""
-        self._flush()
+        the image is repaired. What could not be flushed is gone with the process, as where a close fails."""
+        with self._asked("close"):
+            self._disk.flush_blocking()
         abandoned(self._disk)
         with HostFile.from_path(self._files / TOP) as file, self._asked("move"):
             check(file, repair="all")

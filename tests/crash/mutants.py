@@ -230,7 +230,7 @@ MUTANTS = {
     "data file forgotten": Mutant("data file", _data_file_forgotten),
     "parent seen in a shrink": Mutant("raw parent", _parent_seen_in_shrink),
     "tail not cleared": Mutant("raw parent", _tail_not_cleared),
-    "second version not durable": Mutant("snapshots come and go", lambda: _without_barriers_in(Switch, "_lay_out")),
+    "second version not durable": Mutant("snapshots come and go", lambda: _without_barriers_in(Switch, "lay_out")),
     "overlay emptied first": Mutant("to and from a raw parent", _overlay_emptied_first),
     "parent named first": Mutant("to and from a raw parent", lambda: _without_barriers_in(Disk, "name_parent")),
     "header in one write": Mutant("to and from a raw parent", _header_in_one_write),

@@ -66,6 +66,10 @@ class Event:
         return Kind.WRITE <= self.kind <= Kind.ALLOCATE
 
     @property
+    def failed_barrier(self) -> bool:
+        return self.kind == Kind.FAILURE and self.offset == Kind.BARRIER
+
+    @property
     def answers(self) -> bool:
         """Whether the guest is told something, which must be true from then on."""
         return self.kind == Kind.MARK and "answer" in self.mark

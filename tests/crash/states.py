@@ -59,7 +59,7 @@ class Replay:
             self._durable[event.file], self._pending[event.file] = bytearray(), []
         elif event.kind == Kind.BARRIER:
             self._settle(event.file)
-        elif event.kind == Kind.FAILURE and event.offset == Kind.BARRIER:
+        elif event.failed_barrier:
             for waiting in self._pending[event.file]:
                 waiting.doomed = True
         elif event.changes:
@@ -155,17 +155,19 @@ def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, l
     """Draws for each position: a third of them prefixes, if there are as many, the rest subsets where most is pending.
 
     Right before a barrier everything since the one before is pending, so all that may be lost on the way there may also
-    be lost there. Where a header is pending, which switches from old to new, up to a third of all draws are those that
-    part it from the others, or tear it."""
+    be lost there; so it is before one that fails, and at the end. Where a header is pending, which switches from old to
+    new, up to a third of all draws are those that part it from the others, or tear it."""
     replay = Replay(recording)
     prefixes, subsets, switches, tears = [(0, 0)], [], [], []
-    for event in recording.events:
-        if event.kind == Kind.BARRIER:
+    for event in [*recording.events, None]:
+        if event is None or event.kind == Kind.BARRIER or event.failed_barrier:
             draws = 2 + (3 + TEARS) * replay.pending
             subsets += [(replay.position, draw) for draw in range(1, draws)]
             parted, torn = replay.switching()
             switches += [(replay.position, draw) for draw in parted]
             tears += [(replay.position, draw) for draw in torn]
+        if event is None:
+            break
         replay.advance()
         if event.changes or event.answers:
             prefixes.append((replay.position, 0))
