@@ -333,6 +333,33 @@ async def test_another_write_to_a_held_range_waits_and_one_beside_it_does_not(di
     assert await disk.read(4096, 4) == b"mine"
 
 
+async def test_steps_on_a_held_range_and_snapshots_flushes_and_commits_never_wait_for_each_other(
+    tmp_path: Path,
+) -> None:
+    """More steps than the disk has threads, all on one block, while the whole disk is quiesced again and again."""
+    create_image("qcow2", tmp_path / "disk", 4 * MIB, options={"cluster_size": 65536})
+    disk = Disk(open_image("qcow2", tmp_path / "disk"))
+
+    def count(medium: Held) -> None:
+        number = int.from_bytes(medium.read(0, 512))
+        medium.write(0, (number + 1).to_bytes(512))
+        if number % 8 == 0:
+            medium.flush()
+
+    async def snapshots() -> None:
+        for number in range(6):
+            await asyncio.to_thread(disk.snapshot, f"s{number}")
+            await asyncio.to_thread(disk.delete_snapshot, f"s{number}")
+
+    steps = [disk.alone(0, 512, count) for _ in range(120)]
+    others = [disk.write(65536 * (n % 60), bytes([n]) * 4096) for n in range(1, 60)]
+    flushes = [disk.flush() for _ in range(10)]
+    whole = [disk.alone(0, disk.length, lambda _: None) for _ in range(5)]
+    await asyncio.wait_for(asyncio.gather(*steps, *others, *flushes, *whole, snapshots()), 60)
+    assert int.from_bytes(await disk.read(0, 512)) == 120
+    disk.close()
+
+
 async def test_nobody_is_alone_outside_of_a_disk_or_with_one_that_is_read_only(disk: Disk, path: Path) -> None:
     with pytest.raises(OSError, match="Errno 22"):
         await disk.alone(4 * MIB, 1, bool)

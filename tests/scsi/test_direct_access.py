@@ -82,10 +82,14 @@ def test_a_changed_capacity_is_told_to_every_nexus_and_is_the_one_reported() -> 
 def test_what_is_about_to_be_cut_off_is_out_of_range_and_back_when_it_stays() -> None:
     initiator = Initiator(make_unit(8192))
     last = Write10.build(lba=15, transfer_length=1).hex()
+    heard: list[int] = []
+    initiator.unit.on_change(lambda: heard.append(initiator.unit.fast_path(initiator.nexus).blocks))
     with initiator.unit.limited(4096):
+        assert heard == [8]
         assert initiator.check(last, bytes(512)).code == LBA_OUT_OF_RANGE
         assert initiator.unit.fast_path(initiator.nexus).blocks == 8
     initiator.good(last, bytes(512))
+    assert heard == [8, 16]
     with initiator.unit.limited(16384):
         initiator.good(last, bytes(512))
 

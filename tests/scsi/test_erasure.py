@@ -138,6 +138,16 @@ def test_a_failed_format_leaves_a_medium_that_only_a_format_can_mend() -> None:
     initiator.good(Read10.build(transfer_length=1))
 
 
+def test_a_defect_of_ours_in_a_format_is_told_as_such_and_leaves_no_disk_half_formatted() -> None:
+    initiator, medium = with_log()
+    medium.errors["write_zeroes"] = ValueError("a defect")
+    assert initiator.check(FormatUnit.build()).code == (4, 0x44, 0x00)
+    medium.errors.clear()
+    assert initiator.check(Read10.build(transfer_length=1)).code == CORRUPTED
+    initiator.good(FormatUnit.build())
+    initiator.good(Read10.build(transfer_length=1))
+
+
 # ---- SANITIZE ------------------------------------------------------------------------------------------
 
 

@@ -225,6 +225,10 @@ def test_a_block_is_mapped_as_soon_as_a_part_of_it_is() -> None:
     medium.holes = {*range(9, 30), *range(40, 48)}  # sectors
     initiator = Initiator(make_unit(medium=medium, logical_block_length=4096))
     assert status(initiator) == [(0, 2, 0), (2, 1, 1), (3, 2, 0), (5, 1, 1), (6, 10, 0)]
+    medium.holes = {*range(8 * 3)} - {8 * 2 + 7}  # the last sector of the third block
+    assert status(initiator) == [(0, 2, 1), (2, 14, 0)]
+    medium.holes = {8}  # the first of the second
+    assert status(initiator, 1) == [(1, 15, 0)]
 
 
 def test_a_thick_unit_has_every_block_mapped() -> None:

@@ -169,6 +169,12 @@ def test_a_write_with_fua_is_durable_before_it_completes(row: type[Write10]) -> 
     assert medium.calls == [("write", 0, 512)] * 2 + [("flush",)]
 
 
+def test_a_write_that_cannot_ask_for_it_waits_for_no_flush() -> None:
+    initiator, medium = with_log()
+    initiator.good(Write6.build(transfer_length=1), bytes(512))
+    assert medium.calls == [("write", 0, 512)]
+
+
 @pytest.mark.parametrize("row", [Read10, Read12, Read16])
 def test_a_read_with_fua_flushes_first(row: type[Read10]) -> None:
     initiator, medium = with_log()
