@@ -31,6 +31,12 @@ ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int fl
 	return syscall(SYS_preadv2, fd, iov, count, offset, 0, flags);
 }
 
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+	calls++;
+	return syscall(SYS_pwrite64, fd, buffer, length, offset);
+}
+
 static long faults; /* that waited for a disk */
 
 int getrusage(__rusage_who_t who, struct rusage *usage)
@@ -179,6 +185,27 @@ static void test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies
 	driver_free(driver);
 }
 
+static void test_a_loop_writes_no_part_of_a_page_that_the_kernel_has_to_read_first(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_DISK, with_uring);
+	struct buffer part = data_out(driver, BLOCK, 3), page = data_out(driver, PAGE, 4);
+	struct layer *layer = driver->volume->layers[0];
+
+	(void)state;
+	layer->local = true;
+	atomic_store(&layer->no_nowait, true);
+	layer_forget_resident(layer, 0, INT64_MAX);
+	for (uint32_t again = 0; again < 2; again++) {
+		calls = 0;
+		assert_good(command(driver, write_10(1, 1), &part, 1, NULL, 0), RESPONSE);
+		assert_int_equal(calls, again);
+	}
+	calls = 0;
+	assert_good(command(driver, write_10(PAGE / BLOCK, PAGE / BLOCK), &page, 1, NULL, 0), RESPONSE);
+	assert_int_equal(calls, 1);
+	driver_free(driver);
+}
+
 static void test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while(void **state)
 {
 	struct layer layer = { .local = true };
@@ -203,6 +230,7 @@ int main(void)
 		cmocka_unit_test(test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it),
 		cmocka_unit_test(test_one_read_from_the_page_cache_finds_what_lies_about_it),
 		cmocka_unit_test(test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies_only),
+		cmocka_unit_test(test_a_loop_writes_no_part_of_a_page_that_the_kernel_has_to_read_first),
 		cmocka_unit_test(test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while),
 	};
 

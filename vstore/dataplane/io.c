@@ -211,6 +211,15 @@ static long times_waited(void)
 	return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nvcsw;
 }
 
+/* The kernel reads a page that is written in part, unless it is in memory. */
+static bool reads_first(const struct layer *layer, const struct io *io)
+{
+	uint64_t mask = (1u << PAGE_BITS) - 1, end = io->offset + io->length;
+
+	return (io->offset & mask && !layer_resident(layer, io->offset, 1, false)) ||
+	       (end & mask && !layer_resident(layer, end - 1, 1, false));
+}
+
 /*
  * ext4 refuses RWF_NOWAIT for buffered writes, though nearly all of them only copy into the page cache, and io_uring hands
  * each of them to a thread, which costs more than the write. So the loop makes them itself while they are quick. One that
@@ -222,7 +231,7 @@ static int write_quickly(struct loop *loop, struct layer *layer, struct io *io)
 {
 	uint64_t began = now_ns();
 
-	if (io->durable || !layer_is_quick(layer, began))
+	if (io->durable || !layer_is_quick(layer, began) || reads_first(layer, io))
 		return -EAGAIN;
 	long waited = loop->wary ? times_waited() : 0;
 	int error = start_blocking(layer, io);
