@@ -153,6 +153,25 @@ def _without_barriers_in(owner: type, name: str) -> None:
     _put(owner, name, hasty)
 
 
+def _named_too_soon() -> None:
+    """The header names a second version that no barrier stands behind."""
+    turn, name, fdatasync = Switch.turn, Switch._name, HostFile.fdatasync
+
+    def turned(self: Switch, *arguments: Any, **words: Any) -> None:
+        _put(HostFile, "fdatasync", lambda _self: None)
+        try:
+            turn(self, *arguments, **words)
+        finally:
+            _put(HostFile, "fdatasync", fdatasync)
+
+    def named(self: Switch, *arguments: Any) -> object:
+        _put(HostFile, "fdatasync", fdatasync)
+        return name(self, *arguments)
+
+    _put(Switch, "turn", turned)
+    _put(Switch, "_name", named)
+
+
 def _bitmaps_unmarked() -> None:
     """Nothing says that they are in use."""
     begin, write = Bitmaps.begin, Bitmaps._write_directory
@@ -230,7 +249,7 @@ MUTANTS = {
     "data file forgotten": Mutant("data file", _data_file_forgotten),
     "parent seen in a shrink": Mutant("raw parent", _parent_seen_in_shrink),
     "tail not cleared": Mutant("raw parent", _tail_not_cleared),
-    "second version not durable": Mutant("snapshots come and go", lambda: _without_barriers_in(Switch, "lay_out")),
+    "second version not durable": Mutant("snapshots come and go", _named_too_soon),
     "overlay emptied first": Mutant("to and from a raw parent", _overlay_emptied_first),
     "parent named first": Mutant("to and from a raw parent", lambda: _without_barriers_in(Disk, "name_parent")),
     "header in one write": Mutant("to and from a raw parent", _header_in_one_write),
