@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vstore.dataplane import mover as mover_module
 from vstore.dataplane.mover import NOWHERE, Mover, Piece
 
 MIB = 1 << 20
@@ -23,6 +24,10 @@ def files(tmp_path: Path) -> Iterator[tuple[int, int]]:
     yield descriptors
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def ignore(reached: int) -> None:
+    """Who waits does not care how far it got."""
 
 
 def scattered(source: int, end: int) -> list[Piece]:
@@ -51,7 +56,7 @@ def test_units_follow_each_other_in_the_order_of_the_disk(files: tuple[int, int]
     pieces = scattered(source, end)
     with Mover(target, unit, threads) as mover:
         mover.start(0, end, pieces, [(3 * unit, unit), (8 * unit, 40 * unit), (100 * unit, 32 * MIB)], own=False)
-        places = mover.wait()
+        places = mover.wait(ignore)
     expected, room = disk(source, pieces, end), iter([3, *range(8, 48), *range(100, 1 << 20)])
     for n, place in enumerate(places):
         unit_bytes = expected[n * unit : (n + 1) * unit]
@@ -72,7 +77,7 @@ def test_units_with_places_of_their_own_lie_there_and_zeros_are_not_written(file
         for start, stop in ((0, 8 * MIB), (8 * MIB, end)):
             inside = [piece for piece in pieces if start <= piece[0] and piece[0] + piece[1] <= stop]
             mover.start(start, stop, inside, [(4096 + start, 16 * MIB)], own=True)
-            assert len(mover.wait()) == 0
+            assert len(mover.wait(ignore)) == 0
     inside = [piece for piece in pieces if not piece[0] < 8 * MIB < piece[0] + piece[1]]
     expected, found = disk(source, inside, end), os.pread(target, end, 4096)
     for at in range(0, end, unit):
@@ -108,7 +113,7 @@ def test_rooms_that_are_too_small_are_an_error_and_not_a_hang(files: tuple[int, 
     with Mover(target, 4096, 2) as mover:
         mover.start(0, 4 * MIB, [(0, 4 * MIB, 0, source)], [(0, MIB)], own=False)
         with pytest.raises(OSError, match="copying") as caught:
-            mover.wait()
+            mover.wait(ignore)
         assert caught.value.errno == errno.ENOBUFS
         with pytest.raises(OSError, match="mover_start"):
             mover.start(0, 4 * MIB, [(0, 4 * MIB, 0, source)], [(0, 4 * MIB)], own=False)
@@ -124,7 +129,7 @@ def test_what_cannot_be_read_or_written_is_told(files: tuple[int, int], tmp_path
             broken = folder if which == "source" else source
             mover.start(0, 4 * MIB, [(0, MIB, 0, source), (MIB, MIB, 0, broken)], [(0, 4 * MIB)], own=True)
             with pytest.raises(OSError, match="copying") as caught:
-                mover.wait()
+                mover.wait(ignore)
             assert caught.value.errno == (errno.EISDIR if which == "source" else errno.EBADF)
     finally:
         os.close(folder)
@@ -146,3 +151,22 @@ def test_closing_ends_what_is_under_way(files: tuple[int, int]) -> None:
 def test_a_strange_mover_is_refused(files: tuple[int, int], unit: int, threads: int) -> None:
     with pytest.raises(OSError, match=f"mover_new.*{unit}"):
         Mover(files[1], unit, threads)
+
+
+def test_who_waits_hears_how_far_it_got_and_may_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mover_module, "_PATIENCE", 0)
+    heard: list[int] = []
+
+    def give_up(reached: int) -> None:
+        heard.append(reached)
+        if reached >= 64 * MIB:
+            raise InterruptedError
+
+    with open(tmp_path / "source", "wb+") as source, open(tmp_path / "target", "wb+") as target:
+        source.truncate(1 << 40)  # zeros: it takes minutes to read them all
+        with Mover(target.fileno(), 1 << 16, 2) as mover:
+            mover.start(0, 1 << 40, [(0, 1 << 40, 0, source.fileno())], [(0, 1 << 40)], own=True)
+            with pytest.raises(InterruptedError):
+                mover.wait(give_up)
+    assert heard == sorted(heard)
+    assert heard[-1] < 1 << 36

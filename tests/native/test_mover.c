@@ -95,6 +95,7 @@ static void copies_random_pieces(void **state)
 
 	(void)state;
 	for (uint32_t round = 0; round < 24; round++) {
+		uint64_t reached = 0;
 		uint64_t unit = 512ull << draw(13), end = DISK - 512 * draw(3000);
 		int target = memfd_create("target", 0);
 		vs_mover *mover = vs_mover_new(target, unit, 1 + (uint32_t)draw(5));
@@ -107,7 +108,12 @@ static void copies_random_pieces(void **state)
 			draw_disk(disk, bytes, pieces, now.piece_count);
 			assert_int_equal(vs_mover_start(mover, &now), 0);
 			assert_int_equal(vs_mover_start(mover, &now), -EBUSY);
-			assert_int_equal(vs_mover_wait(mover), 0);
+			int error;
+			do
+				error = vs_mover_wait(mover, 0, &reached);
+			while (error == -ETIMEDOUT);
+			assert_int_equal(error, 0);
+			assert_in_range(reached, 1, end);
 			compare(disk, end, unit, places, target);
 		}
 		vs_mover_free(mover);
@@ -121,6 +127,7 @@ static void ends_at_the_first_error(void **state)
 	static uint8_t bytes[DISK];
 	int source = source_file(bytes), target = memfd_create("target", 0);
 	const vs_room room = { 0, DISK };
+	uint64_t reached;
 
 	(void)state;
 	for (uint32_t threads = 1; threads < 5; threads++) {
@@ -130,7 +137,7 @@ static void ends_at_the_first_error(void **state)
 				 whole = { 0, DISK, pieces, &room, NULL, 1, 1 };
 
 		assert_int_equal(vs_mover_start(mover, &broken), 0);
-		assert_int_equal(vs_mover_wait(mover), -EBADF);
+		assert_int_equal(vs_mover_wait(mover, 10000, &reached), -EBADF);
 		assert_int_equal(vs_mover_start(mover, &whole), -EBADF);
 		vs_mover_free(mover);
 	}
@@ -166,7 +173,7 @@ static void long_units_are_copied_with_room_for_two(void **state)
 	vs_mover *mover = vs_mover_new(target, LONG, 3);
 	const vs_piece pieces[] = { { 512, 512, 0, source }, { 2 * LONG, LONG - 512, 0, source } };
 	const vs_room room = { LONG, 2 * LONG };
-	uint64_t places[3], bytes = 0;
+	uint64_t places[3], bytes = 0, reached;
 	const vs_stretch now = { 0, END, pieces, &room, places, 2, 1 };
 	uint8_t found;
 
@@ -177,7 +184,7 @@ static void long_units_are_copied_with_room_for_two(void **state)
 	assert_int_equal(bytes, 2 * LONG);
 	assert_int_equal(pwrite(source, "A", 1, 0), 1);
 	assert_int_equal(vs_mover_start(mover, &now), 0);
-	assert_int_equal(vs_mover_wait(mover), 0);
+	assert_int_equal(vs_mover_wait(mover, 10000, &reached), 0);
 	assert_int_equal(places[0], LONG);
 	assert_int_equal(places[1], UINT64_MAX);
 	assert_int_equal(places[2], 2 * LONG);

@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* The next chunk to be read, under the lock; NULL: none, or none now. */
 static struct chunk *take(struct vs_mover *mover)
@@ -237,13 +238,23 @@ int vs_mover_start(vs_mover *mover, const vs_stretch *stretch)
 	return error;
 }
 
-int vs_mover_wait(vs_mover *mover)
+int vs_mover_wait(vs_mover *mover, uint32_t milliseconds, uint64_t *reached)
 {
+	struct timespec until;
+	int late = 0;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	uint64_t nanoseconds = (uint64_t)until.tv_nsec + milliseconds % 1000 * UINT64_C(1000000);
+	until.tv_sec += milliseconds / 1000 + (time_t)(nanoseconds / 1000000000);
+	until.tv_nsec = (long)(nanoseconds % 1000000000);
 	pthread_mutex_lock(&mover->lock);
-	while (!complete(mover))
-		pthread_cond_wait(&mover->done, &mover->lock);
-	mover->now.pieces = NULL;
-	int error = mover->error;
+	while (!complete(mover) && !late)
+		late = pthread_cond_timedwait(&mover->done, &mover->lock, &until);
+	bool over = complete(mover);
+	*reached = mover->next;
+	if (over)
+		mover->now.pieces = NULL;
+	int error = over ? mover->error : -ETIMEDOUT;
 	pthread_mutex_unlock(&mover->lock);
 	return error;
 }

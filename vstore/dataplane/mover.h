@@ -37,8 +37,9 @@ void vs_mover_free(vs_mover *mover);
  * -EBUSY: another is under way; or what failed before. */
 int vs_mover_start(vs_mover *mover, const vs_stretch *stretch);
 /* When the stretch is written (and on its way to the disk; fdatasync() makes it durable), or could not be: -errno, of the
- * first place of the disk that failed; -ENOBUFS: the rooms are too small. */
-int vs_mover_wait(vs_mover *mover);
+ * first place of the disk that failed; -ENOBUFS: the rooms are too small. -ETIMEDOUT: not yet, after so many milliseconds;
+ * *reached: the bytes of the disk before it are read. */
+int vs_mover_wait(vs_mover *mover, uint32_t milliseconds, uint64_t *reached);
 
 /* cffi: end */
 

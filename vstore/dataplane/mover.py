@@ -1,12 +1,14 @@
 """Mover: long stretches of a disk copied from file to file in C; the functions of mover.h as methods."""
 
+import errno
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from vstore.dataplane.native import checked, ffi, lib, made
 
+_PATIENCE = 50  # milliseconds between two words on how far it got
 NOWHERE = (1 << 64) - 1  # the place of a unit of zeros
 
 Piece = tuple[int, int, int, int]
@@ -38,9 +40,12 @@ class Mover:
         stretch.places = ffi.NULL if own else ffi.cast("uint64_t *", self._held[2])
         checked(lib.vs_mover_start(self._mover, stretch), f"mover_start({start}, {end})")
 
-    def wait(self) -> "array[int]":
-        """When it is written, if not durable: the place of each unit, or NOWHERE; none where they have their own."""
-        error = lib.vs_mover_wait(self._mover)
+    def wait(self, reached: Callable[[int], None]) -> "array[int]":
+        """When it is written, if not durable: the place of each unit, or NOWHERE; none where they have their own.
+        `reached` hears now and then up to where the disk was read; what it raises ends the wait only."""
+        read = ffi.new("uint64_t *")
+        while (error := lib.vs_mover_wait(self._mover, _PATIENCE, read)) == -errno.ETIMEDOUT:
+            reached(read[0])
         self._held = []
         checked(error, "copying")
         return self._places

@@ -66,7 +66,7 @@ class Bulk:
 
     def _await(self, mover: "Mover", under_way: Window | None) -> None:
         if under_way is not None:
-            places = mover.wait()
+            places = mover.wait(self._meter.reach)
             self._sink.took(self._bounds(under_way)[0], places)
             self._meter.reach(under_way.end)
 
