@@ -7,7 +7,7 @@ from tests.crash.trial import crash
 from tests.crash.variants import VARIANTS
 
 STATES = 400
-TRIES = 4  # recordings, because which requests meet is a matter of threads
+TRIES = 8
 
 
 @pytest.mark.timeout(300)
