@@ -7,7 +7,7 @@ from tests.crash.trial import crash
 from tests.crash.variants import VARIANTS
 
 STATES = 400
-TRIES = 8
+TRIES = 8  # recordings, because which requests meet is a matter of threads
 
 
 @pytest.mark.timeout(300)

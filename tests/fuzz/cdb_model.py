@@ -153,9 +153,7 @@ class ByteModel:
             if action == 0x1F:
                 return
             if action == 1:
-                pattern = data_out[4 : 4 + _number(data_out, 2, 2)]
-                if data_out[0] & 0x80 and data_out[0] & 0x1F and not data_out[0] & 1:
-                    pattern = bytes(byte ^ 0xFF for byte in pattern)
+                pattern = data_out[4 : 4 + _number(data_out, 2, 2)]  # INVERT: the last pass leaves it itself
         elif cdb[1] & 0x10 and data_out[1] & 8:
             at = 8 if cdb[1] & 0x20 else 4
             pattern = data_out[at + 4 : at + 4 + _number(data_out, at + 2, 2)] or pattern
