@@ -257,7 +257,8 @@ class Walk:
 
     def _compressed(self, what: str, word: int, times: int, active: bool, patch: tuple[int, bytes]) -> None:
         if word & COPIED:
-            self._find(f"{what}: compressed clusters never have the COPIED flag", patch)
+            right = (patch[0], (word & ~COPIED).to_bytes(WORD, "big"))  # what it says of the data may well be true
+            self._find(f"{what}: compressed clusters never have the COPIED flag", right)
         if self._entries.external:
             self._find(f"{what}: compressed, in an image with a data file", patch)
             return
