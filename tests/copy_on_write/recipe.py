@@ -67,7 +67,7 @@ def draw(source: random.Random) -> Recipe:
                 source,
                 "top" if last else f"{number}",
                 own,
-                bits if last else _bits(source),
+                bits if last else _bits(source, own),
                 layers[-1] if layers else None,
             )
         )
@@ -81,8 +81,10 @@ def draw(source: random.Random) -> Recipe:
     return Recipe(tuple(layers), tuning, map_limit, source.random() < 0.15)
 
 
-def _bits(source: random.Random) -> int:
-    return source.choice([9, 9, 10, 12, 12, 13, 14, 16, 16, 16, 17, 18, 21])
+def _bits(source: random.Random, length: int = 0) -> int:
+    """Bits of a cluster; so many that a disk of `length` bytes has 4,096 L1 entries at most, or nearly."""
+    least = next(bits for bits in range(9, 22) if 1 << bits + bits - 3 + 12 >= length >> 1)
+    return max(least, source.choice([9, 9, 10, 12, 12, 13, 14, 16, 16, 16, 17, 18, 21]))
 
 
 def _parent_length(source: random.Random, length: int) -> int:
@@ -126,9 +128,9 @@ def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str
     return options
 
 
-def options_over(source: random.Random, parent: Layer | None) -> dict[str, str]:
-    """For one more image, over this parent or none."""
-    options = _options(source, _bits(source), parent)
+def options_over(source: random.Random, length: int, parent: Layer | None) -> dict[str, str]:
+    """For one more image of `length` bytes, over this parent or none."""
+    options = _options(source, _bits(source, length), parent)
     for name in ("preallocation", "data_file", "data_file_raw"):
         options.pop(name, None)
     return options

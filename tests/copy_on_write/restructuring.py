@@ -46,7 +46,7 @@ def rebase(world: World, operation: Operation) -> None:
 def clone(world: World, operation: Operation) -> None:
     """A new overlay, which the disk goes on in."""
     if len(world.chain) < DEEPEST:
-        options = recipes.options_over(random.Random(operation.stamp), world.top)
+        options = recipes.options_over(random.Random(operation.stamp), world.model.length, world.top)
         name = f"clone{operation.stamp}.qcow2"
         new = Layer(name, "qcow2", world.model.length, options, ours=True)
         with world.closed():
@@ -60,7 +60,7 @@ def clone(world: World, operation: Operation) -> None:
 def convert(world: World, operation: Operation) -> None:
     """The whole chain becomes one image, which the disk goes on in."""
     source = random.Random(operation.stamp)
-    name, options = f"converted{operation.stamp}.qcow2", recipes.options_over(source, None)
+    name, options = f"converted{operation.stamp}.qcow2", recipes.options_over(source, world.model.length, None)
     options.pop("encrypt.format", None)
     new = Layer(name, "qcow2", world.model.length, options, ours=True)
     how = {"preallocation": "off", "compress": source.random() < 0.5, "sparse": source.choice([0, 512, 4096])}
