@@ -170,6 +170,62 @@ static void test_one_read_from_the_page_cache_finds_what_lies_about_it(void **st
 	driver_free(driver);
 }
 
+/* How many calls a write of one block takes, and how much longer the file is on its host for it. */
+static unsigned calls_to_write(struct driver *driver, uint32_t lba, uint64_t *allocated)
+{
+	struct buffer out = data_out(driver, BLOCK, 5);
+	struct stat before, after;
+
+	assert_int_equal(fstat(driver->disk, &before), 0);
+	calls = 0;
+	assert_good(command(driver, write_10(lba, 1), &out, 1, NULL, 0), RESPONSE);
+	assert_int_equal(fstat(driver->disk, &after), 0);
+	*allocated = (uint64_t)(after.st_blocks - before.st_blocks) * 512;
+	return calls;
+}
+
+static void test_one_write_to_tmpfs_finds_what_lies_about_it_and_fills_no_hole(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	const uint32_t hole = CLUSTER / BLOCK;
+	uint64_t allocated;
+
+	(void)state;
+	assert_int_equal(
+		fallocate(driver->disk, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, CLUSTER, DISK_LENGTH - CLUSTER), 0);
+	assert_int_equal(calls_to_write(driver, 0, &allocated), 1);
+	assert_int_equal(allocated, 0);
+	assert_int_equal(calls_to_write(driver, hole / 2, &allocated), 0);
+	assert_int_equal(allocated, 0);
+	assert_int_equal(calls_to_write(driver, hole, &allocated), 1);
+	assert_int_equal(allocated, PAGE);
+	driver_free(driver);
+}
+
+/* Whether a page of this process has an entry in the page table: bit 63 of its word in the kernel's pagemap. */
+static bool is_present(const uint8_t *page)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t word;
+
+	assert_int_equal(syscall(SYS_pread64, pagemap, &word, sizeof(word), (uintptr_t)page / PAGE * sizeof(word)),
+			 sizeof(word));
+	close(pagemap);
+	return word >> 63;
+}
+
+static void test_a_tmpfs_file_without_holes_is_mapped_a_window_at_a_time(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_TMPFS, inline_io);
+	uint64_t allocated, window = DISK_LENGTH < 512 * PAGE ? DISK_LENGTH : 512 * PAGE;
+
+	(void)state;
+	calls_to_write(driver, 0, &allocated);
+	for (uint64_t offset = 0; offset < window; offset += PAGE)
+		assert_true(is_present(driver->volume->layers[0]->mapping->bytes + offset));
+	driver_free(driver);
+}
+
 static void test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies_only(void **state)
 {
 	static const uint8_t bytes[CLUSTER] = { 'A' };
@@ -229,6 +285,8 @@ int main(void)
 		cmocka_unit_test(test_only_files_of_a_lun_are_mapped),
 		cmocka_unit_test(test_a_huge_file_read_all_over_costs_no_more_than_a_part_of_it),
 		cmocka_unit_test(test_one_read_from_the_page_cache_finds_what_lies_about_it),
+		cmocka_unit_test(test_one_write_to_tmpfs_finds_what_lies_about_it_and_fills_no_hole),
+		cmocka_unit_test(test_a_tmpfs_file_without_holes_is_mapped_a_window_at_a_time),
 		cmocka_unit_test(test_pages_that_the_kernel_took_back_make_a_loop_wait_for_few_copies_only),
 		cmocka_unit_test(test_a_loop_writes_no_part_of_a_page_that_the_kernel_has_to_read_first),
 		cmocka_unit_test(test_after_a_write_that_waited_a_disk_is_not_quick_for_a_while),

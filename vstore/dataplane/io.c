@@ -194,8 +194,11 @@ static int start_blocking(struct layer *layer, struct io *io)
 	if (!(layer->flags & VS_FILE_DIRECT) && !io->durable && io->data_count <= IOV_MAX) {
 		ssize_t moved = move_plainly(layer->fd, io);
 		if (LIKELY(moved == (ssize_t)length)) {
-			bool found = io->operation == IO_READ && layer->flags & VS_FILE_INSTANT;
-			(found ? layer_note_found : layer_note_resident)(layer, offset, length);
+			bool instant = layer->flags & VS_FILE_INSTANT;
+			if (!instant || io->operation == IO_WRITE)
+				layer_note_resident(layer, offset, length);
+			if (instant)
+				layer_note_found(layer, offset, length);
 			return 0;
 		}
 	}

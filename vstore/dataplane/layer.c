@@ -183,9 +183,10 @@ static void mark(struct mapping *mapping, uint64_t first, uint64_t end, bool set
  * A look through the mapping of a tmpfs file would allocate the holes it meets, so there only pages that are known to be
  * data may be marked. mincore() knows; each window of pages is asked about once, since our own writes mark what they
  * allocate. (lseek(SEEK_HOLE) knows too, but walks the whole file to say so.) On a disk, one read that did not wait for it
- * has company: many others then need no call of their own.
+ * has company: many others then need no call of their own. A window of a tmpfs file without holes is mapped at once, for
+ * much less than the faults of its pages one by one as each is first written to.
  */
-static void scan_window(struct mapping *mapping, uint64_t page)
+static void scan_window(const struct layer *layer, struct mapping *mapping, uint64_t page)
 {
 	unsigned char resident[WINDOW_PAGES];
 	uint64_t window = page / WINDOW_PAGES, first = window * WINDOW_PAGES, bit = 1ull << (window % 64);
@@ -196,9 +197,15 @@ static void scan_window(struct mapping *mapping, uint64_t page)
 		return;
 	if (mincore(mapping->bytes + (first << PAGE_BITS), count << PAGE_BITS, resident))
 		return;
-	for (uint64_t i = 0; i < count; i++)
-		if (resident[i] & 1)
-			mark(mapping, first + i, first + i + 1, true);
+	uint64_t found = 0;
+	for (uint64_t i = 0; i < count; i++) {
+		if (!(resident[i] & 1))
+			continue;
+		mark(mapping, first + i, first + i + 1, true);
+		found++;
+	}
+	if (found == count && layer->flags & VS_FILE_INSTANT)
+		madvise(mapping->bytes + (first << PAGE_BITS), count << PAGE_BITS, MADV_POPULATE_READ);
 }
 
 /* The pages that a range of the file touches, as far as they are mapped. NULL: none of them has a bit. */
@@ -233,7 +240,7 @@ void layer_note_found(const struct layer *layer, uint64_t offset, uint64_t lengt
 	if (mapping && !(layer->flags & VS_FILE_INSTANT))
 		mark(mapping, first, end, true);
 	for (uint64_t page = first; mapping && page < end; page += WINDOW_PAGES - page % WINDOW_PAGES)
-		scan_window(mapping, page);
+		scan_window(layer, mapping, page);
 }
 
 void layer_forget_resident(const struct layer *layer, uint64_t offset, uint64_t length)
