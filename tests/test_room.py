@@ -1,12 +1,14 @@
 """Which parts of a disk have room on the host: as qemu-img map says, and finer where only the host knows."""
 
 import json
+import os
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from formats.memory import Memory
 from formats.registry import create_image, open_chain, open_image
 from vstore.disk import Disk
 
@@ -87,4 +89,24 @@ def test_the_status_of_a_disk_is_not_told_beyond_its_end(tmp_path: Path) -> None
     disk = Disk(open_image("raw", tmp_path / "disk"))
     with pytest.raises(OSError, match="Errno 22"):
         disk.status_blocking(4 * MIB - 512, 1024)
+    disk.close()
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_the_space_of_an_image_is_what_its_file_takes_and_what_is_free_beside_it(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "disk"
+    create_image(format, path, 16 * MIB)
+    disk = Disk(open_image(format, path))
+    disk.write_blocking(0, b"x" * MIB)
+    disk.flush_blocking()
+    space, host = disk.space_blocking(), os.statvfs(tmp_path)
+    assert space
+    assert MIB <= space.used == path.stat().st_blocks * 512
+    assert abs(space.available - host.f_bavail * host.f_frsize) < 1 << 30
+    disk.close()
+
+
+def test_nobody_knows_the_space_of_an_image_in_memory() -> None:
+    disk = Disk(Memory(MIB))
+    assert disk.space_blocking() is None
     disk.close()

@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ParamSpec, Protocol, TypeVar
 
 from formats.errors import ImageError, UnsupportedFeature
@@ -43,6 +44,14 @@ class Held(Protocol):
     def write(self, offset: int, data: Bytes) -> None: ...
 
     def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes: what the image takes of its file system, and what is free there."""
+
+    used: int
+    available: int
 
 
 class Disk:
@@ -115,6 +124,10 @@ class Disk:
         zeros). They may end before the range does: what is looked at in one call is bounded."""
         return await self._in_thread(self.status_blocking, offset, length)
 
+    async def space(self) -> Space | None:
+        """None where no file system says: an image in memory, a block device."""
+        return await self._in_thread(self.space_blocking)
+
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """What `work` returns; it runs in a thread, and meanwhile nobody else writes to the range, on whatever path."""
         return await self._in_thread(self.alone_blocking, offset, length, work)
@@ -147,6 +160,17 @@ class Disk:
                 rows.append((done, has_room))
                 offset, length = offset + done, length - done
         return rows
+
+    def space_blocking(self) -> Space | None:
+        """As `space`, for threads that may wait. A data file counts too; parents do not, which are others'."""
+        unsaid = LayerFlags.MEMORY | LayerFlags.NULL | LayerFlags.BLOCK_DEVICE
+        with self._use():
+            if any(layer.flags & unsaid for layer in self.image.layers):
+                return None
+            files = {layer.descriptor for layer in self.image.layers}
+            used = sum(os.fstat(descriptor).st_blocks * 512 for descriptor in files)
+            free = [os.fstatvfs(descriptor) for descriptor in files]
+            return Space(used, min(each.f_bavail * each.f_frsize for each in free))
 
     def alone_blocking(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """As `alone`, for threads that may wait. `work` calls nothing of this disk but what it is given."""

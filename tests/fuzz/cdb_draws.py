@@ -5,7 +5,15 @@ from collections.abc import Iterable
 
 from tests.fuzz.cdb_disks import LONG, Disk
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.commands import BY_OPERATION_CODE, FormatUnit, ModeSelect6, ModeSelect10, SanitizeOverwrite, Unmap
+from vstore.scsi.commands import (
+    BY_OPERATION_CODE,
+    FormatUnit,
+    LogSelect,
+    ModeSelect6,
+    ModeSelect10,
+    SanitizeOverwrite,
+    Unmap,
+)
 from vstore.scsi.field import EVALUATED, HINT, IGNORED, Field
 from vstore.scsi.mode_parameters import PageControl
 
@@ -13,8 +21,10 @@ ROOMS = (LONG, LONG, LONG, 0, 1, 255, 512, 4096)
 ATTRIBUTES = (*[0] * 13, 1, 2, 3)
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EROFS, errno.ENODATA)
 _OUT = (0, 1, 8, 511, 512, 4096, LONG)
+LOGS = (0x02, 0x03, 0x0C, 0x10, 0x15, 0x19)
 _CHOICES = {
-    "page_code": (0x00, 0x00, 0x01, 0x08, 0x0A, 0x1A, 0x1C, 0x3F, 0x3F, 0x80, 0x83, 0xB0, 0xB1, 0xB2, 0xFF),
+    "page_code": (0x00, 0x00, 0x01, 0x08, 0x0A, 0x1A, 0x1C, 0x3F, 0x3F, 0x80, 0x83, 0xB0, 0xB1, 0xB2, 0xFF, *LOGS),
+    "parameter_pointer": (0, 0, 0, 0, 1, 6, 20, 0xFFFF),
     "subpage_code": (0x00, 0x00, 0x00, 0x00, 0xFF, 0x01),
     "mode": (0x02, 0x02, 0x03, 0x0A, 0x0A, 0x0B, 0x00, 0x05),
     "buffer_id": (0, 0, 0, 0, 0, 0, 1, 0xFF),
@@ -97,6 +107,8 @@ def draw_parameters(draws: Draws, row: type[Cdb], disk: Disk | None) -> bytes:
     """The parameter list of a command that has one."""
     if row in (ModeSelect6, ModeSelect10):
         return _mode_parameters(draws, long=row is ModeSelect10, disk=disk)
+    if row is LogSelect:
+        return _log_parameters(draws)
     if row is FormatUnit:
         return _format_parameters(draws)
     if row is SanitizeOverwrite:
@@ -151,6 +163,17 @@ def _mode_parameters(draws: Draws, *, long: bool, disk: Disk | None) -> bytes:
     if draws.chance(8):
         header[draws.pick(len(header))] ^= 1 << draws.pick(8)
     return bytes(header) + descriptor + pages
+
+
+def _log_parameters(draws: Draws) -> bytes:
+    """Mostly nothing, or a page of error counters; now and then a bit is turned over."""
+    if draws.pick(2):
+        return b""
+    counters = b"".join(bytes([0, code, 0x20, 8]) + draws.number(8).to_bytes(8) for code in range(draws.pick(4)))
+    page = bytearray(bytes([(2, 3, 5, 0x10)[draws.pick(4)], 0]) + len(counters).to_bytes(2) + counters)
+    if draws.chance(6):
+        page[draws.pick(len(page))] ^= 1 << draws.pick(8)
+    return bytes(page)
 
 
 def _format_parameters(draws: Draws) -> bytes:

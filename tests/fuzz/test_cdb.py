@@ -52,8 +52,8 @@ def finds(monkeypatch: pytest.MonkeyPatch, where: object, name: str, replacement
 
 def test_a_range_that_is_not_checked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     told = finds(monkeypatch, sbc, "check_range", lambda *_: None)
-    # by the oracle; or, of a command that reads, by the medium
-    assert "GOOD beyond the last block" in told or "offset + length <= len(self." in told
+    # by the oracle, or by the medium
+    assert "GOOD beyond the last block" in told or "<= len(self." in told
 
 
 def test_a_wrong_offset_of_a_miscompare_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_a_finding_is_kept_and_can_be_replayed(
     monkeypatch.setattr(sbc, "check_range", lambda *_: None)
     assert cdb.fuzz_plain(20, 1, grow=False) == 1
     (path,) = tmp_path.iterdir()
-    assert len(path.read_bytes()) < 60
+    assert len(path.read_bytes()) < 100
     assert cdb.replay([path]) == 1
     assert "finding: AssertionError" in capsys.readouterr().out
     monkeypatch.undo()

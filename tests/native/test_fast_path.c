@@ -367,6 +367,28 @@ static void test_an_odd_unmap_list_is_left_to_python(void **state)
 	driver_free(driver);
 }
 
+static void test_what_was_answered_is_counted_for_its_lun(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	struct buffer out = data_out(driver, 3 * BLOCK, 1), in = data_in(driver, 2 * BLOCK);
+	vs_lun_counters counters;
+
+	(void)state;
+	assert_good(command(driver, write_16(8, 3), &out, 1, NULL, 0), RESPONSE);
+	assert_good(command(driver, read_16(8, 2), NULL, 0, &in, 1), RESPONSE + 2 * BLOCK);
+	assert_good(command(driver, read_16(9, 2), NULL, 0, &in, 1), RESPONSE + 2 * BLOCK);
+	finish(driver, command(driver, read_16(DISK_BLOCKS, 2), NULL, 0, &in, 1));
+	assert_int_equal(vs_lun_count(driver->device, 0, 0, &counters), 0);
+	assert_int_equal(counters.writes, 1);
+	assert_int_equal(counters.reads, 2);
+	assert_int_equal(counters.bytes_written, 3 * BLOCK);
+	assert_int_equal(counters.bytes_read, 4 * BLOCK);
+	assert_int_equal(vs_lun_count(driver->device, 0, 1, &counters), -ENOENT);
+	assert_int_equal(vs_lun_count(driver->device, 256, 0, &counters), -ENOENT);
+	assert_int_equal(counters.reads, 0);
+	driver_free(driver);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -385,6 +407,7 @@ int main(void)
 		cmocka_unit_test(test_write_same_of_other_bytes_is_left_to_python),
 		cmocka_unit_test(test_unmap_gives_space_back_and_reads_as_zeros),
 		cmocka_unit_test(test_an_odd_unmap_list_is_left_to_python),
+		cmocka_unit_test(test_what_was_answered_is_counted_for_its_lun),
 	};
 
 	return cmocka_run_group_tests_name("fast path", tests, NULL, NULL);

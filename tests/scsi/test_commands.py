@@ -35,6 +35,8 @@ USAGE_DATA = {
     "SANITIZE (OVERWRITE)": "48 a1 00 00 00 00 00 ff ff 00",
     "SANITIZE (BLOCK ERASE)": "48 a2 00 00 00 00 00 00 00 00",
     "SANITIZE (EXIT FAILURE MODE)": "48 1f 00 00 00 00 00 00 00 00",
+    "LOG SELECT": "4c 02 ff ff 00 00 00 ff ff 00",
+    "LOG SENSE": "4d 00 ff ff 00 ff ff ff ff 00",
     "MODE SELECT (10)": "55 10 00 00 00 00 00 ff ff 00",
     "RESERVE (10)": "56 00 00 00 00 00 00 00 00 00",
     "RELEASE (10)": "57 00 00 00 00 00 00 00 00 00",

@@ -53,8 +53,8 @@ def test_nothing_is_done_when_nothing_is_asked_for() -> None:
     assert medium.calls == []
 
 
-@pytest.mark.parametrize(("selftest", "code"), [(0, 1), (0, 2), (0, 3), (0, 4), (0, 7), (1, 5), (1, 6)])
-def test_self_tests_in_the_background_are_refused(selftest: int, code: int) -> None:
+@pytest.mark.parametrize(("selftest", "code"), [(0, 3), (0, 4), (0, 7), (1, 1), (1, 4), (1, 5), (1, 6)])
+def test_self_test_codes_that_name_no_test_are_refused(selftest: int, code: int) -> None:
     assert Initiator().refused(SendDiagnostic.build(selftest=selftest, self_test_code=code)) == (1, 7)
 
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 from vstore.scsi.commands import COMMANDS
+from vstore.scsi.log_pages import LOG_PAGES
 from vstore.scsi.mode_parameters import MODE_PAGES
 from vstore.scsi.reference import reference
 from vstore.scsi.vpd import VPD_PAGES
@@ -20,7 +21,8 @@ def test_every_command_and_page_has_its_section() -> None:
     titles += [f"{code:02X}h {page.name}" for code, page in VPD_PAGES.items()]
     titles += [
         f"{address.page:02X}h{f'/{address.subpage:02X}h' if address.subpage else ''} {page.name}"
-        for address, page in MODE_PAGES.items()
+        for pages in (MODE_PAGES, LOG_PAGES)
+        for address, page in pages.items()
     ]
     assert headings == [f"### {title}" for title in titles]
 

@@ -13,6 +13,7 @@ RESERVES, RELEASES = [Reserve6, Reserve10], [Release6, Release10]
 # SPC-2 table 10, SBC-2 table 4: what is served while another nexus has reserved the unit.
 SERVED = {
     "INQUIRY",
+    "LOG SENSE",
     "READ CAPACITY (10)",
     "READ CAPACITY (16)",
     "RELEASE (6)",

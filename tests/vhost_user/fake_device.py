@@ -10,7 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vstore.dataplane import Completion, Counters, Device, FastRowLike, LunSettings, Notice, NoticeKind, Volume
+from vstore.dataplane import (
+    Completion,
+    Counters,
+    Device,
+    FastRowLike,
+    LunCounters,
+    LunSettings,
+    Notice,
+    NoticeKind,
+    Volume,
+)
 
 
 @dataclass
@@ -48,6 +58,7 @@ class FakeDevice(Device):
         self.features = 0
         self.log: int = -1
         self.luns: dict[tuple[int, int], LunSettings] = {}
+        self.counts: dict[tuple[int, int], LunCounters] = {}  # of the fast path
         self.busy: dict[tuple[int, int], list[int]] = {}  # tags that the fast path has in flight
         self.answered: list[FakeRequest] = []  # in the order in which they reach the used ring
         self.events: list[bytes] = []
@@ -192,6 +203,9 @@ class FakeDevice(Device):
     def lun_in_flight(self, target: int, lun: int, tag: int | None = None) -> int:
         tags = self.busy.get((target, lun), [])
         return len(tags) if tag is None else tags.count(tag)
+
+    def lun_count(self, target: int, lun: int) -> LunCounters:
+        return self.counts.get((target, lun), LunCounters(0, 0, 0, 0))
 
     def fetch_all(self) -> None:
         self.calls.append(("fetch_all",))

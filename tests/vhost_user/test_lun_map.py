@@ -9,7 +9,7 @@ import pytest
 from tests.vhost_user.conftest import Rig, rig
 from tests.vhost_user.driver import TEST_UNIT_READY, address, answer, ask, clear_attention, command, read10, until
 from tests.vhost_user.slow_medium import SlowMedium
-from vstore.dataplane import GATE_READ, GATE_WRITE, LunSettings, Volume
+from vstore.dataplane import GATE_READ, GATE_WRITE, LunCounters, LunSettings, Volume
 from vstore.scsi.commands import SanitizeOverwrite, Verify16
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
@@ -92,6 +92,17 @@ async def test_a_unit_that_has_not_heard_yet_that_its_medium_shrank_has_no_fast_
     device_rig.endpoint.capacity_changed(0, 0)
     await clear_attention(device_rig)
     assert gate(device_rig) == OPEN
+
+
+async def test_a_unit_counts_what_the_data_plane_served_also_when_it_has_left(device_rig: Rig) -> None:
+    unit = disk(8192)
+    device_rig.endpoint.map_lun(0, 1, unit, object())  # type: ignore[arg-type]
+    device_rig.device.counts[0, 1] = LunCounters(3, 2, 1536, 1024)
+    assert unit.statistics.total().reads == 3
+    await device_rig.endpoint.unmap_lun(0, 1)
+    device_rig.device.counts[0, 1] = LunCounters(9, 9, 9, 9)
+    total = unit.statistics.total()
+    assert (total.reads, total.writes, total.bytes_read, total.bytes_written) == (3, 2, 1536, 1024)
 
 
 async def test_stopping_a_unit_shuts_its_gate(device_rig: Rig) -> None:

@@ -210,6 +210,12 @@ int vs_lun_set(vs_device *device, uint32_t target, uint32_t lun, vs_volume *volu
 int vs_lun_remove(vs_device *device, uint32_t target, uint32_t lun);
 /* Fast-path commands in flight on this LUN with this tag, or with any tag. */
 int vs_lun_in_flight(vs_device *device, uint32_t target, uint32_t lun, uint64_t tag, int any_tag);
+/* What the fast path has answered with GOOD since the LUN was added: READ and WRITE commands, and the bytes they moved. */
+typedef struct {
+	uint64_t reads, writes, bytes_read, bytes_written;
+} vs_lun_counters;
+/* -ENOENT: there is no such LUN. */
+int vs_lun_count(vs_device *device, uint32_t target, uint32_t lun, vs_lun_counters *counters);
 /* Fetches every descriptor chain that the guest has made available so far: what came before a TMF is then in flight. */
 int vs_device_fetch_all(vs_device *device);
 

@@ -249,10 +249,11 @@ static struct lun **lun_slot(struct vs_device *device, uint32_t target, uint32_t
 	return &table->luns[lun];
 }
 
-static int fill_lun(struct lun **slot, vs_volume *volume, const vs_lun_settings *settings)
+static int fill_lun(const struct vs_device *device, struct lun **slot, vs_volume *volume,
+		    const vs_lun_settings *settings)
 {
 	if (!*slot)
-		*slot = calloc(1, sizeof(**slot));
+		*slot = calloc(1, sizeof(**slot) + device->loop_count * sizeof((*slot)->counts[0]));
 	if (!*slot)
 		return -ENOMEM;
 	struct lun *lun = *slot;
@@ -280,7 +281,7 @@ int vs_lun_set(vs_device *device, uint32_t target, uint32_t lun, vs_volume *volu
 	volume_map(volume);
 	device_lock(device);
 	struct lun **slot = lun_slot(device, target, lun, true);
-	int error = slot ? fill_lun(slot, volume, settings) : -ENOMEM;
+	int error = slot ? fill_lun(device, slot, volume, settings) : -ENOMEM;
 	device_unlock(device);
 	return error;
 }
@@ -322,6 +323,26 @@ int vs_lun_in_flight(vs_device *device, uint32_t target, uint32_t lun, uint64_t 
 			count += r->lun == *slot && (any_tag || r->tag == tag);
 	device_unlock(device);
 	return count;
+}
+
+int vs_lun_count(vs_device *device, uint32_t target, uint32_t lun, vs_lun_counters *counters)
+{
+	memset(counters, 0, sizeof(*counters));
+	if (target >= MAX_TARGETS)
+		return -ENOENT;
+	device_lock(device);
+	struct lun **slot = lun_slot(device, target, lun, false);
+	int error = slot && *slot ? 0 : -ENOENT;
+	for (uint32_t i = 0; !error && i < device->loop_count; i++) {
+		const vs_lun_counters *of = &(*slot)->counts[i].counters;
+
+		counters->reads += of->reads;
+		counters->writes += of->writes;
+		counters->bytes_read += of->bytes_read;
+		counters->bytes_written += of->bytes_written;
+	}
+	device_unlock(device);
+	return error;
 }
 
 static unsigned fetch_everything(void *argument)

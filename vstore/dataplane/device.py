@@ -85,6 +85,16 @@ class Counters:
     in_flight: int
 
 
+@dataclass(frozen=True, slots=True)
+class LunCounters:
+    """dataplane.h, vs_lun_counters."""
+
+    reads: int
+    writes: int
+    bytes_read: int
+    bytes_written: int
+
+
 class FastRowLike(Protocol):
     """What vstore.scsi derives from its command table: the members of vs_fast_row."""
 
@@ -206,6 +216,11 @@ class Device:
     def lun_in_flight(self, target: int, lun: int, tag: int | None = None) -> int:
         result = lib.vs_lun_in_flight(self._device, target, lun, tag or 0, tag is None)
         return checked(result, f"lun_in_flight(target {target}, LUN {lun})")
+
+    def lun_count(self, target: int, lun: int) -> LunCounters:
+        counters = ffi.new("vs_lun_counters *")
+        checked(lib.vs_lun_count(self._device, target, lun, counters), f"lun_count(target {target}, LUN {lun})")
+        return LunCounters(**{name: int(getattr(counters, name)) for name in LunCounters.__slots__})
 
     def fetch_all(self) -> None:
         checked(lib.vs_device_fetch_all(self._device), "fetch_all()")

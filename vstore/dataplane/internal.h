@@ -246,10 +246,17 @@ int fault_safe_copy(void *to, const void *from, size_t length);
 
 /* ---- LUNs, loops, device -------------------------------------------------------------------------- */
 
+/* What one loop has answered, under its lock; so far from the next that no two loops write to one cache line. */
+struct lun_counts {
+	vs_lun_counters counters;
+	uint8_t apart[128 - sizeof(vs_lun_counters)];
+};
+
 struct lun {
 	vs_lun_settings settings;
 	struct vs_volume *volume;
 	_Atomic uint32_t in_flight;
+	struct lun_counts counts[]; /* one for each loop */
 };
 
 struct lun_table {

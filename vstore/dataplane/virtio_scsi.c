@@ -30,9 +30,16 @@ void scsi_answer(struct vs_request *request)
 		request_to_python(request);
 		return;
 	}
-	ring->counters.bytes_read += data_in;
-	if (request->kind == VS_WRITE)
+	vs_lun_counters *of_lun = &request->lun->counts[ring->loop->index].counters;
+	if (request->kind == VS_READ) {
+		ring->counters.bytes_read += data_in;
+		of_lun->reads++;
+		of_lun->bytes_read += data_in;
+	} else if (request->kind == VS_WRITE) {
 		ring->counters.bytes_written += request->out_length;
+		of_lun->writes++;
+		of_lun->bytes_written += request->out_length;
+	}
 	request_finish(request, good, sizeof(good), data_in);
 }
 

@@ -1,58 +1,112 @@
 """Handlers of SEND and RECEIVE DIAGNOSTIC, READ and WRITE BUFFER, and SECURITY PROTOCOL IN (SPC-4 clause 6).
 
 A self-test really tests: the default and the short one flush the cache and read the first, the middle and the last
-block; the extended one reads them all.
+block; the extended one reads them all. All but the default one are logged (self_test.py).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from vstore.scsi.block_range import pieces
 from vstore.scsi.buffers import BUFFER_BYTES, ECHO_BYTES
+from vstore.scsi.cdb import Access
 from vstore.scsi.commands import ReadBuffer10, ReceiveDiagnosticResults, SecurityProtocolIn, SendDiagnostic, WriteBuffer
-from vstore.scsi.device_server import Handlers
+from vstore.scsi.device_server import Handlers, sense_of
 from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.pages import BufferDescriptor, EchoBufferDescriptor
+from vstore.scsi.self_test import NO_ADDRESS, Ended, Segment, SelfTest
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense, SenseKey
 from vstore.scsi.task import Task
 
 # ---- self-tests ----------------------------------------------------------------------------------------
 
 _FAILED = Sense(SenseKey.HARDWARE_ERROR, AdditionalSense.LOGICAL_UNIT_FAILED_SELF_TEST)
+_ABORT_BACKGROUND = 0b100
 
 
-async def _short_test(unit: DirectAccessDevice) -> None:
-    if not unit.read_only:
-        await unit.medium.flush()
-    size = unit.logical_block_length
-    for lba in sorted({0, unit.blocks // 2, unit.blocks - 1}):
-        await unit.medium.read(lba * size, size)
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    extended: bool
+    background: bool = False
+    logged: bool = True
 
 
-async def _extended_test(unit: DirectAccessDevice) -> None:
-    await _short_test(unit)
-    for offset, length in pieces(unit, 0, unit.blocks):
-        await unit.medium.read(offset, length)
-
-
-# SELFTEST, SELF-TEST CODE: those in the background need a log of their results, and there is none yet.
-_TESTS: Mapping[tuple[int, int], Callable[[DirectAccessDevice], Awaitable[None]]] = {
-    (1, 0b000): _short_test,
-    (0, 0b101): _short_test,
-    (0, 0b110): _extended_test,
+_DEFAULT = _Kind(extended=False, logged=False)
+# SELF-TEST CODE (SPC-4 table 239).
+_KINDS: Mapping[int, _Kind] = {
+    0b001: _Kind(extended=False, background=True),
+    0b010: _Kind(extended=True, background=True),
+    0b101: _Kind(extended=False),
+    0b110: _Kind(extended=True),
 }
 
 
 async def send_diagnostic(unit: DirectAccessDevice, cdb: SendDiagnostic, _: Task) -> bytes:
-    if not (cdb.selftest or cdb.self_test_code):
+    """A background test ends after its command; there is one test at a time (SPC-4 5.13.4)."""
+    code, running = cdb.self_test_code, unit.self_tests.running
+    if not (cdb.selftest or code):
         return b""  # nothing is asked for
-    test = _TESTS.get((cdb.selftest, cdb.self_test_code))
-    if test is None:
+    if code == _ABORT_BACKGROUND and not cdb.selftest:
+        if running is None or not running.background:
+            raise cdb.invalid(SendDiagnostic.self_test_code)
+        running.end(Ended.ABORTED_BY_SEND_DIAGNOSTIC)
+        return b""
+    kind = _DEFAULT if cdb.selftest and not code else None if cdb.selftest else _KINDS.get(code)
+    if kind is None:
         raise cdb.invalid(SendDiagnostic.self_test_code)
-    try:
-        await test(unit)
-    except OSError as error:
-        raise CheckCondition(_FAILED) from error
+    if running:
+        raise CheckCondition(running.told)
+    test = _begun(unit, code, kind)
+    if kind.background:
+        await unit.in_background(_test(unit, test, kind))
+        return b""
+    await _test(unit, test, kind)
+    if test.result is not Ended.PASSED:
+        raise CheckCondition(_FAILED)
     return b""
+
+
+def _begun(unit: DirectAccessDevice, code: int, kind: _Kind) -> SelfTest:
+    total = unit.blocks * unit.logical_block_length if kind.extended else 3 * unit.logical_block_length
+    test = SelfTest(code, min(unit.statistics.minutes // 60, 0xFFFF), total, kind.background)
+    if kind.logged:
+        unit.self_tests.begin(test)
+    return test
+
+
+async def _test(unit: DirectAccessDevice, test: SelfTest, kind: _Kind) -> None:
+    """Ends as it must also when its command is aborted."""
+    try:
+        for segment, offset, length in _steps(unit, kind):
+            if not test.running:
+                return
+            await _step(unit, test, segment, offset, length)
+        test.end(Ended.PASSED)
+    finally:
+        test.end(Ended.ABORTED_OTHERWISE)
+
+
+def _steps(unit: DirectAccessDevice, kind: _Kind) -> Iterator[tuple[Segment, int, int]]:
+    """(segment, offset, length) of what is read; a length of zero: the cache is flushed."""
+    size = unit.logical_block_length
+    yield Segment.CACHE, 0, 0
+    for lba in sorted({0, unit.blocks // 2, unit.blocks - 1}):
+        yield Segment.ENDS, lba * size, size
+    if kind.extended:
+        for offset, length in pieces(unit, 0, unit.blocks):
+            yield Segment.MEDIUM, offset, length
+
+
+async def _step(unit: DirectAccessDevice, test: SelfTest, segment: Segment, offset: int, length: int) -> None:
+    try:
+        if length:
+            await unit.medium.read(offset, length)
+            test.done += length
+        elif not unit.read_only:
+            await unit.medium.flush()
+    except OSError as error:
+        address = offset // unit.logical_block_length if length else NO_ADDRESS
+        test.fail(segment, address, sense_of(error, Access.READ if length else Access.FLUSH))
 
 
 _SUPPORTED_PAGES = bytes([0x00, 0x00, 0x00, 0x01, 0x00])

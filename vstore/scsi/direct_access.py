@@ -13,7 +13,8 @@ from vstore.scsi.buffers import Buffers
 from vstore.scsi.cdb import Access, Cdb
 from vstore.scsi.clock import Clock
 from vstore.scsi.commands import SanitizeBlockErase, Unmap
-from vstore.scsi.device_server import DeviceServer, sense_of
+from vstore.scsi.counting import Counting
+from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.identity import Identity
 from vstore.scsi.medium import Medium
@@ -56,7 +57,7 @@ def _check_settings(logical_block_length: int, physical_block_exponent: int, rot
         )
 
 
-class DirectAccessDevice(DeviceServer):
+class DirectAccessDevice(Counting):
     """One disk. ValueError when the medium or the settings cannot make one."""
 
     def __init__(
@@ -85,7 +86,7 @@ class DirectAccessDevice(DeviceServer):
         self.stopped = False
         self.modes = ModeParameters(
             Caching.of(wce=int(write_cache)),
-            # One task set for all nexuses, reordered at will; no log pages, no ACA, no protection.
+            # One task set for all nexuses, reordered at will; no log page is saved, no ACA, no protection.
             Control.of(gltsd=1, queue_algorithm_modifier=1),
         )
         self._read_only = read_only
@@ -198,12 +199,14 @@ class DirectAccessDevice(DeviceServer):
     def capacity_changed(self) -> None:
         """Call it when the medium has another length. ValueError when it no longer holds one block."""
         self.blocks = self._count_blocks()
+        self.self_tests.abort()
         self.establish(AdditionalSense.CAPACITY_DATA_HAS_CHANGED)
 
     @contextlib.contextmanager
     def limited(self, length: int) -> Iterator[None]:
         """Inside, no new command reaches past byte `length`: the medium is about to be cut off there."""
         self.blocks = min(self.blocks, length // self.logical_block_length)
+        self.self_tests.abort()
         self.changed()
         try:
             yield
@@ -219,6 +222,7 @@ class DirectAccessDevice(DeviceServer):
         else:
             told = self.attentions.nexuses()
             self.stopped = False
+            self.self_tests.abort()
             self.reservation.clear()
             self.modes.revert()
             if cause is ResetCause.POWER_ON:
@@ -240,10 +244,15 @@ class DirectAccessDevice(DeviceServer):
         does not wait must not pile up work without end.
         """
         finishing = self._finish(nexus, access, work)
-        if len(self._background) >= MAXIMUM_BACKGROUND or not self._in_background(finishing):
+        if len(self._background) >= MAXIMUM_BACKGROUND or not self._begun(finishing):
             await finishing
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+    async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Returns while the work goes on; without an event loop, when it is done."""
+        if self._begun(work) is None:
+            await work
+
+    def _begun(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """None without an event loop."""
         try:
             loop = asyncio.get_running_loop()
@@ -267,7 +276,8 @@ class DirectAccessDevice(DeviceServer):
         self.operation = operation
         self.changed()
         operating = self._operate(operation, work)
-        running = self._in_background(operating)
+        self.self_tests.abort()
+        running = self._begun(operating)
         if running is None:
             await operating
         elif not immed:
@@ -297,6 +307,7 @@ class DirectAccessDevice(DeviceServer):
 
     def give_up(self) -> None:
         """A long operation ends soon, and has failed."""
+        self.self_tests.abort()
         if self.operation:
             self.operation.interrupted = True
 

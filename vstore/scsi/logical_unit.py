@@ -7,7 +7,7 @@ NoLogicalUnit         what answers at an address where nothing is: it is a devic
 
 from typing import ClassVar
 
-from vstore.scsi import atomic, diagnostics, erasure, modes, provisioning, sbc, spc, timestamp, verify
+from vstore.scsi import atomic, diagnostics, erasure, logs, modes, provisioning, sbc, spc, timestamp, verify
 from vstore.scsi.commands import Inquiry, ReportLuns, RequestSense
 from vstore.scsi.device_server import DeviceServer, Handlers
 from vstore.scsi.direct_access import DirectAccessDevice, ResetCause
@@ -33,6 +33,7 @@ class LogicalUnit(DirectAccessDevice):
         **erasure.HANDLERS,
         **diagnostics.HANDLERS,
         **timestamp.HANDLERS,
+        **logs.HANDLERS,
     }
 
 

@@ -1,10 +1,20 @@
 """What the model needs of a disk, and a disk in memory for tests and fuzzers."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
 _T = TypeVar("_T")
+
+
+class Space(Protocol):
+    """Bytes: what the medium takes of the host's storage, and what is left there for it and for all others."""
+
+    @property
+    def used(self) -> int: ...
+    @property
+    def available(self) -> int: ...
 
 
 class Held(Protocol):
@@ -52,6 +62,10 @@ class Medium(Protocol):
         zeros). At least one of them; they may end before the range does."""
         ...
 
+    async def space(self) -> Space | None:
+        """None: nobody knows."""
+        ...
+
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         """What `work` returns, or raises; meanwhile nobody else writes to the range, on whatever path. It may run in a
         thread of its own."""
@@ -60,6 +74,14 @@ class Medium(Protocol):
     async def flush(self) -> None:
         """Returns when everything written before the call is durable."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The space of a disk in memory, as a test says it is."""
+
+    used: int
+    available: int
 
 
 class MemoryMedium:
@@ -71,6 +93,7 @@ class MemoryMedium:
         self.deallocates = deallocates
         self.caches = True
         self.flushes = 0
+        self.room: Room | None = None
         self.holes: set[int] = set()  # sectors of 512 bytes that were deallocated
 
     @property
@@ -96,6 +119,9 @@ class MemoryMedium:
     async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
         sectors = range(offset // 512, (offset + length) // 512)
         return [(512 * len(list(row)), not hole) for hole, row in groupby(sectors, self.holes.__contains__)]
+
+    async def space(self) -> Space | None:
+        return self.room
 
     async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
         assert 0 <= offset <= offset + length <= self.length

@@ -82,6 +82,25 @@ class ReadBuffer10(Cdb, name="READ BUFFER (10)", opcode=0x3C, length=10):
     allocation_length = u24(6)
 
 
+class LogSelect(Cdb, name="LOG SELECT", opcode=0x4C, length=10):
+    pcr = bit(1, 1)
+    sp = bit(1, 0, ZERO)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    parameter_list_length = u16(7)
+
+
+class LogSense(Cdb, name="LOG SENSE", opcode=0x4D, length=10, passes_reservation=True):
+    ppc = bit(1, 1, ZERO)  # obsolete
+    sp = bit(1, 0, ZERO)
+    pc = bits(2, 7, 6)
+    page_code = bits(2, 5, 0)
+    subpage_code = u8(3)
+    parameter_pointer = u16(5)
+    allocation_length = u16(7)
+
+
 class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):
     pf = bit(1, 4)
     rtd = bit(1, 1, ZERO)

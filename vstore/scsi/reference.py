@@ -8,7 +8,9 @@ from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import COMMANDS
 from vstore.scsi.device_server import ERRORS, ILLNESSES, READ_ERROR, WRITE_ERROR
 from vstore.scsi.field import CHANGEABLE, Field, Layout
+from vstore.scsi.log_pages import LOG_PAGES, LogParameter
 from vstore.scsi.mode_parameters import MODE_PAGES, PageAddress
+from vstore.scsi.self_test import MOST_RESULTS
 from vstore.scsi.sense import AdditionalSense, Sense
 from vstore.scsi.vpd import VPD_PAGES
 
@@ -127,6 +129,31 @@ def _mode_pages() -> Iterator[str]:
         )
 
 
+def _log_parameter(parameter: LogParameter) -> Iterator[tuple[str, str, str]]:
+    """A row for each field; the first names the parameter."""
+    kind = "data counter" if parameter.counter else "list"
+    name = f"{parameter.code:04X}h {parameter.name}, {kind}" + (", can be reset" if parameter.resets else "")
+    for at, field, _ in _layout(parameter.layout, 4):
+        yield name, at, field
+        name = ""
+
+
+def _log_pages() -> Iterator[str]:
+    yield "## Log pages\n"
+    yield "Cumulative values are live. Thresholds are the largest values there are, and nothing is compared with them."
+    yield "LOG SELECT resets counters, and sets data counters; nothing is saved (DS and TSD are one).\n"
+    for address, page in sorted(LOG_PAGES.items()):
+        yield f"### {_page_code(address)} {page.name}\n"
+        if not page.parameters:
+            yield "Page codes, with subpage codes where the page was asked for by subpage FFh.\n"
+            continue
+        rows = [row for parameter in page.parameters for row in _log_parameter(parameter)]
+        if len(page.parameters) == MOST_RESULTS:
+            rows = list(_log_parameter(page.parameters[0]))
+            yield f"Parameters 0001h to {MOST_RESULTS:04X}h, of which the first is the newest:\n"
+        yield from _table(("parameter", "byte.bit", "field"), rows)
+
+
 def _limits() -> Iterator[str]:
     mib = direct_access.MIB
     yield "## Limits\n"
@@ -173,7 +200,7 @@ def reference() -> str:
     parts = [_INTRODUCTION, *_command_list()]
     for row in COMMANDS:
         parts.extend(_command(row))
-    parts.extend([*_vital_product_data(), *_mode_pages(), *_limits(), *_sense()])
+    parts.extend([*_vital_product_data(), *_mode_pages(), *_log_pages(), *_limits(), *_sense()])
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -137,6 +137,8 @@ async def start_stop_unit(unit: DirectAccessDevice, cdb: StartStopUnit, task: Ta
     else:
         if not cdb.no_flush:
             await _flush(unit, task, immed=bool(cdb.immed))
+        unit.self_tests.abort()
+        unit.statistics.stopped()
         unit.stopped = True
     unit.changed()
     return b""

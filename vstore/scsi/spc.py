@@ -31,7 +31,7 @@ from vstore.scsi.pages import (
     SupportedTaskManagement,
     VpdHeader,
 )
-from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition
+from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
@@ -91,9 +91,18 @@ async def request_sense(unit: DirectAccessDevice, cdb: RequestSense, task: Task)
     """What is pending is reported as parameter data, and is over (SPC-4 6.39)."""
     sense = unit.attention_of(task)
     if sense is None:
-        state = unit.operation or unit.failure
-        sense = state.sense if state else NOT_STARTED if unit.stopped else NO_SENSE
+        sense = _state(unit)
     return sense.encode(descriptor=bool(cdb.desc))
+
+
+def _state(unit: DirectAccessDevice) -> Sense:
+    """What keeps the unit busy, or from being ready."""
+    state, test = unit.operation or unit.failure, unit.self_tests.running
+    if state:
+        return state.sense
+    if test and test.background:
+        return test.told
+    return NOT_STARTED if unit.stopped else NO_SENSE
 
 
 async def reserve(unit: DirectAccessDevice, _: Reserve6 | Reserve10, task: Task) -> bytes:

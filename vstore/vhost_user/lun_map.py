@@ -8,10 +8,10 @@ says: task management and removal hold it, so that what the data plane has in fl
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
-from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunSettings, Volume
+from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.target import Target
@@ -29,7 +29,8 @@ LONGEST_PAUSE = 0.02
 class Mapped:
     """A logical unit at its address. Without a volume it has no fast path.
 
-    `holds`: how many hold its gate shut. `pushed`: what the data plane knows. `leaving`: no new command finds it.
+    `holds`: how many hold its gate shut. `pushed`: what the data plane knows. `counts`: what it has served by itself.
+    `leaving`: no new command finds it.
     """
 
     target: int
@@ -38,6 +39,7 @@ class Mapped:
     volume: Volume | None
     holds: int = 0
     pushed: LunSettings | None = None
+    counts: Callable[[], LunCounters] | None = None
     leaving: bool = False
 
 
@@ -97,6 +99,9 @@ class LunMap:
         self.targets.setdefault(target, Target()).add(lun, unit)
         unit.on_change(lambda: self._push(mapped))
         self._push(mapped)
+        if volume is not None:
+            mapped.counts = lambda: self._device.lun_count(target, lun)
+            unit.statistics.follow(mapped.counts)
 
     def hide(self, mapped: Mapped) -> None:
         """Commands that come from now on find no unit there."""
@@ -108,6 +113,8 @@ class LunMap:
 
     def remove(self, mapped: Mapped) -> None:
         """Call when it is hidden, held and drained, and no command of it is in Python's hands."""
+        if mapped.counts:
+            mapped.unit.statistics.leave(mapped.counts)
         if mapped.pushed:
             self._device.lun_remove(mapped.target, mapped.lun)
         del self._mapped[mapped.target, mapped.lun]
