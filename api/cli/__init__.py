@@ -22,6 +22,7 @@ COMMANDS = {  # name: its module, where it is an attribute of that name; and one
     "file": ("api.cli.file", "Work on image files offline, as qemu-img does."),
     "target": ("api.cli.target", "Create, list and delete targets."),
     "lun": ("api.cli.lun", "Map and unmap images."),
+    "fuzz": ("api.cli.fuzz", "Fuzz the SCSI device model with commands."),
     "attach": ("api.cli.attach", "Print the exact command line of each VMM."),
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 
-from tests.scsi.sense_parser import ParsedSense, parse_sense
+from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium

@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from tests.scsi.sense_parser import ParsedSense, parse_sense
+from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.cdb import Access, Cdb
 from vstore.scsi.commands import COMMANDS, Inquiry, Read10, Read16, ReadCapacity16
 from vstore.scsi.field import HINT, IGNORED, ZERO, bit, bits, u8, u16

@@ -15,7 +15,7 @@ from tests.scsi.initiator import (
     make_unit,
     run,
 )
-from tests.scsi.sense_parser import parse_sense
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.commands import Read10, SynchronizeCache10, Write10, WriteSame16
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import Status, TaskAttribute

@@ -6,7 +6,7 @@ import pytest
 
 from tests.scsi.faulty import FaultyMedium
 from tests.scsi.initiator import IDENTITY, LBA_OUT_OF_RANGE, MIB, POWER_ON, Initiator, make_unit
-from tests.scsi.sense_parser import parse_sense
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.commands import Read10, StartStopUnit, SynchronizeCache10, Write10
 from vstore.scsi.direct_access import MAXIMUM_BACKGROUND
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause

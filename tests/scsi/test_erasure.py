@@ -13,7 +13,7 @@ from tests.scsi.initiator import (
     Initiator,
     make_unit,
 )
-from tests.scsi.sense_parser import ParsedSense, parse_sense
+from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.commands import (
     FormatUnit,
     Inquiry,

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.scsi.initiator import INVALID_OPCODE, LUN_NOT_SUPPORTED, POWER_ON, Initiator
-from tests.scsi.sense_parser import parse_sense
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.commands import COMMANDS, Inquiry, ReportLuns, RequestSense, TestUnitReady
 from vstore.scsi.target import WELL_KNOWN_REPORT_LUNS, Target
 

@@ -13,7 +13,7 @@ from tests.scsi.initiator import (
     Initiator,
     make_unit,
 )
-from tests.scsi.sense_parser import parse_sense
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import (
     PreFetch10,

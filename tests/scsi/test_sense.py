@@ -3,7 +3,7 @@ import subprocess
 import pytest
 from pyscsi.pyscsi.scsi_sense import sense_ascq_dict, sense_key_dict
 
-from tests.scsi.sense_parser import parse_sense
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.field import Position
 from vstore.scsi.sense import NO_SENSE, AdditionalSense, CheckCondition, Sense, SenseKey
 

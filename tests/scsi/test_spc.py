@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.scsi.initiator import INVALID_FIELD_IN_CDB, INVALID_OPCODE, NOT_STARTED, POWER_ON, Initiator, make_unit
-from tests.scsi.sense_parser import parse_sense
 from tests.scsi.sg3 import decoded
+from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.commands import COMMANDS, ReportLuns, ReportSupportedOperationCodes, Unmap
 from vstore.scsi.sense import AdditionalSense
 from vstore.scsi.target import Target

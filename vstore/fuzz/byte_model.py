@@ -1,10 +1,12 @@
-"""The oracle of the CDB fuzzer: what a disk of bytes does, read straight from the bytes of a CDB.
+"""The oracle: what a disk of bytes does, read straight from the bytes of a CDB.
 
 It shares no line with vstore.scsi: offsets and widths stand here a second time, as SBC-3 prints them. It does not say
 which refusal is right; it says what a command that ended with GOOD must have done, and that any other did nothing.
 """
 
 from dataclasses import dataclass
+
+from vstore.fuzz.rules import require
 
 # Operation code: offset and width of LBA and length; 6-byte CDBs are read apart.
 _TRANSFERS = {
@@ -93,7 +95,7 @@ class ByteModel:
     writable: bool = True
 
     def good(self, cdb: bytes, data_out: bytes, data_in: bytes, room: int) -> None:
-        """Takes over what a command that ended with GOOD has done. AssertionError: it cannot have."""
+        """Takes over what a command that ended with GOOD has done. RuleBroken: it cannot have."""
         if cdb[0] == _UNMAP:
             self._unmap(cdb, data_out)
             return
@@ -103,48 +105,48 @@ class ByteModel:
         if cdb[0] not in _TRANSFERS and cdb[0] not in (0x08, 0x0A):
             return
         lba, count = _range(cdb)
-        assert (lba + count) * self.block <= len(self.data), "GOOD beyond the last block"
+        require((lba + count) * self.block <= len(self.data), "GOOD beyond the last block")
         span = slice(lba * self.block, (lba + count) * self.block)
         if cdb[0] in _READS:
-            assert data_in == self.data[span][:room], "data-in is not what was written"
+            require(data_in == self.data[span][:room], "data-in is not what was written")
         elif cdb[0] in _WRITES:
             self._write(span, data_out[: span.stop - span.start])
         elif cdb[0] == _COMPARE_AND_WRITE:
             length = span.stop - span.start
-            assert self.data[span] == data_out[:length], "COMPARE AND WRITE wrote although there is a difference"
+            require(self.data[span] == data_out[:length], "COMPARE AND WRITE wrote although there is a difference")
             self._write(span, data_out[length : 2 * length])
         elif cdb[0] == _OR_WRITE:
-            assert len(data_out) >= span.stop - span.start, "data-out was too short"
+            require(len(data_out) >= span.stop - span.start, "data-out was too short")
             self._write(span, bytes(a | b for a, b in zip(self.data[span], data_out, strict=False)))
         elif cdb[0] in _WRITE_SAMES:
-            assert count, "WRITE SAME of no blocks, although WSNZ is one"
+            require(count, "WRITE SAME of no blocks, although WSNZ is one")
             ndob = cdb[0] == 0x93 and cdb[1] & 1
             self._write(span, (bytes(self.block) if ndob else data_out[: self.block]) * count)
         elif cdb[0] in _VERIFIES:
-            assert self._difference(cdb, data_out) is None, "VERIFY saw no difference where there is one"
+            require(self._difference(cdb, data_out) is None, "VERIFY saw no difference where there is one")
 
     def condition_met(self, cdb: bytes) -> None:
-        """AssertionError: CONDITION MET does not belong to this command."""
-        assert cdb[0] in _PRE_FETCHES
+        """RuleBroken: it cannot have been."""
+        require(cdb[0] in _PRE_FETCHES, "CONDITION MET does not belong to this command")
         lba, count = _range(cdb)
-        assert (lba + count) * self.block <= len(self.data), "CONDITION MET beyond the last block"
+        require((lba + count) * self.block <= len(self.data), "CONDITION MET beyond the last block")
 
     def miscompare(self, cdb: bytes, data_out: bytes, information: int | None) -> None:
-        assert cdb[0] in (*_VERIFIES, _COMPARE_AND_WRITE)
-        assert self._difference(cdb, data_out) == information, "INFORMATION is not where the difference lies"
+        require(cdb[0] in (*_VERIFIES, _COMPARE_AND_WRITE), "MISCOMPARE does not belong to this command")
+        require(self._difference(cdb, data_out) == information, "INFORMATION is not where the difference lies")
 
     def _write(self, span: slice, data: bytes) -> None:
-        assert self.writable, "GOOD for a write to a read-only unit"
-        assert len(data) == span.stop - span.start, "GOOD although data-out was too short"
+        require(self.writable, "GOOD for a write to a read-only unit")
+        require(len(data) == span.stop - span.start, "GOOD although data-out was too short")
         self.data[span] = data
 
     def _unmap(self, cdb: bytes, data_out: bytes) -> None:
-        assert self.writable, "GOOD for UNMAP of a read-only unit"
+        require(self.writable, "GOOD for UNMAP of a read-only unit")
         parameters = data_out[: _number(cdb, 7, 2)]
         end = min(len(parameters), 8 + _number(parameters, 2, 2)) if len(parameters) >= 8 else 0
         for at in range(8, end - 15, 16):
             lba, count = _number(parameters, at, 8), _number(parameters, at + 8, 4)
-            assert (lba + count) * self.block <= len(self.data), "UNMAP beyond the last block"
+            require((lba + count) * self.block <= len(self.data), "UNMAP beyond the last block")
             self._write(slice(lba * self.block, (lba + count) * self.block), bytes(count * self.block))
 
     def _erase(self, cdb: bytes, data_out: bytes) -> None:
@@ -169,7 +171,7 @@ class ByteModel:
         bytchk = 1 if cdb[0] == _COMPARE_AND_WRITE else cdb[1] >> 1 & 3
         if bytchk == 0:
             return None
-        assert len(data_out) >= (len(found) if bytchk == 1 else min(self.block, len(found))), "data-out was too short"
+        require(len(data_out) >= (len(found) if bytchk == 1 else min(self.block, len(found))), "data-out was too short")
         expected = data_out if bytchk == 1 else data_out[: self.block] * count
         at = next((at for at, byte in enumerate(found) if byte != expected[at]), None)
         return at if at is None or bytchk == 1 else at % self.block

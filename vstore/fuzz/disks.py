@@ -1,9 +1,10 @@
-"""The disks that the CDB fuzzer sends commands to, each with the model of its bytes."""
+"""The disks that commands are sent to, each with the model of its bytes."""
 
 import os
 from dataclasses import dataclass
 
-from tests.fuzz.cdb_model import ByteModel
+from vstore.fuzz.byte_model import ByteModel
+from vstore.fuzz.rules import require
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
@@ -23,7 +24,7 @@ class WatchedDataOut:
         return len(self.data)
 
     def read(self, offset: int, length: int) -> bytes:
-        assert 0 <= offset <= offset + length <= len(self.data), "data-out read beyond its end"
+        require(0 <= offset <= offset + length <= len(self.data), "data-out read beyond its end")
         return self.data[offset : offset + length]
 
 

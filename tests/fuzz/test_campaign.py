@@ -1,20 +1,22 @@
+"""The rules against the device model as it is, and against models with a fault in them; campaigns and findings."""
+
 import itertools
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import cdb, cdb_model
-from tests.fuzz.cdb import FIXTURES, cases, minimise, report
-from tests.fuzz.cdb_bench import Bench, attempt
-from tests.fuzz.cdb_draws import Draws
+from vstore.fuzz import byte_model
+from vstore.fuzz.bench import Bench, attempt
+from vstore.fuzz.breed import CannotBreedError, breed
+from vstore.fuzz.campaign import Budget, by_command, drawn, keep, minimise, replay, report, run, run_parallel
+from vstore.fuzz.draws import Draws
 from vstore.scsi import device_server, sbc, sense, verify
 from vstore.scsi.commands import COMMANDS
 from vstore.scsi.task import Response, Status, Task
 
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "cdb"
 CASES = sorted(path for path in FIXTURES.iterdir() if path.suffix != ".md")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
@@ -26,7 +28,7 @@ def test_no_rule_is_broken_by_a_kept_case(path: Path) -> None:
 
 def test_no_rule_is_broken_by_new_cases_and_every_command_ends_well_and_badly() -> None:
     bench = Bench()
-    for data in itertools.islice(cases(seed=20), 500):
+    for data in itertools.islice(drawn(seed=20), 500):
         error = attempt(bench, data)
         if error:
             raise error
@@ -43,7 +45,7 @@ def finds(monkeypatch: pytest.MonkeyPatch, where: object, name: str, replacement
     """What it says of a model with this fault in it."""
     monkeypatch.setattr(where, name, replacement)
     bench = Bench()
-    for data in itertools.islice(cases(seed=1), most):
+    for data in itertools.islice(drawn(seed=1), most):
         error = attempt(bench, data)
         if error:
             return f"{type(error).__name__}: {error}"
@@ -64,7 +66,7 @@ def test_a_write_to_the_wrong_place_is_found(monkeypatch: pytest.MonkeyPatch) ->
     def shifted(unit: object, lba: int, count: int) -> list[tuple[int, int]]:  # noqa: ARG001
         return [(lba * 512, count * 512)]
 
-    assert "AssertionError" in finds(monkeypatch, sbc, "pieces", shifted)
+    assert "RuleBroken" in finds(monkeypatch, sbc, "pieces", shifted)
 
 
 def test_malformed_sense_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,36 +104,74 @@ def test_decisions_past_the_end_are_zero() -> None:
 
 
 def test_the_report_names_every_command() -> None:
-    lines = report(Bench()).splitlines()
+    lines = report(Counter()).splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == [row.name for row in COMMANDS]
+
+
+def test_the_report_tells_good_ends_from_refusals() -> None:
+    (line,) = (
+        line
+        for line in report(Counter({("READ (10)", "GOOD"): 3, ("READ (10)", "5/21/00"): 2})).splitlines()
+        if line.startswith("READ (10)")
+    )
+    assert line.split()[2:] == ["5", "ended", "well", "3", "5/21/00", "2"]
 
 
 def test_the_oracle_knows_the_length_of_every_cdb() -> None:
     for row in COMMANDS:
-        assert cdb_model.cdb_length(row.build()) == row.length
+        assert byte_model.cdb_length(row.build()) == row.length
 
 
-def test_plain_fuzzing_ends_with_a_report(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cdb.fuzz_plain(0.2, 3, grow=False) == 0
-    assert "no finding" in capsys.readouterr().out
+def test_a_campaign_ends_after_its_commands_or_its_time() -> None:
+    ran = run(3, Budget(None, 200))
+    assert 200 <= ran.commands < 200 + 24
+    assert ran.cases
+    assert run(3, Budget(0.0)).cases == 0
 
 
-def test_a_finding_is_kept_and_can_be_replayed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cdb, "FIXTURES", tmp_path)
+def test_the_same_seed_runs_the_same_commands() -> None:
+    assert run(5, Budget(None, 300)) == run(5, Budget(None, 300)) != run(6, Budget(None, 300))
+
+
+def test_processes_share_the_commands_and_take_a_seed_each() -> None:
+    shared = run_parallel(5, Budget(None, 400), 2)
+    apart = run(5, Budget(None, 200)), run(6, Budget(None, 200))
+    assert shared.outcomes == apart[0].outcomes + apart[1].outcomes
+    assert shared.cases == apart[0].cases + apart[1].cases
+
+
+def test_cases_that_end_a_command_in_a_new_way_are_told() -> None:
+    told: list[bytes] = []
+    ran = run(5, Budget(None, 300), told.append)
+    bench = Bench()
+    for data in told:
+        assert attempt(bench, data) is None
+    assert set(bench.outcomes) == set(ran.outcomes)
+    assert len(told) < ran.cases
+
+
+def test_a_finding_is_minimised_kept_and_can_be_replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[str] = []
     monkeypatch.setattr(sbc, "check_range", lambda *_: None)
-    assert cdb.fuzz_plain(20, 1, grow=False) == 1
-    (path,) = tmp_path.iterdir()
-    assert len(path.read_bytes()) < 100
-    assert cdb.replay([path]) == 1
-    assert "finding: AssertionError" in capsys.readouterr().out
+    finding = run(1, Budget(None, 100_000)).finding
+    assert finding
+    assert len(finding.data) < 100
+    path = keep(tmp_path, finding.data, "finding")
+    again = replay([path], told.append)
+    assert again == finding
+    assert any("LUN" in line for line in told)
     monkeypatch.undo()
-    assert cdb.replay([path]) == 0
+    assert replay([path], told.append) is None
 
 
 def test_it_breeds_cases_by_coverage() -> None:
-    command = [sys.executable, "-m", "tests.fuzz.cdb", "--atheris", "--seconds", "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert "TEST UNIT READY" in ended.stdout
+    ran = breed(1, 4, FIXTURES)
+    assert ran.cases  # instrumented, and mostly the seeds: few on a busy machine
+    assert ran.finding is None
+    assert by_command(ran.outcomes)["TEST UNIT READY"]
+
+
+def test_who_cannot_breed_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(CannotBreedError, match="pip install"):
+        breed(1, 1, tmp_path)

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterable
 
-from tests.fuzz.cdb_disks import LONG, Disk
+from vstore.fuzz.disks import LONG, Disk
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import (
     BY_OPERATION_CODE,

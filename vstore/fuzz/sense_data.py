@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from vstore.fuzz.rules import RuleBroken
 
-class MalformedSenseError(AssertionError):
+
+class MalformedSenseError(RuleBroken):
     """What vstore wrote is not sense data."""
 
 

@@ -1,4 +1,4 @@
-"""Executes a case of the CDB fuzzer and holds every response to the rules.
+"""Executes a case and holds every response to the rules.
 
 A status, never an exception; data-in within the allocation length and the room; data-out never read beyond its end;
 well-formed sense data whose field pointer lies in the CDB; no unit attention where the data plane's gate stood open;
@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.fuzz.cdb_disks import Disk, WatchedDataOut, make_disk
-from tests.fuzz.cdb_draws import ATTRIBUTES, ERRNOS, ROOMS, Draws, draw_cdb, draw_data_out, draw_parameters, shortened
-from tests.fuzz.cdb_model import MISCOMPARE, cdb_length, most_data_in
-from tests.scsi.sense_parser import ParsedSense, parse_sense
+from vstore.fuzz.byte_model import MISCOMPARE, cdb_length, most_data_in
+from vstore.fuzz.disks import Disk, WatchedDataOut, make_disk
+from vstore.fuzz.draws import ATTRIBUTES, ERRNOS, ROOMS, Draws, draw_cdb, draw_data_out, draw_parameters, shortened
+from vstore.fuzz.rules import RuleBroken, require
+from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.commands import BY_OPERATION_CODE, COMMANDS
 from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.target import WELL_KNOWN_REPORT_LUNS, Target
@@ -31,7 +32,7 @@ class Bench:
     explain: Callable[[str], None] | None = None
 
     def run(self, data: bytes) -> None:
-        """AssertionError, or whatever the model raised, is a finding."""
+        """RuleBroken, or whatever the model raised, is a finding."""
         draws = Draws(data)
         self.disks = {
             0: make_disk(0),
@@ -54,7 +55,7 @@ class Bench:
             self._step(draws)
             steps += 1
         for disk in self.disks.values():
-            assert disk.medium.data == disk.model.data, "bytes changed on a unit that was not addressed"
+            require(disk.medium.data == disk.model.data, "bytes changed on a unit that was not addressed")
 
     # ---- one step ---------------------------------------------------------------------------------------
 
@@ -78,13 +79,12 @@ class Bench:
             self.explain(f"LUN {lun} {nexus.name} {cdb.hex(' ')} out {len(data_out)} room {room} -> {_told(response)}")
         self._check(task, response, disk, data_out)
         if ready and response.status is Status.CHECK_CONDITION:
-            assert not (ready.read and response.sense and _key(response) == 6), (
-                "the gate was open, yet an attention was due"
-            )
+            attention = ready.read and response.sense and _key(response) == 6
+            require(not attention, "the gate was open, yet an attention was due")
         if disk and broken:
             disk.model.data[:] = disk.medium.data  # how far a failed write got is not the model's to say
         if disk:
-            assert disk.medium.data == disk.model.data, f"{row.name} left other bytes than the model says"
+            require(disk.medium.data == disk.model.data, f"{row.name} left other bytes than the model says")
 
     def _lun(self, draws: Draws) -> int:
         kind = draws.pick(16)
@@ -122,47 +122,47 @@ class Bench:
         try:
             work.send(None)
         except StopIteration as end:
-            response = end.value
-            assert isinstance(response, Response)
-            return response
-        raise AssertionError("the model waited although its medium never does")
+            if isinstance(end.value, Response):
+                return end.value
+            raise RuleBroken("the model answered without a response") from None
+        raise RuleBroken("the model waited although its medium never does")
 
     def _check(self, task: Task, response: Response, disk: Disk | None, data_out: bytes) -> None:
-        assert isinstance(response.status, Status)
-        assert 0 <= response.data_out_used <= len(data_out)
-        assert len(response.data_in) <= task.data_in_room, "more data-in than room"
+        require(isinstance(response.status, Status), "an answer without a status")
+        require(0 <= response.data_out_used <= len(data_out), "more data-out used than there was")
+        require(len(response.data_in) <= task.data_in_room, "more data-in than room")
         name = _name(task.cdb)
         if response.status is Status.GOOD:
-            assert not response.sense, "GOOD with sense data"
+            require(not response.sense, "GOOD with sense data")
             block = disk.unit.logical_block_length if disk else 512
-            assert len(response.data_in) <= most_data_in(task.cdb, block), "more data-in than the CDB allows"
+            require(len(response.data_in) <= most_data_in(task.cdb, block), "more data-in than the CDB allows")
             if disk:
                 disk.model.good(task.cdb, data_out, response.data_in, task.data_in_room)
             self.outcomes[name, "GOOD"] += 1
             return
-        assert not response.data_in, "data-in beside an error"
+        require(not response.data_in, "data-in beside an error")
         if response.status is Status.CONDITION_MET:
-            assert disk
-            assert not response.sense
+            require(not response.sense, "CONDITION MET with sense data")
+            assert disk, "only a disk pre-fetches"
             disk.model.condition_met(task.cdb)
             self.outcomes[name, "CONDITION MET"] += 1
             return
         if response.status in (Status.TASK_SET_FULL, Status.RESERVATION_CONFLICT):
-            assert not response.sense
+            require(not response.sense, f"{response.status.name} with sense data")
             self.outcomes[name, response.status.name.replace("_", " ")] += 1
             return
-        assert response.status is Status.CHECK_CONDITION
+        require(response.status is Status.CHECK_CONDITION, f"nothing is answered with {response.status.name}")
         sense = parse_sense(response.sense)
         self.outcomes[name, "{:X}/{:02X}/{:02X}".format(*sense.code)] += 1
         self._check_sense(task, sense, disk, data_out)
 
     @staticmethod
     def _check_sense(task: Task, sense: ParsedSense, disk: Disk | None, data_out: bytes) -> None:
-        assert sense.code != _INTERNAL_FAILURE or _defects.last is None, f"a defect: {_defects.last}"
+        require(sense.code != _INTERNAL_FAILURE or _defects.last is None, f"a defect: {_defects.last}")
         if sense.in_cdb and sense.byte is not None:
-            assert sense.byte < max(cdb_length(task.cdb), 1), "the field pointer points past the CDB"
+            require(sense.byte < max(cdb_length(task.cdb), 1), "the field pointer points past the CDB")
         if sense.code == MISCOMPARE:
-            assert disk
+            assert disk, "only a disk compares"
             disk.model.miscompare(task.cdb, data_out, sense.information)
 
 
