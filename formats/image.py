@@ -13,10 +13,9 @@ So a format is metadata only: it never sees a read or a write of the guest.
 import abc
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from formats.errors import InvalidArgument, ReadOnlyImage, UnsupportedFeature
 
@@ -50,17 +49,15 @@ def compressed_entry(offset: int) -> int:
     return BlockState.COMPRESSED << 60 | (offset if offset < 1 << 48 else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """`count` blocks from `first` on. DATA and SHARED advance their offset by the block size from block to block."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # not the method of a tuple
     entry: int
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """`length` of the disk in bytes, any number; the last block may be partial. Block sizes are powers of two."""
 
     length: int
@@ -93,8 +90,7 @@ class Losing(Protocol):
     lost: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One file under the map. The descriptor stays the image's, which closes it; -1 where there is no file.
 
     `alignment`: bytes that offsets, lengths and memory addresses of I/O on it must be multiples of (1: any).
@@ -105,19 +101,17 @@ class Layer:
     descriptor: int
     flags: LayerFlags = LayerFlags.NONE
     alignment: int = 1
-    file: Losing | None = field(default=None, compare=False)
+    file: Losing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HostExtent:
+class HostExtent(NamedTuple):
     """Room for `blocks` new blocks in a row, at byte `offset` of the image's own file (layer 0)."""
 
     offset: int
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The new entry of one block: DATA or PARTIAL in a reserved place (or the one it has), ZERO or HOLE; the last two
     of `count` blocks in a row. A later change of a block undoes an earlier one.
 
@@ -128,11 +122,10 @@ class Change:
     entry: int
     allocated: int = 0
     zero: int = 0
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # not the method of a tuple
 
 
-@dataclass(frozen=True, slots=True)
-class Masks:
+class Masks(NamedTuple):
     """A PARTIAL block: bit n of `allocated`: sub-block n is here, of `zero`: it reads as zeros; neither: in the parent.
 
     `shared`: the place is not this map's alone, so that even a write to an allocated sub-block needs a new one.
@@ -143,8 +136,7 @@ class Masks:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """Another file that an image names. It is told, never opened, by the image that names it."""
 
     name: str

@@ -47,6 +47,21 @@ class Structure:
     _struct: ClassVar[struct.Struct]
     _names: ClassVar[tuple[str, ...]]
 
+    def __init__(self, *values: Any, **named: Any) -> None:
+        """Raises TypeError unless each field gets one value."""
+        given = dict(zip(self._names, values, strict=False)) | named
+        if len(values) + len(named) != len(self._names) or given.keys() != set(self._names):
+            raise TypeError(f"{type(self).__name__} takes one value for each of {', '.join(self._names)}")
+        self.__dict__.update(given)
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it may change
+
+    def __repr__(self) -> str:
+        return f"{type(self).__qualname__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     @classmethod
     def unpack(cls, data: bytes, at: int = 0) -> Self:
         """The structure at byte `at`; `data` must hold all of it (struct.error otherwise)."""
@@ -61,7 +76,8 @@ _S = TypeVar("_S", bound=Structure)
 
 
 def _declare(cls: type[_S], order: str) -> type[_S]:
-    made = dataclasses.dataclass(cls)
+    # Its methods stand above, once: to write and compile them for each class takes longer than to read a header.
+    made = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
     fields = dataclasses.fields(made)  # type: ignore[arg-type]  # it is one since the line above
     made._struct = struct.Struct(order + "".join(field.metadata[_CODE] for field in fields))
     made._names = tuple(field.name for field in fields)

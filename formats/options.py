@@ -4,7 +4,7 @@ it. A value may come as text (“64k”, “on”) or as what it means (65536, T
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from formats.errors import InvalidArgument
 
@@ -12,8 +12,7 @@ _SIZE = re.compile(r"(\d{1,18})([kKmMgG]?)")
 _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """`help`: one line for a person. `parse` raises ValueError with what would be right."""
 
     name: str

@@ -7,8 +7,7 @@ look like and decides nothing, because a guest can write any bytes into its raw 
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from formats import options as declared
 from formats import raw
@@ -78,8 +77,7 @@ def _check_qcow2(file: HostFile, repair: str) -> Report:
     return check(file, repair=repair)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One row. A format has either `open` (it lies in a file) or `make` (it has only a length, in bytes).
 
     `open(file, opener)`: the opener is asked for a data file, if the image has one.

@@ -9,7 +9,6 @@ import fcntl
 import os
 import stat
 import struct
-from pathlib import Path
 
 _SPACE = struct.Struct("@hhqqi20x")  # struct space_resv: l_type, l_whence, l_start, l_len, l_sysid, l_pid, l_pad[4]
 _FS_IOC_RESVSP64 = 0x4030582A
@@ -76,9 +75,10 @@ def _device_punches(device: int) -> bool:
 
 def block_queue(device: int, attribute: str) -> int:
     """A number that sysfs tells of a block device; 0 where there is no such device, or no sysfs to ask."""
-    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    queue = (place.parent if (place / "partition").exists() else place) / "queue"
+    place = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    disk = os.path.dirname(place) if os.path.exists(f"{place}/partition") else place
     try:
-        return int((queue / attribute).read_text())
+        with open(f"{disk}/queue/{attribute}") as told:
+            return int(told.read())
     except OSError:
         return 0

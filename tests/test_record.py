@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import pytest
 
@@ -52,3 +55,34 @@ def test_they_stay_as_they_are() -> None:
     with pytest.raises(AttributeError, match="Point is frozen"):
         point.x = 2  # type: ignore[misc]
     assert point.x == 1
+
+
+def test_one_made_of_another_has_the_fields_of_both() -> None:
+    class Solid(Point):
+        z: int = dataclasses.field(default=3, metadata={"axis": True})
+        unit: ClassVar[str] = "mm"
+
+    assert repr(Solid(1, z=4)).endswith("Solid(x=1, y=2, z=4)")
+    assert [field.name for field in dataclasses.fields(Solid)] == ["x", "y", "z"]
+    assert dataclasses.fields(Solid)[2].metadata == {"axis": True}
+    assert dataclasses.replace(Solid(1), y=7) == Solid(1, 7, 3)
+
+
+def test_threads_that_ask_first_all_get_the_fields_as_they_were_declared() -> None:
+    together = threading.Barrier(4)
+
+    class Wide(Record):
+        a: int = dataclasses.field(default=1, metadata={"is": "a"})
+
+    def ask(_: int) -> object:
+        together.wait(10)
+        return dataclasses.fields(Wide)[0].metadata["is"]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(4))) == ["a"] * 4
+
+
+def test_one_can_be_matched_by_position() -> None:
+    match Point(5, 6):
+        case Point(x, y):
+            assert (x, y) == (5, 6)

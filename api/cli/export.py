@@ -8,13 +8,13 @@ import json
 import os
 import socket
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from api.cli.parameters import Size, secret_option
 from formats.registry import FORMATS
+from vstore.target.beginning import prepare
 from vstore.vhost_user.attach import VMMS, Vmm, command_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LARGEST_PHYSICAL_BLOCK = 65536
 )
 @click.option(
     "--beneath",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False),
     multiple=True,
     metavar="DIR",
     help="Directory that parents and data files may lie in, besides IMAGE's own; may come again.",
@@ -78,6 +78,7 @@ def export(print_capabilities: bool, **options: Any) -> int:
         click.echo(json.dumps({"type": "scsi"}))
         return 0
     _check_usage(options)
+    prepare()
     from vstore.target.errors import ErrorCode, TargetError
     from vstore.target.export import export as serve
 
@@ -113,7 +114,7 @@ def _told(options: dict[str, Any]) -> str:
     sentences = []
     for image in options["images"]:
         try:
-            sentences.append(f" {image} looks like {looks_like(Path(image))}.")
+            sentences.append(f" {image} looks like {looks_like(image)}.")
         except TargetError as error:
             sentences.append(f" {error.detail}.")
     return "".join(sentences) + f" Formats: {', '.join(FORMATS)}."
@@ -134,7 +135,7 @@ def _physical_block_exponent(options: dict[str, Any]) -> int | None:
 def _request(options: dict[str, Any]) -> "Export":
     from vstore.target.export import Export
 
-    paths: list[Path | None] = [Path(image) for image in options["images"]] or [None]
+    paths: list[str | None] = list(options["images"]) or [None]
     luns = [(_lun(options, number, path), path) for number, path in enumerate(paths)]
     return Export(
         _endpoint(options), luns, secrets=options["secrets"], beneath=options["beneath"], handed_socket=options["fd"]
@@ -163,12 +164,12 @@ def _vmm(options: dict[str, Any]) -> Vmm:
     return next(row for row in VMMS if row.name == options["vmm"])
 
 
-def _lun(options: dict[str, Any], number: int, path: Path | None) -> "MapLun":
+def _lun(options: dict[str, Any], number: int, path: str | None) -> "MapLun":
     from vstore.target import verbs
     from vstore.target.declaration import parse
     from vstore.target.export import stable_serial
 
-    name = str(path) if path else f"{options['format_']}:{options['socket_path']}"
+    name = path or f"{options['format_']}:{options['socket_path']}"
     settings = {
         "lun": number,
         "image": {

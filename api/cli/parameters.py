@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import click
 
@@ -65,6 +64,8 @@ def label_change_options(function: Function) -> Function:
 
 def url_path(*parts: str) -> str:
     """A path below /v1, each part quoted."""
+    from urllib.parse import quote  # which a command that needs no daemon has no use for
+
     return "/v1/" + "/".join(quote(part, safe=":") for part in parts)
 
 

@@ -7,7 +7,7 @@ Decoding checks what the word says by itself; whether its clusters are metadata,
 checked once for a whole run of them.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from formats.errors import CorruptImage
 from formats.image import BlockState
@@ -16,8 +16,7 @@ from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET
 _SECTOR = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+class Meaning(NamedTuple):
     """State of a guest cluster. `offset` is that of its host cluster, 0 where it has none (but in a data file)."""
 
     state: BlockState

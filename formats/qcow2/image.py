@@ -11,7 +11,6 @@ A contradiction that shows while the image is writable sets its corrupt bit, so 
 """
 
 import contextlib
-import dataclasses
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -212,7 +211,7 @@ class Qcow2(Image):
         files = [self.file] if self.data_file is None else [self.file, self.data_file]
         layers = [file.layer for file in files]
         packing = _COMPRESSION[CompressionType(self.header.compression)]
-        layers[0] = dataclasses.replace(layers[0], flags=layers[0].flags | packing)
+        layers[0] = layers[0]._replace(flags=layers[0].flags | packing)
         return layers
 
     def load(self, first: int, count: int) -> list[Run]:

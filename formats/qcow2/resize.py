@@ -120,7 +120,7 @@ def _rewrite(image: "Qcow2", change: Change, data: bytes) -> None:
     assert image.writer is not None
     (extent,) = image.writer.reserve(1)
     image.file.pwrite(extent.offset, image.cipher.encrypt(extent.offset, data) if image.cipher else data)
-    image.writer.apply([dataclasses.replace(change, entry=change.entry | extent.offset // SECTOR)])
+    image.writer.apply([change._replace(entry=change.entry | extent.offset // SECTOR)])
 
 
 def _grow_l1(image: "Qcow2", entries: int) -> None:

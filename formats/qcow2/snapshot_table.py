@@ -1,6 +1,6 @@
 """The snapshot table: one entry per internal snapshot, each of its own length; parsed, checked, packed."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from formats.errors import CorruptImage, UnsupportedFeature
 from formats.host_file import HostFile
@@ -13,8 +13,7 @@ _LONGEST = disk.SnapshotStart.SIZE + disk.MAX_SNAPSHOT_EXTRA + 2 * 0xFFFF  # byt
 _WINDOW = 8 * _LONGEST  # read at once
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One entry. `id` is unique in the image, `name` need not be."""
 
     start: disk.SnapshotStart

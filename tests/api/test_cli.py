@@ -276,10 +276,12 @@ def test_no_client_command_imports_what_only_the_daemon_needs(url: str, tmp_path
 WEB = "fastapi starlette uvicorn sqlalchemy pydantic rich http.client email importlib.metadata"
 SLOW = f"{WEB} numpy cryptography cffi zipfile tempfile random vstore.store vstore.client"
 SERVING = "asyncio ssl socket subprocess concurrent.futures logging vstore.dataplane vstore.target"
+TLS = "ssl _ssl urllib.parse ipaddress"
 UNUSED = {  # a command, by which `FD` is a front-end that has left already; and what it has no use for
     "file convert -f raw -O qcow2 raw new": f"{SLOW} {SERVING} json hashlib fractions formats.qcow2.check",
     "file info -f qcow2 qcow2": f"{SLOW} {SERVING} formats.qcow2.check",
-    "export --format qcow2 qcow2 --fd FD": f"{SLOW} argparse ctypes vstore.transfer formats.luks formats.qcow2.create",
+    "export --format qcow2 qcow2 --fd FD": f"{SLOW} {TLS} argparse ctypes pathlib vstore.transfer formats.luks "
+    "formats.qcow2.create formats.qcow2.check",
 }
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -72,9 +71,9 @@ def test_what_the_data_plane_reads_is_never_slow(row: FastRow) -> None:
 
 
 @pytest.mark.parametrize(("kind", "structure"), [(FastRow, "vs_fast_row"), (FastPath, "vs_lun_settings")])
-def test_the_data_plane_declares_the_same_members(kind: type, structure: str) -> None:
+def test_the_data_plane_declares_the_same_members(kind: type[FastRow | FastPath], structure: str) -> None:
     declaration = HEADER.read_text().split(f"}} {structure};")[0].rsplit("typedef struct {", 1)[1]
-    names = {field.name for field in dataclasses.fields(kind)}
+    names = set(kind._fields)
     if kind is FastPath:
         names = names - {"read", "write"} | {"gate"}
     code = "".join(line.split("/*")[0] for line in declaration.splitlines())

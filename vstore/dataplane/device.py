@@ -3,9 +3,8 @@
 import errno
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vstore.dataplane.native import checked, ffi, lent, lib, made
 from vstore.dataplane.volume import Bytes, Volume
@@ -27,8 +26,7 @@ class NoticeKind(IntEnum):
     EVENTS = lib.VS_NOTICE_EVENTS
 
 
-@dataclass(frozen=True, slots=True)
-class LunSettings:
+class LunSettings(NamedTuple):
     """dataplane.h, vs_lun_settings: lengths in logical blocks."""
 
     block_shift: int
@@ -41,8 +39,7 @@ class LunSettings:
     max_write_same: int
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """dataplane.h, vs_notice. `request` is opaque, and ours until complete()."""
 
     kind: int
@@ -58,8 +55,7 @@ class Notice:
         return len(self.header)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """dataplane.h, vs_completion."""
 
     request: Any
@@ -67,8 +63,7 @@ class Completion:
     data_in_length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """dataplane.h, vs_vring_counters."""
 
     kicks: int
@@ -85,8 +80,7 @@ class Counters:
     in_flight: int
 
 
-@dataclass(frozen=True, slots=True)
-class LunCounters:
+class LunCounters(NamedTuple):
     """dataplane.h, vs_lun_counters."""
 
     reads: int
@@ -197,7 +191,7 @@ class Device:
     def vring_count(self, vring: int) -> Counters:
         counters = ffi.new("vs_vring_counters *")
         checked(lib.vs_vring_count(self._device, vring, counters), f"vring_count({vring})")
-        return Counters(**{name: int(getattr(counters, name)) for name in Counters.__slots__})
+        return Counters(**{name: int(getattr(counters, name)) for name in Counters._fields})
 
     # ---- LUNs and the fast path ----
 
@@ -206,7 +200,7 @@ class Device:
         checked(lib.vs_device_set_fast_rows(self._device, native, len(rows)), f"set_fast_rows({len(rows)} rows)")
 
     def lun_set(self, target: int, lun: int, volume: Volume, settings: LunSettings) -> None:
-        native = ffi.new("vs_lun_settings *", asdict(settings))
+        native = ffi.new("vs_lun_settings *", settings._asdict())
         result = lib.vs_lun_set(self._device, target, lun, volume.pointer, native)
         checked(result, f"lun_set(target {target}, LUN {lun}, {settings.blocks} blocks)")
 
@@ -220,7 +214,7 @@ class Device:
     def lun_count(self, target: int, lun: int) -> LunCounters:
         counters = ffi.new("vs_lun_counters *")
         checked(lib.vs_lun_count(self._device, target, lun, counters), f"lun_count(target {target}, LUN {lun})")
-        return LunCounters(**{name: int(getattr(counters, name)) for name in LunCounters.__slots__})
+        return LunCounters(**{name: int(getattr(counters, name)) for name in LunCounters._fields})
 
     def fetch_all(self) -> None:
         checked(lib.vs_device_fetch_all(self._device), "fetch_all()")

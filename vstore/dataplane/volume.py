@@ -1,12 +1,10 @@
 """A disk's block map over its files, with blocking I/O; the data plane's loops look into the same map."""
 
 import contextlib
-import dataclasses
 import errno
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vstore.dataplane.native import checked, failure, ffi, lent, lib, made
@@ -16,8 +14,7 @@ _CHANGE = struct.Struct("=6Q")
 _SPARE_ROOM = 64  # changes that come while a commit begins
 
 
-@dataclass(frozen=True, slots=True)
-class Allocation:
+class Allocation(NamedTuple):
     """How a volume makes new blocks: the fields are those of vs_allocation in dataplane.h."""
 
     sub_shift: int
@@ -185,7 +182,7 @@ class Volume:
 
     def allocates(self, allocation: Allocation) -> None:
         """From now on writes to HOLE, ZERO and SHARED blocks take new ones."""
-        settings = ffi.new("vs_allocation *", dataclasses.asdict(allocation))
+        settings = ffi.new("vs_allocation *", allocation._asdict())
         checked(lib.vs_volume_allocates(self.pointer, settings), f"volume_allocates({allocation})")
 
     def give(self, layer: int, offset: int, blocks: int, *, zeroed: bool) -> None:

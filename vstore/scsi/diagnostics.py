@@ -5,7 +5,7 @@ block; the extended one reads them all. All but the default one are logged (self
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vstore.scsi.block_range import pieces
 from vstore.scsi.buffers import BUFFER_BYTES, ECHO_BYTES
@@ -24,8 +24,7 @@ _FAILED = Sense(SenseKey.HARDWARE_ERROR, AdditionalSense.LOGICAL_UNIT_FAILED_SEL
 _ABORT_BACKGROUND = 0b100
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(NamedTuple):
     extended: bool
     background: bool = False
     logged: bool = True

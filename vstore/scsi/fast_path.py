@@ -1,6 +1,6 @@
 """The data plane's view of the command table: where a few fields lie, and which bits it must leave to the model."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vstore.scsi.cdb import Cdb, Fast
 from vstore.scsi.field import HINT, IGNORED
@@ -17,8 +17,7 @@ _LENGTH_FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FastRow:
+class FastRow(NamedTuple):
     """`vs_fast_row` of dataplane.h, field by field: byte offsets, widths in bytes, masks within one byte."""
 
     opcode: int
@@ -37,8 +36,7 @@ class FastRow:
     slow_mask: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FastPath:
+class FastPath(NamedTuple):
     """What the data plane may do with a logical unit right now, for one I_T nexus."""
 
     read: bool

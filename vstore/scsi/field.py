@@ -13,9 +13,8 @@ meanings live with whoever reads it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, NamedTuple, Self, overload
 
 
 class Use(Enum):
@@ -31,8 +30,7 @@ class Use(Enum):
 EVALUATED, HINT, IGNORED, ZERO, CHANGEABLE = Use
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """Where a field starts: what the field pointer and the bit pointer of sense data say (SPC-4 4.5.2.4.2)."""
 
     byte: int

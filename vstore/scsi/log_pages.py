@@ -5,8 +5,7 @@ restart of the process (DS and TSD are one), and nothing is compared with a thre
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.field import Layout
@@ -33,8 +32,7 @@ _UNKNOWN_TEMPERATURE = 0xFF
 _MAY_BE_SHARED, _DEDICATED = 0b10, 0b01  # SCOPE
 
 
-@dataclass(frozen=True, slots=True)
-class LogParameter:
+class LogParameter(NamedTuple):
     """`values`: of the fields that are not zero. `counter`: a data counter, not a list. `resets`: LOG SELECT can."""
 
     code: int
@@ -45,8 +43,7 @@ class LogParameter:
     resets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LogPage:
+class LogPage(NamedTuple):
     """`there`: whether a unit has it."""
 
     name: str

@@ -1,6 +1,6 @@
 """Logical unit numbers: the eight bytes of a virtio-scsi request, and those that REPORT LUNS returns (SAM-5 4.7)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAXIMUM_LUN = 0x3FFF
 WELL_KNOWN_REPORT_LUNS = 0xC101  # extended logical unit addressing, well known (SAM-5 4.7.7.5)
@@ -13,8 +13,7 @@ class InvalidLun(ValueError):  # noqa: N818
     """Eight bytes that address nothing that vstore could have."""
 
 
-@dataclass(frozen=True, slots=True)
-class LunAddress:
+class LunAddress(NamedTuple):
     target: int
     lun: int
 

@@ -1,9 +1,8 @@
 """What the model needs of a disk, and a disk in memory for tests and fuzzers."""
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 _T = TypeVar("_T")
 
@@ -76,8 +75,7 @@ class Medium(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(NamedTuple):
     """The space of a disk in memory, as a test says it is."""
 
     used: int

@@ -1,8 +1,8 @@
 """The mode pages of a logical unit: current, changeable and default values (SPC-4 7.5)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from vstore.scsi.field import CHANGEABLE, Layout
 from vstore.scsi.pages import (
@@ -29,14 +29,12 @@ class PageControl(IntEnum):
     SAVED = 3
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PageAddress:
+class PageAddress(NamedTuple):
     page: int
     subpage: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ModePage:
+class ModePage(NamedTuple):
     name: str
     layout: type[Layout]
 

@@ -7,7 +7,7 @@ next SANITIZE, until one succeeds.
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vstore.scsi.cdb import Access, Cdb
 from vstore.scsi.commands import SanitizeOverwrite
@@ -16,8 +16,7 @@ from vstore.scsi.sense import AdditionalSense, Progress, Sense, SenseKey
 _SANITIZE = SanitizeOverwrite.opcode
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """`told` ends the command that failed, `sense` those that come later. `may_exit`: AUSE of the SANITIZE."""
 
     told: Sense

@@ -3,9 +3,8 @@
 A handler that cannot go on raises `CheckCondition(Sense(...))`; one place, the device server, turns it into a response.
 """
 
-from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from vstore.scsi.field import Layout, Position, bit, bits, u8, u16, u32, u64
 
@@ -111,8 +110,7 @@ class SenseKeySpecificDescriptor(Layout, length=8):
     field_pointer = u16(5)
 
 
-@dataclass(frozen=True, slots=True)
-class FieldPointer:
+class FieldPointer(NamedTuple):
     """The field in error, of the CDB or of the parameter list (SPC-4 4.5.2.4.2)."""
 
     position: Position
@@ -128,8 +126,7 @@ class FieldPointer:
         return self.position.byte
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How much of a long operation is done, in 65536ths (SPC-4 4.5.2.4.4)."""
 
     word: int
@@ -140,8 +137,7 @@ class Progress:
         return 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class Sense:
+class Sense(NamedTuple):
     """One condition. `information` is an LBA, or a byte offset after MISCOMPARE; None: INFORMATION is not valid."""
 
     key: SenseKey
@@ -164,7 +160,7 @@ class Sense:
         return cls(SenseKey.ILLEGAL_REQUEST, code, pointer=FieldPointer(position, in_cdb))
 
     def as_deferred(self) -> "Sense":
-        return replace(self, deferred=True)
+        return self._replace(deferred=True)
 
     def encode(self, *, descriptor: bool) -> bytes:
         return self._descriptor() if descriptor else self._fixed()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 
@@ -113,8 +113,7 @@ class ReservationConflict(Exception):  # noqa: N818
     """Another nexus has reserved the unit: the command ends with that status, and does nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """How a task ended. `data_in` fits both the allocation length and the initiator's room.
 
     `data_out_used`: bytes of data-out that the command consumed. `overrun`: the command had more data-in than room, or

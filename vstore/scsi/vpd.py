@@ -1,8 +1,7 @@
 """Vital product data: the values of each page (SPC-4 7.8, SBC-3 6.6). SUPPORTED VPD PAGES is the registry itself."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from vstore.scsi.device_server import DeviceServer
 from vstore.scsi.direct_access import MAXIMUM_COMPARE_AND_WRITE, MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
@@ -18,8 +17,7 @@ _THIN_PROVISIONED = 2
 _NO_LIMIT = 0xFFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class VpdPage:
+class VpdPage(NamedTuple):
     """`layout`: where the page is one structure; what it holds otherwise, the docstring of `body` says."""
 
     name: str

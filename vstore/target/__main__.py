@@ -2,6 +2,10 @@
 
 import sys
 
-from vstore.target.main import main
+from vstore.target.beginning import prepare
+
+prepare()
+
+from vstore.target.main import main  # noqa: E402
 
 sys.exit(main())

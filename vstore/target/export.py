@@ -7,16 +7,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from formats.errors import ImageError, ReferenceOutside
-from formats.host_file import HostFile
+from formats.host_file import HostFile, Path
 from formats.image import Image
 from formats.registry import open_chain, open_image, probe
 from vstore.descriptor_limit import raise_descriptor_limit
+from vstore.record import Record
 from vstore.target import log
+from vstore.target.beginning import begun
 from vstore.target.errors import TargetError
 from vstore.target.lun import refusal
 from vstore.target.main import DONE, FAILED, end_on_signals
@@ -25,8 +25,7 @@ from vstore.target.process import TargetProcess
 from vstore.target.verbs import Configure, FrontendDisconnected, MapLun
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(Record):
     """What to serve: the endpoint, each LUN with its file's path if it has one, and a socket that was handed in."""
 
     endpoint: Configure
@@ -60,6 +59,8 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
         with contextlib.suppress(TargetError):
             await process.end()
         raise
+    finally:
+        begun()
     announce()
     await process.stopped.wait()
     return FAILED if process.unflushed else DONE

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.target import log
+from vstore.target.beginning import begun
 from vstore.target.control import ControlServer
 from vstore.target.errors import TargetError
 from vstore.target.process import TargetProcess
@@ -57,6 +58,7 @@ async def _serve(listener: Listener, ready: int | None) -> int:
     end_on_signals(process, listener.close)
     control = ControlServer(process, listener.socket)
     accepting = asyncio.create_task(control.serve())
+    begun()
     if ready is not None:
         os.write(ready, b"ready\n")
         os.close(ready)

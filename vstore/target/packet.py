@@ -15,10 +15,10 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from vstore.record import Record
 from vstore.target.errors import ErrorCode, TargetError
 
 LARGEST_PACKET = 65536  # bytes
@@ -58,8 +58,7 @@ class Descriptors:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(Record):
     """A packet as it came; `fault` says why its bytes or descriptors cannot be trusted."""
 
     data: bytes

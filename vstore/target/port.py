@@ -3,7 +3,6 @@
 import contextlib
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from typing import Self
 
 from vstore.target.errors import ErrorCode, TargetError
@@ -71,7 +70,7 @@ class TargetPort:
     def vrings(self) -> Iterator[VringStatus]:
         for vring, counters in enumerate(self._endpoint.counters()):
             flags = {name: bool(getattr(counters, name)) for name in ("started", "enabled", "broken")}
-            yield VringStatus(vring=vring, **{**asdict(counters), **flags})
+            yield VringStatus(vring=vring, **{**counters._asdict(), **flags})
 
     async def stop(self) -> None:
         """Ends the session, and listens no more; nothing is in flight afterwards."""

@@ -5,8 +5,7 @@ A request packet is the JSON object of the request's fields beside `id` and `ver
 The process has one method per verb, the client too, and both get their types from here.
 """
 
-from dataclasses import dataclass
-
+from vstore.record import Record
 from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.target.declaration import (
     Check,
@@ -197,8 +196,7 @@ class Status(Declaration):
     next_lun: int | None = declared(optional(whole(0, 2**22)))  # ask again with this `first_lun` for the rest
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(Record):
     name: str
     request: type
     answer: type

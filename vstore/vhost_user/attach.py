@@ -6,8 +6,9 @@ A virtio-scsi device of vhost-user has one control and one event queue beside it
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from vstore.record import Record
 
 _MIB = 1 << 20
 _QUEUE_SIZE = 256
@@ -27,8 +28,7 @@ class Attachable(Protocol):
     def request_queues(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Vmm:
+class Vmm(Record):
     """One row: `argv` of (what to attach, bytes of guest memory)."""
 
     name: str

@@ -12,10 +12,10 @@ A task management function concerns commands of both paths, so it first brings t
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from vstore.dataplane import Device, Notice
+from vstore.record import Record
 from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.lun import WELL_KNOWN_REPORT_LUNS, LunAddress, parse_lun
 from vstore.scsi.task import ITNexus
@@ -50,8 +50,7 @@ RESETS = {_F.I_T_NEXUS_RESET: ResetCause.I_T_NEXUS_LOSS, _F.LOGICAL_UNIT_RESET: 
 TAGGED = (_F.ABORT_TASK, _F.QUERY_TASK)
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Record):
     """A task management function with all that it names."""
 
     function: TaskManagementFunction

@@ -5,15 +5,14 @@ A table that replaces another one leaves alone the regions that are the same in 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vstore.dataplane import Device
+from vstore.record import Record
 from vstore.vhost_user.errors import RefusalError
 from vstore.vhost_user.messages import MemoryRegion
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(Record):
     """A mapped region. `file`: device and inode of what backs it."""
 
     guest_address: int
@@ -28,8 +27,7 @@ class Region:
         return self.guest_address, self.size, self.user_address
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Record):
     """From the present regions to a new table: what goes, and what comes with its descriptor."""
 
     gone: list[Region]

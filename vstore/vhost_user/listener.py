@@ -9,14 +9,14 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
+
+from vstore.record import Record
 
 LONGEST_PATH = 107  # bytes: sockaddr_un.sun_path has 108, the last of them 0
 BACKLOG = 16
 
 
-@dataclass(frozen=True)
-class Permissions:
+class Permissions(Record):
     """Of the socket file. None: what the process has itself."""
 
     mode: int = 0o600

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
@@ -164,7 +164,7 @@ class LunMap:
         except OSError as error:
             # A volume that is shorter than its unit says: the unit has not heard yet that its medium shrank.
             log.warning("target %d, LUN %d: no fast path: %s", mapped.target, mapped.lun, error)
-            settings = replace(settings, gate=0, blocks=0)
+            settings = settings._replace(gate=0, blocks=0)
             self._device.lun_set(mapped.target, mapped.lun, volume, settings)
         return settings
 

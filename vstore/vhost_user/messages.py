@@ -6,10 +6,10 @@ a method. Sizes and descriptor counts are checked against the row before any met
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import ClassVar, Self
 
+from vstore.record import Record
 from vstore.vhost_user.structure import U16, U32, U64, Structure, StructureError
 
 VERSION = 1
@@ -132,8 +132,7 @@ class _TableHead(Structure):
     padding: U32
 
 
-@dataclass
-class MemoryTable:
+class MemoryTable(Record):
     """Memory regions description: a count, then that many regions."""
 
     regions: Sequence[MemoryRegion]
@@ -157,8 +156,7 @@ class _ConfigHead(Structure):
     flags: U32
 
 
-@dataclass
-class DeviceConfig:
+class DeviceConfig(Record):
     """Virtio device config space: where, how long, and the bytes."""
 
     offset: int
@@ -187,8 +185,7 @@ class Answer(Enum):
     ALWAYS = 1
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Record):
     """One message type. `descriptors`: fewest and most that it may attach. `feature`: what must be negotiated first."""
 
     id: int
