@@ -13,7 +13,7 @@ import pytest
 from formats.errors import ImageInUse, InvalidArgument
 from formats.image import Geometry, Image, Layer, LayerFlags, Run
 from formats.registry import create_image, open_image
-from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunSettings, Volume
+from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, Device, LunSettings, Volume
 from vstore.disk import Disk
 from vstore.scsi.medium import Held, Medium
 
@@ -207,7 +207,7 @@ def test_the_lock_lasts_as_long_as_the_disk(path: Path) -> None:
 def test_a_logical_unit_that_still_serves_the_volume_keeps_the_lock(path: Path) -> None:
     disk = Disk(open_image("raw", path))
     device = Device(vrings=3)
-    gate = GATE_READ | GATE_WRITE
+    gate = GATE_READ | GATE_WRITE | GATE_FLUSH
     device.lun_set(0, 0, disk.volume, LunSettings(9, gate, False, 2048, 256, True, 4 * MIB // 512, 2048))
     disk.close()
     with pytest.raises(ImageInUse):

@@ -456,7 +456,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint8_t kind = (uint8_t)take(&input, 1);
 	vs_volume *volume = new_volume(kind);
 	const vs_lun_settings lun = { .block_shift = 9,
-				      .gate = VS_GATE_READ | VS_GATE_WRITE,
+				      .gate = VS_GATE_READ | VS_GATE_WRITE | VS_GATE_FLUSH,
 				      .max_transfer = 64,
 				      .max_unmap_descriptors = 4,
 				      .deallocates = 1,

@@ -230,7 +230,7 @@ vs_volume *new_volume(enum medium medium, uint64_t length, int *fd)
 vs_lun_settings open_lun(void)
 {
 	return (vs_lun_settings){ .block_shift = 9,
-				  .gate = VS_GATE_READ | VS_GATE_WRITE,
+				  .gate = VS_GATE_READ | VS_GATE_WRITE | VS_GATE_FLUSH,
 				  .max_transfer = 8192,
 				  .max_unmap_descriptors = 16,
 				  .deallocates = 1,

@@ -88,6 +88,11 @@ static void test_a_shut_gate_leaves_all_to_python(void **state)
 	assert_good(command(driver, read_10(0, 1), NULL, 0, &in, 1), RESPONSE + BLOCK);
 	finish(driver, command(driver, write_10(0, 1), &out, 1, NULL, 0));
 	finish(driver, command(driver, write_same_16(0, 1, false, true), NULL, 0, NULL, 0));
+	finish(driver, command(driver, synchronize_cache_10(), NULL, 0, NULL, 0));
+	settings.gate = VS_GATE_FLUSH;
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, driver->volume, &settings), 0);
+	assert_good(command(driver, synchronize_cache_10(), NULL, 0, NULL, 0), RESPONSE);
+	finish(driver, command(driver, read_10(0, 1), NULL, 0, &in, 1));
 	settings.gate = VS_GATE_WRITE;
 	assert_int_equal(vs_lun_set(driver->device, 0, 0, driver->volume, &settings), 0);
 	finish(driver, command(driver, read_10(0, 1), NULL, 0, &in, 1));

@@ -78,7 +78,7 @@ static void control(struct driver *driver, uint32_t turn)
 
 	switch (turn % 7) {
 	case 0:
-		settings.gate = turn % 3 ? VS_GATE_READ | VS_GATE_WRITE : 0;
+		settings.gate = turn % 3 ? VS_GATE_READ | VS_GATE_WRITE | VS_GATE_FLUSH : 0;
 		assert_int_equal(vs_lun_set(device, 0, 0, driver->volume, &settings), 0);
 		break;
 	case 1: assert_int_equal(vs_vring_count(device, ring, &counters), 0); break;

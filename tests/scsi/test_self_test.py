@@ -96,7 +96,7 @@ async def test_a_test_in_the_background_goes_on_while_commands_are_served() -> N
     assert (told[2] & 0xF, told[12], told[13], told[15]) == (*IN_PROGRESS, 0x80)
     assert initiator.check(SHORT).code == IN_PROGRESS
     gate.set()
-    await asyncio.wait_for(asyncio.gather(*unit._background), 10)
+    await asyncio.wait_for(unit.background.settled(), 10)
     assert results(initiator) == [result("40")]
     assert initiator.good(RequestSense.build(allocation_length=18))[2] == 0
 

@@ -9,7 +9,7 @@ import pytest
 from tests.vhost_user.conftest import Rig, rig
 from tests.vhost_user.driver import TEST_UNIT_READY, address, answer, ask, clear_attention, command, read10, until
 from tests.vhost_user.slow_medium import SlowMedium
-from vstore.dataplane import GATE_READ, GATE_WRITE, LunCounters, LunSettings, Volume
+from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, LunCounters, LunSettings, Volume
 from vstore.scsi.commands import SanitizeOverwrite, Verify16
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
@@ -17,7 +17,7 @@ from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.task import ITNexus
 from vstore.vhost_user.layout import Code
 
-OPEN = GATE_READ | GATE_WRITE
+OPEN = GATE_READ | GATE_WRITE | GATE_FLUSH
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_a_read_only_unit_has_half_a_gate(device_rig: Rig) -> None:
     device_rig.endpoint.connected()
     device_rig.endpoint.map_lun(0, 1, disk(read_only=True), object())  # type: ignore[arg-type]
     await clear_attention(device_rig, address(lun=1))
-    assert gate(device_rig, 1) == GATE_READ
+    assert gate(device_rig, 1) == GATE_READ | GATE_FLUSH
 
 
 async def test_settings_are_those_of_the_unit(device_rig: Rig) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "GATE_FLUSH",
     "GATE_READ",
     "GATE_WRITE",
     "Allocation",
@@ -27,6 +28,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vstore.dataplane.device import (
+        GATE_FLUSH,
         GATE_READ,
         GATE_WRITE,
         Completion,

@@ -193,7 +193,7 @@ typedef struct {
 int vs_device_set_fast_rows(vs_device *device, const vs_fast_row *rows, uint32_t count);
 
 /* A LUN as the fast path sees it. An address with no LUN, or with its gate shut, goes to the slow path. */
-enum { VS_GATE_READ = 1, VS_GATE_WRITE = 2 };
+enum { VS_GATE_READ = 1, VS_GATE_WRITE = 2, VS_GATE_FLUSH = 4 }; /* FLUSH: SYNCHRONIZE CACHE */
 typedef struct {
 	uint32_t block_shift;   /* log2 of the logical block length: 9..12 */
 	uint32_t gate;          /* VS_GATE_*: which kinds the fast path may serve now */

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 GATE_READ: int = lib.VS_GATE_READ
 GATE_WRITE: int = lib.VS_GATE_WRITE
+GATE_FLUSH: int = lib.VS_GATE_FLUSH
 TAKE_AT_ONCE = 64
 NO_IO_URING = (errno.EPERM, errno.ENOSYS, errno.EACCES, errno.ENOMEM)
 

@@ -186,7 +186,9 @@ static bool serve_fast(struct vs_request *request)
 	if (!request->lun)
 		return false;
 	const vs_lun_settings *settings = &request->lun->settings;
-	uint32_t gate = row->kind == VS_READ || row->kind == VS_SYNCHRONIZE ? VS_GATE_READ : VS_GATE_WRITE;
+	uint32_t gate = row->kind == VS_READ          ? VS_GATE_READ
+			: row->kind == VS_SYNCHRONIZE ? VS_GATE_FLUSH
+						      : VS_GATE_WRITE;
 	if (!(settings->gate & gate))
 		return false;
 	uint64_t lba = big_endian(cdb + row->lba_at, row->lba_width);

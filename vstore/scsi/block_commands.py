@@ -1,6 +1,6 @@
 """The CDBs of SBC-3 in the order of operation codes: see commands.py."""
 
-from vstore.scsi.cdb import Access, Cdb, Fast
+from vstore.scsi.cdb import Access, Beside, Cdb, Fast
 from vstore.scsi.field import HINT, IGNORED, ZERO, Field, bit, bits, u8, u16, u32, u64
 
 
@@ -23,7 +23,7 @@ class Write6(Cdb, name="WRITE (6)", opcode=0x0A, length=6, access=Access.WRITE, 
     transfer_length = u8(4)
 
 
-class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6):
+class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6, beside_if="start"):
     immed = bit(1, 0)
     power_condition_modifier = bits(3, 3, 0, ZERO)
     power_condition = bits(4, 7, 4, ZERO)
@@ -32,7 +32,9 @@ class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6):
     start = bit(4, 0)
 
 
-class ReadCapacity10(Cdb, name="READ CAPACITY (10)", opcode=0x25, length=10, passes_reservation=True):
+class ReadCapacity10(
+    Cdb, name="READ CAPACITY (10)", opcode=0x25, length=10, passes_reservation=True, beside=Beside.SERVED
+):
     lba = u32(2, ZERO)  # obsolete, as PMI is
     pmi = bit(8, 0, ZERO)
 
@@ -90,7 +92,7 @@ class SynchronizeCache10(
     number_of_logical_blocks = u16(7)
 
 
-class ReadDefectData10(Cdb, name="READ DEFECT DATA (10)", opcode=0x37, length=10):
+class ReadDefectData10(Cdb, name="READ DEFECT DATA (10)", opcode=0x37, length=10, beside=Beside.SERVED_AS_READ):
     req_plist = bit(2, 4)
     req_glist = bit(2, 3)
     defect_list_format = bits(2, 2, 0)
@@ -219,7 +221,13 @@ class WriteSame16(Cdb, name="WRITE SAME (16)", opcode=0x93, length=16, access=Ac
 
 
 class ReadCapacity16(
-    Cdb, name="READ CAPACITY (16)", opcode=0x9E, service_action=0x10, length=16, passes_reservation=True
+    Cdb,
+    name="READ CAPACITY (16)",
+    opcode=0x9E,
+    service_action=0x10,
+    length=16,
+    passes_reservation=True,
+    beside=Beside.SERVED,
 ):
     lba = u64(2, ZERO)  # obsolete, as PMI is
     allocation_length = u32(10)
@@ -268,7 +276,7 @@ class Verify12(Cdb, name="VERIFY (12)", opcode=0xAF, length=12, access=Access.RE
     group_number = bits(10, 4, 0, IGNORED)
 
 
-class ReadDefectData12(Cdb, name="READ DEFECT DATA (12)", opcode=0xB7, length=12):
+class ReadDefectData12(Cdb, name="READ DEFECT DATA (12)", opcode=0xB7, length=12, beside=Beside.SERVED_AS_READ):
     req_plist = bit(1, 4)
     req_glist = bit(1, 3)
     defect_list_format = bits(1, 2, 0)

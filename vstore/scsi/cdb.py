@@ -24,6 +24,15 @@ class Access(Enum):
     FLUSH = "flushes"
 
 
+class Beside(Enum):
+    """What becomes of a command beside a persistent reservation that shuts its nexus out (SPC-4 table 66, SBC-3 table
+    13)."""
+
+    SERVED = "served"
+    SERVED_AS_READ = "conflict with exclusive access"
+    CONFLICT = "conflict"
+
+
 class Fast(IntEnum):
     """Which loop of the data plane may serve a command (VS_READ and its sisters in dataplane.h)."""
 
@@ -32,6 +41,9 @@ class Fast(IntEnum):
     SYNCHRONIZE = 3
     WRITE_SAME = 4
     UNMAP = 5
+
+
+_BESIDE = {Access.READ: Beside.SERVED_AS_READ}  # where the row does not say
 
 
 class Cdb(Layout, length=0):
@@ -44,6 +56,8 @@ class Cdb(Layout, length=0):
     access: ClassVar[Access]
     passes_attention: ClassVar[bool]
     passes_reservation: ClassVar[bool]
+    beside: ClassVar[Beside]
+    beside_if: ClassVar[str | None]
     fast: ClassVar[Fast | None]
     fixed: ClassVar[int]
     accepted: ClassVar[int]
@@ -59,6 +73,8 @@ class Cdb(Layout, length=0):
         access: Access = Access.NONE,
         passes_attention: bool = False,
         passes_reservation: bool = False,
+        beside: Beside | None = None,
+        beside_if: str | None = None,
         fast: Fast | None = None,
         **rest: Any,
     ) -> None:
@@ -66,6 +82,8 @@ class Cdb(Layout, length=0):
         cls.name, cls.opcode, cls.service_action = name, opcode, service_action
         cls.access, cls.passes_attention, cls.fast = access, passes_attention, fast
         cls.passes_reservation = passes_attention or passes_reservation  # of another nexus
+        cls.beside = beside or (Beside.SERVED if passes_attention else _BESIDE.get(access, Beside.CONFLICT))
+        cls.beside_if = beside_if  # a field; where it is not zero the command is served
         cls.fixed = 0xFF << (length - 1) * 8
         if service_action is not None:
             cls.fixed |= SERVICE_ACTION_MASK << (length - 2) * 8
@@ -82,6 +100,12 @@ class Cdb(Layout, length=0):
         if refused:
             raise CheckCondition(Sense.invalid_field(cls.position_of(refused), in_cdb=True))
         return cls(value)
+
+    def beside_reservation(self) -> Beside:
+        """This one, with the values of its fields."""
+        if self.beside_if and (self.value >> self.fields[self.beside_if].shift) & self.fields[self.beside_if].limit:
+            return Beside.SERVED
+        return self.beside
 
     @classmethod
     def invalid(cls, field: Field) -> CheckCondition:

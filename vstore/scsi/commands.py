@@ -1,8 +1,9 @@
-"""Every CDB that vstore knows, laid out as SPC-4 (primary_commands.py) and SBC-3 (block_commands.py) print them.
+"""Every CDB that vstore knows, laid out as SPC-4 (primary_commands.py, persistent_reserve.py) and SBC-3
+(block_commands.py) print them.
 
 A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
 plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row there and its handler in spc.py,
-modes.py, sbc.py, verify.py, atomic.py, provisioning.py or erasure.py.
+modes.py, persistent_reserve_in.py, sbc.py, verify.py and so on: logical_unit.py lists these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from vstore.scsi.block_commands import *  # noqa: F403 - all rows, so that a new one is said once
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.fast_path import FastRow, fast_row
+from vstore.scsi.persistent_reserve import *  # noqa: F403
 from vstore.scsi.primary_commands import *  # noqa: F403
 
 COMMANDS: Sequence[type[Cdb]] = tuple(

@@ -61,7 +61,7 @@ class DeviceServer:
     def supports(self, row: type[Cdb]) -> bool:
         return row in self.handlers
 
-    def admit(self, row: type[Cdb], task: Task) -> None:  # noqa: ARG002
+    def admit(self, cdb: Cdb, task: Task) -> None:  # noqa: ARG002
         """Raises CheckCondition when the unit is not in a state to serve this command now."""
         return
 
@@ -134,7 +134,7 @@ class DeviceServer:
                 raise CheckCondition(Sense.illegal(AdditionalSense.INVALID_MESSAGE_ERROR))
             access = row.access
             cdb = row.decode(task.cdb)
-            self.admit(row, task)
+            self.admit(cdb, task)
             answer = await self.serve(row, cdb, task)
             if isinstance(answer, Status):
                 return Response(answer, data_out_used=task.data_out_used)

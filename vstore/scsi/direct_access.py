@@ -10,20 +10,21 @@ from enum import Enum
 from typing import Any
 
 from vstore.scsi.buffers import Buffers
-from vstore.scsi.cdb import Access, Cdb
+from vstore.scsi.cdb import Access, Beside, Cdb
 from vstore.scsi.clock import Clock
 from vstore.scsi.commands import SanitizeBlockErase, Unmap
 from vstore.scsi.counting import Counting
 from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.identity import Identity
+from vstore.scsi.kept_state import State
 from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
 from vstore.scsi.operation import Failure, Operation
 from vstore.scsi.pages import Caching, Control
-from vstore.scsi.reservation import Reservation
+from vstore.scsi.reservable import Reservable
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
-from vstore.scsi.task import ITNexus, ReservationConflict, Status, Task
+from vstore.scsi.task import ITNexus, Status, Task
 
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
@@ -33,6 +34,7 @@ MAXIMUM_PREFETCH_BYTES = 64 * MIB  # what one command may bring into the host's 
 MAXIMUM_UNMAP_DESCRIPTORS = 256
 MAXIMUM_BACKGROUND = 16  # works begun with IMMED that wait for their end; those of more commands keep the command
 LOGICAL_BLOCK_LENGTHS = (512, 1024, 2048, 4096)
+PHYSICAL_BLOCK_LENGTH = 4096  # where nothing is said, as nearly every disk and file system has today
 
 
 class ResetCause(Enum):
@@ -57,7 +59,7 @@ def _check_settings(logical_block_length: int, physical_block_exponent: int, rot
         )
 
 
-class DirectAccessDevice(Counting):
+class DirectAccessDevice(Counting, Reservable):
     """One disk. ValueError when the medium or the settings cannot make one."""
 
     def __init__(
@@ -71,11 +73,14 @@ class DirectAccessDevice(Counting):
         read_only: bool = False,
         write_cache: bool = True,
         rotation_rate: int = 1,
+        state: State | None = None,
+        shared: bool = False,
     ) -> None:
-        super().__init__()
+        """`state`: what outlives a loss of power. `shared`: it has power whoever is there."""
+        super().__init__(state)
+        self.shared = shared
         if physical_block_exponent is None:
-            # 4096-byte physical blocks, as nearly every disk and file system has today.
-            physical_block_exponent = (4096 // max(logical_block_length, 1)).bit_length() - 1
+            physical_block_exponent = (PHYSICAL_BLOCK_LENGTH // max(logical_block_length, 1)).bit_length() - 1
         _check_settings(logical_block_length, physical_block_exponent, rotation_rate)
         self.medium = medium
         self.identity = identity
@@ -91,12 +96,9 @@ class DirectAccessDevice(Counting):
         )
         self._read_only = read_only
         self._listeners: list[Callable[[], None]] = []
-        self._background: set[asyncio.Task[None]] = set()
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
-        self.reservation = Reservation()
-        self.clock = Clock()
-        self.buffers = Buffers()
+        self.clock, self.buffers = Clock(), Buffers()
         self._writers = 0
         self._no_writers = asyncio.Event()
         self.blocks = self._count_blocks()
@@ -143,9 +145,9 @@ class DirectAccessDevice(Counting):
     def supports(self, row: type[Cdb]) -> bool:
         return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)
 
-    def admit(self, row: type[Cdb], task: Task) -> None:
-        if not row.passes_reservation and self.reservation.excludes(task.nexus):
-            raise ReservationConflict
+    def admit(self, cdb: Cdb, task: Task) -> None:
+        row = type(cdb)
+        self.check_reservations(cdb, task.nexus)
         if self.operation and not row.passes_attention:
             raise CheckCondition(self.operation.sense)
         if self.failure and self.failure.refuses(row):
@@ -180,11 +182,13 @@ class DirectAccessDevice(Counting):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        shut = self.stopped or self.operation or self.failure or self.reservation.excludes(nexus)
+        shut = self.stopped or self.operation or self.failure
         ready = not shut and self.attentions.none_wait(nexus)
+        changes = ready and not self.shuts_out(nexus, Beside.CONFLICT)
         return FastPath(
-            read=ready,
-            write=ready and not self.read_only,
+            read=ready and not self.shuts_out(nexus, Beside.SERVED_AS_READ),
+            write=changes and not self.read_only,
+            flush=changes,
             write_through=self.write_through,
             blocks=self.blocks,
             block_shift=self.logical_block_length.bit_length() - 1,
@@ -226,6 +230,7 @@ class DirectAccessDevice(Counting):
             self.reservation.clear()
             self.modes.revert()
             if cause is ResetCause.POWER_ON:
+                self.persistent = self.persistent.power_on()
                 self.clock.power_on()
                 self.buffers = Buffers()  # what a former machine left there is no other's business
         self.attentions.establish(cause.value, told)
@@ -244,24 +249,13 @@ class DirectAccessDevice(Counting):
         does not wait must not pile up work without end.
         """
         finishing = self._finish(nexus, access, work)
-        if len(self._background) >= MAXIMUM_BACKGROUND or not self._begun(finishing):
+        if len(self.background) >= MAXIMUM_BACKGROUND or not self.background.start(finishing):
             await finishing
 
     async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Returns while the work goes on; without an event loop, when it is done."""
-        if self._begun(work) is None:
+        if self.background.start(work) is None:
             await work
-
-    def _begun(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        """None without an event loop."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return None
-        running = loop.create_task(work)
-        self._background.add(running)
-        running.add_done_callback(self._background.discard)
-        return running
 
     async def _finish(self, nexus: ITNexus, access: Access, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -277,7 +271,7 @@ class DirectAccessDevice(Counting):
         self.changed()
         operating = self._operate(operation, work)
         self.self_tests.abort()
-        running = self._begun(operating)
+        running = self.background.start(operating)
         if running is None:
             await operating
         elif not immed:
@@ -314,5 +308,4 @@ class DirectAccessDevice(Counting):
     async def settle(self) -> None:
         """Gives up, and returns when no background work is left; call it before the medium is closed."""
         self.give_up()
-        while self._background:
-            await asyncio.wait(self._background)
+        await self.background.settled()

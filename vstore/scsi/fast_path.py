@@ -41,6 +41,7 @@ class FastPath(NamedTuple):
 
     read: bool
     write: bool
+    flush: bool
     write_through: bool
     blocks: int
     block_shift: int

@@ -7,7 +7,20 @@ NoLogicalUnit         what answers at an address where nothing is: it is a devic
 
 from typing import ClassVar
 
-from vstore.scsi import atomic, diagnostics, erasure, logs, modes, provisioning, sbc, spc, timestamp, verify
+from vstore.scsi import (
+    atomic,
+    diagnostics,
+    erasure,
+    logs,
+    modes,
+    persistent_reserve_in,
+    persistent_reserve_out,
+    provisioning,
+    sbc,
+    spc,
+    timestamp,
+    verify,
+)
 from vstore.scsi.commands import Inquiry, ReportLuns, RequestSense
 from vstore.scsi.device_server import DeviceServer, Handlers
 from vstore.scsi.direct_access import DirectAccessDevice, ResetCause
@@ -34,6 +47,8 @@ class LogicalUnit(DirectAccessDevice):
         **diagnostics.HANDLERS,
         **timestamp.HANDLERS,
         **logs.HANDLERS,
+        **persistent_reserve_in.HANDLERS,
+        **persistent_reserve_out.HANDLERS,
     }
 
 

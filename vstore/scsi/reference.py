@@ -64,7 +64,10 @@ def _code(row: type[Cdb]) -> str:
 def _command_list() -> Iterator[str]:
     yield "## Commands\n"
     yield from _table(
-        ("code", "command", "CDB", "medium", "with a unit attention pending", "reserved by another", "data plane"),
+        (
+            *("code", "command", "CDB", "medium", "with a unit attention pending"),
+            *("beside another's RESERVE", "beside another's persistent reservation", "data plane"),
+        ),
         (
             (
                 _code(row),
@@ -73,11 +76,16 @@ def _command_list() -> Iterator[str]:
                 row.access.value,
                 "served" if row.passes_attention else "reports it",
                 "served" if row.passes_reservation else "conflict",
+                _beside(row),
                 "fast path" if row.fast else "-",
             )
             for row in COMMANDS
         ),
     )
+
+
+def _beside(row: type[Cdb]) -> str:
+    return f"{row.beside.value}, served with {_words(row.beside_if)}" if row.beside_if else row.beside.value
 
 
 def _anchor(title: str) -> str:

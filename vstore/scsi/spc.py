@@ -32,7 +32,7 @@ from vstore.scsi.pages import (
     VpdHeader,
 )
 from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition, Sense
-from vstore.scsi.task import Task
+from vstore.scsi.task import ReservationConflict, Task
 from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
 DIRECT_ACCESS_BLOCK_DEVICE = 0x00
@@ -107,15 +107,27 @@ def _state(unit: DirectAccessDevice) -> Sense:
 
 async def reserve(unit: DirectAccessDevice, _: Reserve6 | Reserve10, task: Task) -> bytes:
     """SPC-2 7.21: the whole unit for this nexus; again is no error."""
-    unit.reservation.take(task.nexus)
-    unit.changed()
+    if not _has_its_way(unit, task):
+        unit.reservation.take(task.nexus)
+        unit.changed()
     return b""
+
+
+def _has_its_way(unit: DirectAccessDevice, task: Task) -> bool:
+    """SPC-4 5.12.3: whom a persistent reservation favours has no need of RESERVE and RELEASE, and is told that they are
+    done; for others they conflict as soon as any nexus is registered (SPC-2 5.5.1)."""
+    if unit.known_persistent().favours(task.nexus.identity):
+        return True
+    if unit.persistent.keys:
+        raise ReservationConflict
+    return False
 
 
 async def release(unit: DirectAccessDevice, _: Release6 | Release10, task: Task) -> bytes:
     """SPC-2 7.16: no error by whoever does not hold the unit, either."""
-    unit.reservation.release(task.nexus)
-    unit.changed()
+    if not _has_its_way(unit, task):
+        unit.reservation.release(task.nexus)
+        unit.changed()
     return b""
 
 

@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
+from vstore.scsi.transport_id import NexusName
 
 
 class TaskAttribute(IntEnum):
@@ -31,12 +32,15 @@ class Status(IntEnum):
 
 
 class ITNexus:
-    """One initiator port as the target port sees it: a virtual machine. Equal to itself alone."""
+    """One initiator port as the target port sees it: a virtual machine. Equal to itself alone; the next connection of
+    the same machine is another one, with the same `identity`."""
 
-    __slots__ = ("__weakref__", "name")
+    __slots__ = ("__weakref__", "identity", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, port: int = 1) -> None:
+        """`port`: relative target port identifier."""
         self.name = name
+        self.identity = NexusName.of_machine(name, port)
 
     def __repr__(self) -> str:
         return f"ITNexus({self.name!r})"

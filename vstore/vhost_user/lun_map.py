@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from vstore.dataplane import GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
+from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.target import Target
@@ -175,7 +175,7 @@ _NOBODY = ITNexus("nobody")
 def _settings(fast: FastPath, *, shut: bool) -> LunSettings:
     return LunSettings(
         block_shift=fast.block_shift,
-        gate=0 if shut else (GATE_READ if fast.read else 0) | (GATE_WRITE if fast.write else 0),
+        gate=0 if shut else fast.read * GATE_READ | fast.write * GATE_WRITE | fast.flush * GATE_FLUSH,
         write_through=fast.write_through,
         max_transfer=fast.max_transfer,
         max_unmap_descriptors=fast.max_unmap_descriptors,
