@@ -152,6 +152,11 @@ class LunSpec(Body):
     read_only: bool = False
     direct: bool = Field(False, description="bypass the host's page cache (O_DIRECT)")
     logical_block_length_bytes: int = Field(512, description="512 or 4096")
+    discard: str = Field(
+        "unref",
+        description="what becomes of the place of a qcow2 cluster that the guest discards: unref (free for others), "
+        "punch (kept, but the host gets its space back), keep (kept, and as full as it was)",
+    )
     serial: str | None = Field(None, description="unit serial number; null: made from the image's id")
     labels: dict[str, str] | None = None
 

@@ -13,7 +13,7 @@ So a format is metadata only: it never sees a read or a write of the guest.
 import abc
 from array import array
 from collections.abc import Callable, Sequence
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from types import TracebackType
 from typing import ClassVar, NamedTuple, Protocol, Self
 
@@ -68,6 +68,14 @@ class Geometry(NamedTuple):
     def blocks(self) -> int:
         """Blocks in the map, the partial last one included."""
         return -(-self.length // self.block_size)
+
+
+class Discard(StrEnum):
+    """What becomes of the place of a block that is discarded."""
+
+    UNREF = "unref"  # it is free, for other blocks too
+    PUNCH = "punch"  # it stays the block's, and the host gets its space back
+    KEEP = "keep"  # it stays the block's, and as full as it was
 
 
 class LayerFlags(IntFlag):
@@ -214,6 +222,8 @@ class Image(abc.ABC):
     """Whether a change to ZERO (and, without a parent, to HOLE) can be committed."""
     going_on: Callable[[], None] = staticmethod(lambda: None)
     """Called now and then while a verb of the image takes long."""
+    discard: Discard = Discard.UNREF
+    """Unless UNREF, `load` tells the places that ZERO blocks have kept, and a write goes there again."""
     identity: bool = False
     """Whether new blocks lie in layer 1 at the guest's own offset, so that none need be reserved."""
 
@@ -285,6 +295,14 @@ class Image(abc.ABC):
     def free(self, extents: Sequence[HostExtent]) -> None:
         """Gives back what `reserve` handed out and no committed change names."""
         raise UnsupportedFeature(f"{self.format} images do not allocate; {len(extents)} extents were handed back")
+
+    def place_discarded(self, how: Discard) -> None:
+        """From now on the places of whole blocks that become ZERO are dealt with so; before anybody asks for the map.
+        UnsupportedFeature."""
+        if how is not Discard.UNREF:
+            raise UnsupportedFeature(
+                f"{self.format} images have no clusters that a discard could keep; use discard=unref"
+            )
 
     def empty(self, extent: HostExtent) -> bool:  # noqa: ARG002
         """Makes reserved room read as zeros if that is cheap, so that what nobody writes there need not be written."""

@@ -182,6 +182,7 @@ class Keeper:
             self._commits.refill()
             if commit:
                 self._commits.commit()
+            self._commits.kept.punch()
         except (OSError, ImageError) as error:
             if not told:
                 log.warning("room for new blocks, or a commit, must wait: %s", error)

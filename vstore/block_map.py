@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import ImageError
-from formats.image import BlockState, entry
+from formats.image import BlockState, Discard, entry
 from vstore import commits
 from vstore.chain import Chain
 from vstore.commits import Commits
@@ -68,7 +68,8 @@ class BlockMap:
                 self._volume.set_run(run.first, run.count, run.entry)
 
     def _allow_allocation(self) -> None:
-        zeroed = BlockState.HOLE if self._chain.top.backing is None and self._chain.depth == 1 else BlockState.ZERO
+        keeps = self._top.discard is not Discard.UNREF
+        hides = keeps or self._chain.top.backing is not None or self._chain.depth > 1
         self._volume.allocates(
             Allocation(
                 sub_shift=self._unit.bit_length() - 1,
@@ -76,8 +77,10 @@ class BlockMap:
                 own_layers=len(self._top.layers),
                 identity=int(self._top.identity),
                 batch_limit=commits.MOST_PENDING,
-                keeps_space=False,
-                zero_entry=entry(zeroed) if self._top.zeroes and not self._top.identity else 0,
+                keeps_places=keeps,
+                zero_entry=entry(BlockState.ZERO if hides else BlockState.HOLE)
+                if self._top.zeroes and not self._top.identity
+                else 0,
             )
         )
 

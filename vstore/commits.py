@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from formats.errors import ImageError
 from formats.image import SECTOR, Change, HostExtent, Image
 from vstore.dataplane import MapChange, Volume
+from vstore.kept_places import KeptPlaces
 
 MOST_PENDING = 1 << 16  # changes that wait for a commit
 MOST_BLOCKS = 1 << 18  # that the image changes at once; more only take memory
@@ -39,6 +40,7 @@ class Commits:
         self._image = image
         self._lock = lock
         self.turn = threading.RLock()
+        self.kept = KeptPlaces(volume, image, lock)
         size = image.geometry.block_size
         self._window_blocks = max(FEWEST_RESERVED, WINDOW_BYTES // size)
         self._most_window = max(self._window_blocks, MOST_WINDOW_BYTES // size)
@@ -125,6 +127,7 @@ class Commits:
                 for batch in _batches(changes):
                     self._drain()
                     self._image.commit(batch)
+                    self.kept.note(batch)
                     self._freed = True
             done = True
         finally:

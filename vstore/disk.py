@@ -303,6 +303,7 @@ class Disk:
                 self.volume.quiesce()  # no commit would ever tell of what a logical unit still wrote
             self._map.tell()
             self._flush()
+            self._map.commits.kept.punch()
             self._map.commits.close()
             if self._ciphers:
                 self._ciphers.close()

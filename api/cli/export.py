@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from api.cli.parameters import Size, secret_option
+from api.cli.parameters import Size, discard_option, secret_option
 from formats.registry import FORMATS
 from vstore.target.beginning import prepare
 from vstore.vhost_user.attach import VMMS, Vmm, command_line
@@ -54,6 +54,7 @@ LARGEST_PHYSICAL_BLOCK = 65536
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Data plane threads.")
 @click.option("--poll-us", type=click.IntRange(0, 1_000_000), help="Longest polling before a thread sleeps; 0: none.")
 @click.option("--thin/--thick", default=None, help="Let the guest give space back; by default if the image can.")
+@discard_option
 @click.option("--write-cache/--no-write-cache", default=True, help="Without: every write is durable before it is done.")
 @click.option(
     "--vmm",
@@ -183,6 +184,7 @@ def _lun(options: dict[str, Any], number: int, path: str | None) -> "MapLun":
         "physical_block_exponent": _physical_block_exponent(options),
         "thin": options["thin"],
         "write_cache": options["write_cache"],
+        "discard": options["discard"] or "unref",
         "product": options["product"],
         "serial": options["serial"] if options["serial"] is not None else stable_serial(name),
     }

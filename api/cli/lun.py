@@ -6,7 +6,7 @@ import click
 
 from api.cli.client import Client
 from api.cli.output import Column, emit_list, emit_object, size, text
-from api.cli.parameters import given, json_option, label_option, pass_client, pool_option, url_path
+from api.cli.parameters import discard_option, given, json_option, label_option, pass_client, pool_option, url_path
 
 _COLUMNS: tuple[Column, ...] = (
     ("LUN", text("name")),
@@ -34,6 +34,7 @@ def lun() -> None:
 @click.option("--read-only", is_flag=True, default=None, help="Refuse every write.")
 @click.option("--direct", is_flag=True, default=None, help="Bypass the host's page cache (O_DIRECT).")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), help="Logical block length in bytes (512).")
+@discard_option
 @click.option("--serial", help="Unit serial number; by default made from the image's id.")
 @label_option
 @pool_option

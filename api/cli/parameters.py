@@ -51,6 +51,12 @@ class FormatOption(click.ParamType[tuple[str, object]]):
         return key, _SWITCH.get(content, int(content) if content.isdecimal() and key != "compat" else content)
 
 
+DISCARDS = {  # what becomes of the place of a discarded cluster: formats.image.Discard
+    "unref": "free for other clusters",
+    "punch": "kept, but the host gets its space back",
+    "keep": "kept, and as full as it was",
+}
+
 _SIZES = {"cluster_size"}
 _SWITCH: dict[str, object] = {"on": True, "off": False, "true": True, "false": False}
 
@@ -78,6 +84,13 @@ def label_changes(labels: tuple[tuple[str, str], ...], removed: tuple[str, ...])
     """A JSON Merge Patch of labels."""
     return {**dict.fromkeys(removed), **dict(labels)}
 
+
+discard_option = click.option(
+    "--discard",
+    type=click.Choice(list(DISCARDS)),
+    help="What becomes of the place of a qcow2 cluster that the guest discards: "
+    f"{', '.join(f'{name} ({told})' for name, told in DISCARDS.items())}; by default unref.",
+)
 
 secret_option = click.option(
     "--secret-file",

@@ -6,11 +6,13 @@
 A page whose clusters lie in a row, as they do where a disk was written from end to end, is a single comparison.
 """
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 
 from formats.errors import CorruptImage
 from formats.image import BlockState, Change
 from formats.qcow2.allocator import Allocator
+from formats.qcow2.discarding import cleared, is_kept
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import Regions
@@ -29,6 +31,7 @@ class Clearing:
         self._cluster_size = tables.entries.cluster_size
         self._width = tables.entry_size // WORD
         self._per_page = pages.size // tables.entry_size
+        self.keeps_places = False  # what is zeroed keeps its host cluster where it has one for itself
 
     def apply(self, change: Change, otherwise: Callable[[Change], None]) -> None:
         """Each block of the row; `otherwise` takes those that are not so plain, one by one."""
@@ -57,10 +60,11 @@ class Clearing:
         words = self._pages.words(at, self._per_page * self._width)[:: self._width]
         if any(word & COMPRESSED for word in words):
             return False
-        rows = list(self._rows(words))
+        keeps = self.keeps_places and state is BlockState.ZERO
+        rows = list(self._rows([0 if keeps and is_kept(word) else word for word in words]))
         for first, count in rows:
             self._check(block, first, count)
-        self._pages.write(at, self._empty(state), Stage.POINTER)
+        self._pages.write(at, self._kept(words) if keeps else self._empty(state), Stage.POINTER)
         for first, count in rows:
             self._allocator.drop(first, count, punch=True)
         return True
@@ -72,11 +76,15 @@ class Clearing:
             return (bytes(WORD) + (ALL_SUBCLUSTERS << SUBCLUSTERS).to_bytes(WORD, "big")) * self._per_page
         return ZERO.to_bytes(WORD, "big") * self._per_page
 
+    def _kept(self, words: Sequence[int]) -> bytes:
+        after = cleared(words, extended=self._width == 2)
+        return struct.pack(f">{len(after)}Q", *after)
+
     def _rows(self, words: Sequence[int]) -> Iterator[tuple[int, int]]:
         """The host clusters that they name, as first and number."""
         size = self._cluster_size
         # (the words of clusters in a row differ by a cluster, flags and all)
-        if words[0] & OFFSET and words == tuple(range(words[0], words[0] + len(words) * size, size)):
+        if words[0] & OFFSET and tuple(words) == tuple(range(words[0], words[0] + len(words) * size, size)):
             yield (words[0] & OFFSET) // size, len(words)
             return
         first = count = 0

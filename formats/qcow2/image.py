@@ -20,6 +20,7 @@ from formats.errors import ImageInUse, UnsupportedFeature
 from formats.host_file import HostFile, Opener
 from formats.image import (
     Change,
+    Discard,
     Geometry,
     HostExtent,
     Image,
@@ -30,7 +31,7 @@ from formats.image import (
     Run,
     check_length,
 )
-from formats.qcow2 import compression, info, parent, resize
+from formats.qcow2 import compression, discarding, info, parent, resize
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import write_fixed
@@ -331,6 +332,9 @@ class Qcow2(Image):
 
     def name_parent(self, reference: Reference | None) -> None:
         parent.name_parent(self, reference)
+
+    def place_discarded(self, how: Discard) -> None:
+        discarding.place_discarded(self, how)
 
     def put_compressed(self, block: int, data: bytes) -> None:
         """Makes `data`, a whole cluster as `compression.compress` made it shorter, the content of a block; durable

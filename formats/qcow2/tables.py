@@ -57,6 +57,7 @@ class Tables:
         self._per_page = pages.size // (WORD * self._width)
         self._every_lane = ((1 << 64 * self._per_page) - 1) // _EVERY_BIT  # 1 in every word of a page as one number
         self.frozen: Frozen | None = None
+        self.keeps_places = False  # the place of a zeroed block is told too, where it is the block's alone
         self.exclusive = False  # what is told to be nobody else's will be written to
         self.second: dict[int, int] = {}  # offsets of other versions of some L2 tables, by index: see switch.py
 
@@ -175,19 +176,22 @@ class Tables:
                 found[n] = (_DATA if word & COPIED else _SHARED) | (word & OFFSET) // SECTOR
                 places.append(word & OFFSET)
             elif word or (extended and bits):
-                meaning = self.entries.decode(first + n, word, bits)
-                if meaning.state in (*_PLACED, BlockState.PARTIAL):
-                    found[n] = entry(meaning.state, int(self.entries.external), meaning.offset)
-                    self._check(first + n, meaning.offset)
-                elif meaning.state == BlockState.COMPRESSED:
-                    found[n] = compressed_entry(self._compressed_place(word))
-                else:
-                    found[n] = entry(meaning.state)
+                found[n] = self._entry(first + n, word, bits)
         if places and (max(places) >= self._file.length or self._regions.any_overlapping(places)):
             for n, word in enumerate(found):
                 if word >> 60 in _PLACED:
                     self._check(first + n, (word & _PLACE) * SECTOR)
         return found
+
+    def _entry(self, block: int, word: int, bits: int) -> int:
+        meaning = self.entries.decode(block, word, bits)
+        kept = self.keeps_places and meaning.state == BlockState.ZERO and not meaning.shared
+        if kept or meaning.state in (*_PLACED, BlockState.PARTIAL):
+            self._check(block, meaning.offset)
+            return entry(meaning.state, int(self.entries.external), meaning.offset)
+        if meaning.state == BlockState.COMPRESSED:
+            return compressed_entry(self._compressed_place(word))
+        return entry(meaning.state)
 
     def _plain_entries(self, words: Sequence[int]) -> "array[int] | None":
         """The entries where all are DATA and in places where they may be, all made at once as one long number; None

@@ -17,6 +17,7 @@ from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, HostExtent
 from formats.qcow2.allocator import Allocator
 from formats.qcow2.clearing import Clearing
+from formats.qcow2.discarding import kept_meaning
 from formats.qcow2.entries import Meaning
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.placing import Placing
@@ -43,11 +44,16 @@ class Writer:
         self.data_file = data_file
         self.raw_data = False
         self.has_backing = False
+        self._keeps_places = False
         self.switch: Switch | None = None  # while a snapshot verb is under way
         self._reserved: set[int] = set()
         self._placing = Placing(tables, pages, self._reserved)
         self._clearing = Clearing(tables, pages, regions, refcounts, self.allocator)
         self._cluster_size = tables.entries.cluster_size
+
+    def keep_places(self, keep: bool) -> None:
+        """Whether clusters that are zeroed keep their host clusters."""
+        self._keeps_places = self._clearing.keeps_places = keep
 
     def reserve(self, count: int) -> list[HostExtent]:
         """Clusters for `count` blocks."""
@@ -94,6 +100,8 @@ class Writer:
         new = self._meaning(change)
         entries, tables = self.tables.entries, self.tables
         old_word, old_bits = tables.descriptor(change.block)
+        if self._keeps_places and not tables.held(change.block, old_word):
+            new = kept_meaning(new, old_word)
         word, bits = entries.encode(new)
         if (word, bits) == (old_word, old_bits):
             return

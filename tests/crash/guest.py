@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from formats.host_file import HostFile
-from formats.image import Reference
+from formats.image import Discard, Reference
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.check import check
 from formats.qcow2.image import Qcow2
@@ -112,7 +112,9 @@ class Guest:
         self._open()
 
     def _open(self) -> None:
-        self._disk = Disk(*open_chain("qcow2", self._files / TOP, secrets=[KEY]))
+        images = open_chain("qcow2", self._files / TOP, secrets=[KEY])
+        images[0].place_discarded(Discard(self._variant.discard))
+        self._disk = Disk(*images)
         self._shown.forget()
 
     def run(self) -> None:

@@ -44,6 +44,7 @@ class Variant:
     secret: bool = False  # the image is encrypted
     dirty: bool = False  # somebody wrote to it and never counted what he took
     crowded: bool = False  # so full that its refcount table is soon too short
+    discard: str = "unref"  # what becomes of the clusters that the guest discards
     sectors: int = SECTORS
 
     @property
@@ -96,6 +97,8 @@ VARIANTS = {
         Variant("recounted", "cluster_size=2048,lazy_refcounts=on", verbs=_REPAIRING, dirty=True),
         Variant("crowded", "cluster_size=512,refcount_bits=64", verbs=("reopen",), crowded=True),
         Variant("crowded, live", "cluster_size=512,refcount_bits=64", live=True, crowded=True),
+        Variant("kept", "cluster_size=4096", "raw", discard="punch", verbs=(*_SNAPSHOTS, "resize"), snapshots=1),
+        Variant("kept, extended L2", "cluster_size=16384,extended_l2=on", discard="punch", live=True),
         Variant("encrypted", "cluster_size=4096", secret=True, snapshots=1, verbs=(*_SNAPSHOTS, "resize")),
         Variant("encrypted over a parent", "cluster_size=16384", "qcow2", secret=True, verbs=_RESIZING),
     )

@@ -55,6 +55,16 @@ def test_a_mapped_image_is_served_by_the_process(ready: Store, world: World) -> 
     assert ready.show_lun("t", "1:5") == lun
 
 
+def test_a_lun_says_what_becomes_of_discarded_clusters_and_so_does_its_process(ready: Store, world: World) -> None:
+    ready.create_image("default", "q", virtual_size_bytes=MIB, format="qcow2")
+    lun, _ = ready.map_lun("t", "0", image="q", discard="punch")
+    assert lun.discard == "punch"
+    with TargetClient(str(world.runtime / "targets" / "t" / "ctl.sock")) as client:
+        assert [each.settings.discard for each in client.status().luns] == ["punch"]
+    with pytest.raises(InvalidArgument, match="unref, punch, keep"):
+        ready.map_lun("u", "0", image="q", discard="never")
+
+
 def test_the_process_gets_the_image_as_a_descriptor(ready: Store, world: World) -> None:
     ready.map_lun("t", "0", image="a")
     pid = ready.show_target("t").process.pid

@@ -41,6 +41,13 @@ def test_read_only_lun_refuses_writes_and_leaves_the_file(target: Running, disk:
     assert not any(disk.read_bytes())
 
 
+def test_discards_that_shall_keep_clusters_are_refused_where_there_are_none(target: Running, disk: Path) -> None:
+    with pytest.raises(TargetError, match="discard=unref") as refused:
+        target.map_file(disk, discard="keep")
+    assert refused.value.code is ErrorCode.IMAGE_REFUSED
+    target.map_file(disk, discard="unref")
+
+
 def test_image_stays_locked_against_qemu_while_mapped(target: Running, disk: Path) -> None:
     target.map_file(disk)
     done = subprocess.run(

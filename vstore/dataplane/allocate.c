@@ -138,6 +138,8 @@ static void begin_masks(const struct vs_volume *volume, struct fresh *fresh, uin
 
 	if (extent.state == VS_ZERO) {
 		fresh->zero = volume_all_units(volume);
+		fresh->told = entry_is_kept(entry);
+		fresh->entry = fresh->told ? entry_of_kept(entry) : 0;
 	} else if (extent.state == VS_SHARED && own) {
 		fresh->lent = entry;
 		fresh->held = volume_all_units(volume);
@@ -172,6 +174,11 @@ struct fresh *fresh_new(struct vs_volume *volume, uint64_t block, uint64_t entry
 
 bool fresh_place(struct vs_volume *volume, struct fresh *fresh)
 {
+	if (!fresh->entry && entry_is_kept(fresh->old)) {
+		fresh->entry = entry_of_kept(fresh->old);
+		fresh->told = true;
+		fresh->old = (uint64_t)VS_ZERO << STATE_SHIFT;
+	}
 	return fresh->entry || window_take(volume, fresh);
 }
 
@@ -187,7 +194,7 @@ struct fresh *fresh_writable(struct vs_volume *volume, uint64_t block, uint64_t 
 		fresh = fresh_of(entry);
 	else if (!allocates_over(volume, &extent))
 		*error = -EAGAIN;
-	else if (volume->window || volume->allocation.identity)
+	else if (volume->window || volume->allocation.identity || entry_is_kept(entry))
 		fresh = fresh_new(volume, block, entry, error);
 	if (!fresh || fresh_place(volume, fresh))
 		return fresh;

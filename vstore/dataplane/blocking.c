@@ -256,7 +256,7 @@ static int zero_bytes(vs_volume *volume, uint64_t offset, struct extent *extent,
 static int zero_range(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate)
 {
 	while (length) {
-		bool by_map = volume_zeroes_by_map(volume, deallocate);
+		bool by_map = volume_zeroes_by_map(volume);
 		int64_t done = by_map ? allocate_zero(volume, offset, length, true) : 0;
 
 		if (!done) {

@@ -56,6 +56,8 @@ static bool place_is_vain(const struct vs_volume *volume, const struct fresh *fr
 
 	if (fresh->writers || !fresh->entry || !fresh_none_valid(volume, fresh))
 		return false;
+	if (volume->allocation.keeps_masks && volume->allocation.keeps_places && fresh->told)
+		return false;
 	return volume->allocation.keeps_masks ? !fresh->held : reads_zero(&old);
 }
 
@@ -85,6 +87,8 @@ static int settle(struct vs_volume *volume, struct fresh *fresh, uint64_t *unuse
 	fresh_make_exclusive(volume, fresh);
 	if (place_is_vain(volume, fresh)) {
 		*unused = fresh->told || volume->allocation.identity ? 0 : fresh->entry;
+		if (volume->allocation.keeps_places && fresh->told)
+			fresh->old = entry_kept(fresh->entry);
 		fresh->entry = 0;
 		fresh->told = false;
 	} else if (fresh->entry || !volume->allocation.keeps_masks || fresh_place(volume, fresh)) {
@@ -157,8 +161,12 @@ static uint64_t settled_entry(const struct vs_volume *volume, const struct fresh
 {
 	if (!fresh_idle(fresh))
 		return 0;
+	if (fresh->entry && fresh_all_valid(volume, fresh))
+		return fresh->entry;
 	if (fresh->entry)
-		return fresh_all_valid(volume, fresh) ? fresh->entry : 0;
+		return volume->allocation.keeps_masks && fresh->zero == volume_all_units(volume)
+			       ? entry_kept(fresh->entry)
+			       : 0;
 	if (!volume->allocation.keeps_masks || (!fresh->zero && !fresh->held))
 		return fresh->old;
 	return fresh->zero == volume_all_units(volume) ? ZERO : 0;

@@ -115,12 +115,12 @@ int vs_volume_release_hold(vs_volume *volume, uint64_t offset, uint64_t length);
 /* Copy-on-write (allocate.c). A write to a block that is HOLE, ZERO or SHARED takes the next block of the window; what
  * became of it is told by commit_begin, once the caller made it durable commit_end makes it DATA. */
 typedef struct {
-	uint32_t sub_shift;   /* log2 of the unit that is copied up: at most 512 in a block, 64 when keeps_masks */
-	uint32_t keeps_masks; /* the format keeps two bits a unit (here, zero): what is in the parent stays there */
-	uint32_t own_layers;  /* layers from this number on are the parents' */
-	uint32_t identity;    /* not 0: new blocks lie in this layer at the guest's own offset, there is no window */
-	uint32_t batch_limit; /* changes at which the notice descriptor becomes readable */
-	uint32_t keeps_space; /* only deallocating changes the map to zeros; else zeros are written where DATA is */
+	uint32_t sub_shift;    /* log2 of the unit that is copied up: at most 512 in a block, 64 when keeps_masks */
+	uint32_t keeps_masks;  /* the format keeps two bits a unit (here, zero): what is in the parent stays there */
+	uint32_t own_layers;   /* layers from this number on are the parents' */
+	uint32_t identity;     /* not 0: new blocks lie in this layer at the guest's own offset, there is no window */
+	uint32_t batch_limit;  /* changes at which the notice descriptor becomes readable */
+	uint32_t keeps_places; /* a whole block that is zeroed keeps its place, where it is written to again */
 	uint64_t zero_entry; /* what a zeroed block becomes: ZERO, HOLE (no parent has anything), 0: it is written to */
 } vs_allocation;
 int vs_volume_allocates(vs_volume *volume, const vs_allocation *allocation);

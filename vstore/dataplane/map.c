@@ -34,7 +34,27 @@ unsigned entry_state(uint64_t entry)
 
 bool entry_has_offset(uint64_t entry)
 {
-	return entry_state(entry) == VS_DATA || entry_state(entry) == VS_SHARED;
+	return entry_state(entry) == VS_DATA || entry_state(entry) == VS_SHARED || entry_is_kept(entry);
+}
+
+bool entry_is_kept(uint64_t entry)
+{
+	return entry_state(entry) == VS_ZERO && entry & OFFSET_MASK;
+}
+
+static uint64_t in_state(uint64_t entry, unsigned state)
+{
+	return (entry & ((1ull << STATE_SHIFT) - 1)) | (uint64_t)state << STATE_SHIFT;
+}
+
+uint64_t entry_kept(uint64_t data)
+{
+	return in_state(data, VS_ZERO);
+}
+
+uint64_t entry_of_kept(uint64_t entry)
+{
+	return in_state(entry, VS_DATA);
 }
 
 /* The entry `blocks` further on in the same run. */

@@ -104,8 +104,7 @@ static bool segment(struct vs_request *request, const struct media *media, uint6
 
 static bool zeroes_by_map(const struct vs_volume *volume, const struct media *media)
 {
-	return (media->operation == IO_PUNCH || media->operation == IO_ZERO) &&
-	       volume_zeroes_by_map(volume, media->operation == IO_PUNCH);
+	return (media->operation == IO_PUNCH || media->operation == IO_ZERO) && volume_zeroes_by_map(volume);
 }
 
 /* Whether the fast path can serve every block of the range as it stands in the map. */

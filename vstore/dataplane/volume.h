@@ -138,7 +138,11 @@ static inline bool reads_zero(const struct extent *extent)
 struct extent volume_extent(struct vs_volume *volume, uint64_t offset, uint64_t length);
 uint64_t map_look_up(struct vs_volume *volume, uint64_t block, uint64_t *in_a_row);
 unsigned entry_state(uint64_t entry);
-bool entry_has_offset(uint64_t entry); /* DATA and SHARED, which advance from block to block */
+bool entry_has_offset(uint64_t entry); /* DATA, SHARED and kept ZERO, which advance from block to block */
+/* ZERO with a place of its own, which the next write to it uses. */
+bool entry_is_kept(uint64_t entry);
+uint64_t entry_kept(uint64_t data);     /* the same place, zeroed */
+uint64_t entry_of_kept(uint64_t entry); /* and written to again */
 uint64_t volume_blocks(const struct vs_volume *volume);
 struct extent entry_extent(uint64_t entry, uint64_t within, uint64_t length);
 uint64_t map_blocks(const struct vs_volume *volume, uint64_t length);
@@ -228,9 +232,9 @@ int fresh_fill(struct vs_volume *volume, struct fresh *fresh);
  * without `wait`), -ENOBUFS, -ENODATA: a thread that may wait must help. */
 int64_t allocate_zero(struct vs_volume *volume, uint64_t offset, uint64_t length, bool wait);
 void zero_cut(const struct vs_volume *volume, uint64_t offset, struct extent *extent);
-static inline bool volume_zeroes_by_map(const struct vs_volume *volume, bool deallocate)
+static inline bool volume_zeroes_by_map(const struct vs_volume *volume)
 {
-	return volume->allocation.zero_entry && (deallocate || !volume->allocation.keeps_space);
+	return volume->allocation.zero_entry != 0;
 }
 /* Whether no page of the map may be dropped: the tables do not tell yet what it does. Under volume->lock. */
 bool zeros_pending(const struct vs_volume *volume);

@@ -22,7 +22,7 @@ class Allocation(NamedTuple):
     own_layers: int
     identity: int
     batch_limit: int
-    keeps_space: bool
+    keeps_places: bool
     zero_entry: int
 
 

@@ -7,7 +7,8 @@
  *
  * A run is older than all that the batch says of its blocks, because a write that comes after it makes a record. So the
  * runs are told first. A place of its own is kept by a record until a commit has told that nothing is left in it: writes
- * that come in between use it again.
+ * that come in between use it again. Where discarded blocks keep their places, the map goes on telling them: ZERO at a place,
+ * which the next write takes instead of one of the window.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -43,17 +44,21 @@ static void note(struct vs_volume *volume, struct zeros *run)
 }
 
 /* `count` blocks that the map tells of in one row, none of them FRESH or NOT_LOADED. */
-static int zero_row(struct vs_volume *volume, uint64_t first, uint64_t count, unsigned state)
+static int zero_row(struct vs_volume *volume, uint64_t first, uint64_t count, uint64_t entry)
 {
+	uint64_t zero = volume->allocation.zero_entry;
 	struct zeros *last = volume->last_zeros, *run = NULL;
+	unsigned state = entry_state(entry);
 	bool follows = last && last->first + last->count == first;
 
 	if (state == VS_HOLE || state == VS_ZERO)
 		return 0;
 	if (!follows && !(run = malloc(sizeof(*run))))
 		return -ENOMEM;
+	if (volume->allocation.keeps_places && state == VS_DATA)
+		zero = entry_kept(entry);
 	/* an entry without its note would be lost, a note without its entry makes zeros of what is written there later */
-	int error = map_store(volume, first, count, volume->allocation.zero_entry);
+	int error = map_store(volume, first, count, zero);
 	if (error) {
 		free(run);
 	} else if (follows) {
@@ -78,7 +83,8 @@ static int zero_record(struct vs_volume *volume, struct fresh *fresh, uint64_t u
 		return -ENOBUFS; /* what is held still has to move */
 	if (!volume->allocation.keeps_masks) {
 		memset(fresh->valid, 0, sizeof(fresh->valid));
-		fresh->old = volume->allocation.zero_entry;
+		if (!entry_is_kept(fresh->old))
+			fresh->old = volume->allocation.zero_entry;
 	} else {
 		fresh->valid[0] &= ~units;
 		fresh->held &= ~units;
@@ -108,7 +114,7 @@ static int64_t zero_blocks(struct vs_volume *volume, uint64_t first, uint64_t co
 		else if (state == VS_NOT_LOADED || state == VS_PARTIAL) /* it is being loaded */
 			error = -ENODATA;
 		else
-			error = zero_row(volume, first + done, in_a_row, state);
+			error = zero_row(volume, first + done, in_a_row, entry);
 		done += error ? 0 : in_a_row;
 	}
 	return done ? (int64_t)done : error;

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_
 
+from formats.image import Discard
 from vstore.store import schema
 from vstore.store.catalog import birth
 from vstore.store.chains import check_childless, parents
@@ -31,6 +32,7 @@ from vstore.store.pool import Pool
 from vstore.store.records import Lun, Page
 
 LOGICAL_BLOCK_LENGTHS = (512, 4096)
+DISCARDS = tuple(each.value for each in Discard)
 
 
 class LunVerbs(Parts):
@@ -44,6 +46,7 @@ class LunVerbs(Parts):
         read_only: bool = False,
         direct: bool = False,
         logical_block_length_bytes: int = 512,
+        discard: str = "unref",
         serial: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Lun, bool]:
@@ -52,11 +55,8 @@ class LunVerbs(Parts):
         Raises NotFound, InvalidArgument, AlreadyExists, InUse (mapped elsewhere), Locked, Conflict, TargetUnavailable.
         """
         address, where = LunAddress.parse(lun), self.pool(pool)
-        wanted: dict[str, Any] = {
-            "read_only": read_only,
-            "direct": direct,
-            "logical_block_length_bytes": _check_block_length(logical_block_length_bytes),
-        }
+        wanted: dict[str, Any] = {"read_only": read_only, "direct": direct, "discard": _check_discard(discard)}
+        wanted["logical_block_length_bytes"] = _check_block_length(logical_block_length_bytes)
         if labels is not None:
             wanted["labels"] = check_labels(labels)
         with self.holding(images=[f"{pool}/{image}"], target=target):
@@ -145,6 +145,12 @@ def _check_block_length(length: int) -> int:
     return length
 
 
+def _check_discard(discard: str) -> str:
+    if discard not in DISCARDS:
+        raise InvalidArgument("discard", f"{discard[:20]!r} is not offered", f"choose {', '.join(DISCARDS)}")
+    return discard
+
+
 def _check_mappable(connection: Connection, source: Row[Any], wanted: Mapping[str, Any]) -> None:
     """One writer or many readers; whole logical blocks; no two disks under one serial number."""
     if not wanted["read_only"]:
@@ -181,6 +187,7 @@ def _record(row: Row[Any]) -> Lun:
         read_only=row.read_only,
         direct=row.direct,
         logical_block_length_bytes=row.logical_block_length_bytes,
+        discard=row.discard,
         serial=row.serial,
         created_at=row.created_at,
         revision=row.revision,

@@ -60,6 +60,7 @@ class LunPlan:
             image=source,
             read_only=row.read_only,
             logical_block_length=row.logical_block_length_bytes,
+            discard=row.discard,
             serial=row.serial,
         )
         files = tuple(each.file for each in (row, *parents) if each.file is not None)

@@ -110,6 +110,7 @@ class Lun:
     read_only: bool
     direct: bool
     logical_block_length_bytes: int
+    discard: str  # unref, punch, keep: what becomes of a discarded cluster's place in the image
     serial: str
     created_at: str
     revision: int

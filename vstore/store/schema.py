@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 3
+VERSION = 4
 
 STEPS = {  # a version: what lifts a catalog from there to the next one
     1: (
@@ -39,6 +39,7 @@ STEPS = {  # a version: what lifts a catalog from there to the next one
         "total_bytes BIGINT NOT NULL, result JSON, error JSON, started_at TEXT, ended_at TEXT, PRIMARY KEY (id))",
         "CREATE INDEX ix_jobs_state ON jobs (state)",
     ),
+    3: ("ALTER TABLE luns ADD COLUMN discard TEXT DEFAULT 'unref' NOT NULL",),
 }
 
 metadata = MetaData()
@@ -106,6 +107,7 @@ luns = Table(
     Column("direct", Boolean, nullable=False),
     Column("logical_block_length_bytes", Integer, nullable=False),
     Column("serial", Text, nullable=False),
+    Column("discard", Text, nullable=False, server_default="unref"),
     UniqueConstraint("target_id", "scsi_target", "lun"),
 )
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from formats.errors import HostRefusal, ImageError, ImageInUse
-from formats.image import Image, Kept
+from formats.image import Discard, Image, Kept
 from vstore.disk import Disk
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
@@ -50,7 +50,7 @@ class MappedLun:
     def _open(cls, settings: MapLun, open_images: Callable[[], list[Image]]) -> Self:
         try:
             with ExitStack() as undo:
-                disk = Disk(*open_images())
+                disk = Disk(*_images(settings, open_images))
                 undo.callback(disk.close)
                 _check_length(disk.length, settings)
                 _check_alignment(disk, settings)
@@ -116,6 +116,17 @@ class MappedLun:
             lost = "the last flush failed, so writes since the one before may be lost"
             detail = f"{name_of(self.settings.image)}: {lost}: {error.strerror}"
             raise TargetError(ErrorCode.HOST_ERROR, detail) from error
+
+
+def _images(settings: MapLun, open_images: Callable[[], list[Image]]) -> list[Image]:
+    images = open_images()
+    try:
+        images[0].place_discarded(Discard(settings.discard))
+    except BaseException:
+        for image in images:
+            image.close()
+        raise
+    return images
 
 
 def _check_snapshot_name(name: str) -> None:

@@ -5,6 +5,7 @@ A request packet is the JSON object of the request's fields beside `id` and `ver
 The process has one method per verb, the client too, and both get their types from here.
 """
 
+from formats.image import Discard
 from vstore.record import Record
 from vstore.scsi.identity import SERIAL_LENGTH
 from vstore.target.declaration import (
@@ -39,6 +40,7 @@ _target = whole(0, 255)  # virtio 1.2 5.6.6.1: one byte
 _lun = whole(0, 16383)  # virtio 1.2 5.6.6.1: 14 bits
 _length = whole(512, LARGEST_LENGTH)
 _bytes_count = whole(0, 2**64 - 1)
+_discard = one_of(*(each.value for each in Discard))
 _told = text(65535, r"[\s\S]*", "whatever an image holds")
 
 
@@ -96,6 +98,7 @@ class MapLun(Declaration):
     physical_block_exponent: int | None = declared(optional(whole(0, 7)), None)  # None: 4096-byte physical blocks
     thin: bool | None = declared(optional(flag), None)  # None: as the image can
     write_cache: bool = declared(flag, True)
+    discard: str = declared(_discard, "unref")  # what becomes of a discarded block's place
     vendor: str = declared(_ascii(8), "VSTORE")
     product: str = declared(_ascii(16), "DISK")
     serial: str = declared(_ascii(SERIAL_LENGTH))
