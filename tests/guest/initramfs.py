@@ -27,7 +27,11 @@ MODULES = ("virtio_pci", "virtio_console", "sd_mod", "sg", "virtio_scsi", "ext4"
 TOOLS = {
     "sg3-utils": (
         "sg_inq sg_vpd sg_opcodes sg_readcap sg_modes sg_turs sg_verify sg_write_same sg_unmap sg_luns sg_reset"
-        " sg_raw sg_dd sg_requests sg_sync sg_start sg_wr_mode sg_get_lba_status"
+        " sg_raw sg_dd sg_requests sg_sync sg_start sg_wr_mode sg_get_lba_status sg_logs sg_timestamp sg_read_buffer"
+        " sg_write_buffer sg_test_rwbuf sg_rbuf sg_senddiag sg_write_verify sg_write_x sg_compare_and_write sg_reassign"
+        " sg_format sg_sanitize sg_get_elem_status sg_referrals sg_stpg sg_rtpg sg_read_long sg_write_long sg_bg_ctl"
+        " sg_stream_ctl sg_prevent sg_seek sg_rep_zones sg_sat_identify sg_rmsn sg_read_block_limits sginfo"
+        " sg_persist sg_ident sg_xcopy sg_copy_results"
     ),
     "e2fsprogs": "mke2fs e2fsck debugfs dumpe2fs resize2fs",
     "fdisk": "sfdisk",
