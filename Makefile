@@ -71,7 +71,7 @@ vubench-test: vubench build .venv/.test | apt-test ## the load generator's verif
 	$(BIN)/python -m pytest -q tests/vubench $(PYTEST)
 
 crash-test: build .venv/.test | apt-test ## power fails at any write, or a call of the host does: 5,000 crash states
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/crash $(PYTEST)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/crash $(PYTEST)
 
 crash: build .venv/.test | apt-test ## the same for CRASH_SECONDS (3600) from CRASH_SEED (1), CRASH_STATES (2000) a trial
 	@$(BIN)/python -m tests.crash --seconds $(CRASH_SECONDS) --seed $(CRASH_SEED) --seeds 1000000 \

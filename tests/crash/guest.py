@@ -1,4 +1,4 @@
-"""A guest that uses a disk of one variant: two threads at once, and edits of the image's structure between.
+"""A guest that uses a disk of one variant: four threads at once, and edits of the image's structure between.
 
 The threads meet in the same blocks, but never in one sector at a time. What is asked for and what is answered goes into
 the log as marks.
@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from vstore.disk import Disk
 from vstore.transfer.commit import commit
 from vstore.transfer.rebase import rebase
 
-THREADS = 2
+THREADS = 4
 PHASES = 5
-REQUESTS = 12  # of each thread in a phase
+REQUESTS = 8  # of each thread in a phase
+THINKING = 0.003  # seconds at most, before each request
 
 Row = tuple[int, int]  # first sector and number of sectors
 
@@ -151,12 +153,16 @@ class Guest:
 
     def _use(self, seed: float) -> None:
         draw = random.Random(seed)
+        flushes = draw.random() < 0.5  # else all threads soon wait for the same flush, and nobody meets it
         for _ in range(REQUESTS):
+            time.sleep(draw.uniform(0, THINKING))
             kind = draw.random()
-            if kind < 0.65:
-                self._write(draw, fua=kind < 0.05)
-            elif kind < 0.85:
-                self._zero(draw, deallocate=kind < 0.75)
+            if kind < 0.55:
+                self._write(draw, fua=kind < 0.05 and flushes)
+            elif kind < 0.75:
+                self._zero(draw, deallocate=kind < 0.65)
+            elif kind < 0.85 or not flushes:
+                self._read(draw)
             else:
                 self._flush()
 

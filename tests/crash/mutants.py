@@ -6,6 +6,7 @@ Each takes out one thing that keeps a promise: a barrier, an order, the wait bef
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from formats.qcow2.structures import BitmapFlags, Incompatible
 from formats.qcow2.switch import Switch
 from formats.qcow2.writer import Writer
 from vstore.commits import Commits
-from vstore.dataplane import Volume
+from vstore.dataplane import MapChange, Volume
 from vstore.disk import Disk
 from vstore.transfer import commit
 from vstore.transfer.progress import Meter
@@ -95,6 +96,39 @@ def _flush_forgets_data() -> None:
 
 def _flush_does_nothing() -> None:
     _put(Commits, "flush", lambda _self: None)
+
+
+def _room_for_what_waited() -> None:
+    """A commit takes as many changes as waited when it looked. Zeros that come in between are told first, and push as
+    many older writes out, which become part of the next commit, though a flush waits for this one."""
+    begin, pending = Volume.commit_begin, vars(Volume)["pending"].fget
+    late: list[MapChange] = []
+
+    def begun(self: Volume) -> tuple[list[MapChange], OSError | None]:
+        room = self.pending
+        changes, failed = begin(self)
+        changes, late[:] = [*late, *changes[: room - len(late)]], changes[room - len(late) :]
+        return changes, failed
+
+    _put(Volume, "commit_begin", begun)
+    _put(Volume, "pending", property(lambda self: pending(self) + len(late)))
+
+
+def _joined_too_late() -> None:
+    """A flush that comes while a commit runs shares that one, which has not seen what was written meanwhile."""
+
+    def flushed(self: Commits) -> None:
+        with self._joining:
+            shared, first = self._next, self._next is None
+            if shared is None:
+                shared = self._next = Future()
+        if first:
+            with self.turn:
+                self._flush(shared)
+                self._next = None
+        shared.result()
+
+    _put(Commits, "flush", flushed)
 
 
 def _data_file_forgotten() -> None:
@@ -246,6 +280,8 @@ MUTANTS = {
     "not filled": Mutant("large clusters", _not_filled),
     "flush forgets data": Mutant("raw parent", _flush_forgets_data),
     "flush does nothing": Mutant("served", _flush_does_nothing),
+    "room for what waited": Mutant("qcow2 parent", _room_for_what_waited),
+    "joined too late": Mutant("raw parent", _joined_too_late),
     "data file forgotten": Mutant("data file", _data_file_forgotten),
     "parent seen in a shrink": Mutant("raw parent", _parent_seen_in_shrink),
     "tail not cleared": Mutant("raw parent", _tail_not_cleared),

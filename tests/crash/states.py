@@ -151,34 +151,68 @@ def states(recording: Recording, most: int, seed: object) -> Iterator[State]:
             seen.clear()  # the same files may not be enough any more
 
 
-def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, list[int]]:
-    """Draws for each position: a third of them prefixes, if there are as many, the rest subsets where most is pending.
+Draw = tuple[int, int]  # position, number
 
-    Right before a barrier everything since the one before is pending, so all that may be lost on the way there may also
-    be lost there; so it is before one that fails, and at the end. Where a header is pending, which switches from old to
-    new, up to a third of all draws are those that part it from the others, or tear it."""
-    replay = Replay(recording)
-    prefixes, subsets, switches, tears = [(0, 0)], [], [], []
-    for event in [*recording.events, None]:
-        if event is None or event.kind == Kind.BARRIER or event.failed_barrier:
-            draws = 2 + (3 + TEARS) * replay.pending
-            subsets += [(replay.position, draw) for draw in range(1, draws)]
-            parted, torn = replay.switching()
-            switches += [(replay.position, draw) for draw in parted]
-            tears += [(replay.position, draw) for draw in torn]
-        if event is None:
-            break
-        replay.advance()
-        if event.changes or event.answers:
-            prefixes.append((replay.position, 0))
-    some = min(len(prefixes), max(most // 3, most - len(subsets)))
-    few = min(len(switches) + len(tears), (most - some) // 2)
+
+@dataclass
+class Pools:
+    """What states are drawn from. Right before a barrier everything since the one before is pending, so all that may
+    be lost on the way there may also be lost there; so it is before one that fails, and at the end."""
+
+    prefixes: list[Draw]
+    promises: list[Draw]  # right behind answers that promise something, with nothing of what is pending
+    subsets: list[Draw]
+    switches: list[Draw]  # that part a pending header, which switches from old to new, from the others
+    tears: list[Draw]  # that tear it
+
+    @classmethod
+    def of(cls, recording: Recording) -> "Pools":
+        replay, pools = Replay(recording), cls([(0, 0)], [(at, 1) for at in _promises(recording)], [], [], [])
+        for event in [*recording.events, None]:
+            if event is None or event.kind == Kind.BARRIER or event.failed_barrier:
+                pools._add_subsets(replay)
+            if event is not None:
+                replay.advance()
+                if event.changes or event.answers:
+                    pools.prefixes.append((replay.position, 0))
+        return pools
+
+    def _add_subsets(self, replay: Replay) -> None:
+        draws = 2 + (3 + TEARS) * replay.pending
+        self.subsets += [(replay.position, draw) for draw in range(1, draws)]
+        parted, torn = replay.switching()
+        self.switches += [(replay.position, draw) for draw in parted]
+        self.tears += [(replay.position, draw) for draw in torn]
+
+
+def _plan(recording: Recording, most: int, seeded: random.Random) -> dict[int, list[int]]:
+    """Draws for each position: a third of them prefixes, if there are as many, a sixth promises, up to a third those of
+    headers, and the rest subsets."""
+    pools = Pools.of(recording)
+    some = min(len(pools.prefixes), max(most // 3, most - len(pools.subsets)))
+    told = min(len(pools.promises), (most - some) // 4)
+    switching = [*_shuffled(pools.tears, seeded), *_shuffled(pools.switches, seeded)][: (most - some - told) // 2]
+    rest = min(len(pools.subsets), most - some - told - len(switching))
+    picked = seeded.sample(pools.prefixes, some) + seeded.sample(pools.promises, told) + switching
     plan: dict[int, list[int]] = {}
-    switching = [*seeded.sample(tears, len(tears)), *seeded.sample(switches, len(switches))]
-    picked = seeded.sample(prefixes, some) + switching[:few]
-    for position, draw in picked + seeded.sample(subsets, min(len(subsets), most - some - few)):
+    for position, draw in picked + seeded.sample(pools.subsets, rest):
         plan.setdefault(position, []).append(draw)
     return plan
+
+
+def _shuffled(draws: list[Draw], seeded: random.Random) -> list[Draw]:
+    return seeded.sample(draws, len(draws))
+
+
+def _promises(recording: Recording) -> Iterator[int]:
+    """Positions right behind answers to more than a plain write: what they made durable needs nothing that comes."""
+    waiting = set[int]()
+    for position, event in enumerate(recording.events):
+        words = event.mark if event.kind == Kind.MARK else {}
+        if "ask" in words and (words["verb"] not in ("write", "zero") or words.get("fua")):
+            waiting.add(words["ask"])
+        elif words.get("answer") in waiting:
+            yield position + 1
 
 
 def at(recording: Recording, name: str) -> State:

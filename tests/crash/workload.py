@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from formats.errors import ImageError
-from tests.crash import mutants
+from tests.crash import delays, mutants
 from tests.crash.faulty import FaultyGuest
 from tests.crash.guest import Guest
 from tests.crash.recording import Fault
@@ -22,6 +22,7 @@ from tests.crash.variants import VARIANTS
 def main(folder: str, variant: str, seed: str, mutant: str = "", fault: str = "") -> None:
     row = VARIANTS[variant]
     mutants.apply(mutant)
+    delays.apply(f"{variant}:{seed}")
     threading.excepthook = _end
     with small_numbers(row.cluster_size):
         kind = ServedGuest if row.served else FaultyGuest if fault else Guest
