@@ -97,9 +97,9 @@ def reference() -> str:
 _HEAD = (
     "# sg3_utils",
     "",
-    "What the programs of sg3_utils do with a disk of vstore, in a Linux guest. `make guest-test` runs every line; this",
-    "page is printed from the table that it runs (`python -m tests.guest.sg3_table > docs/sg3_utils.md`). More of what they",
-    "print is checked in `tests/guest/test_sg3_utils.py`.",
+    "What the programs of sg3_utils do with a disk of vstore, in a Linux guest. `make guest-test` runs every line;",
+    "this page is printed from the table that it runs (`python -m tests.guest.sg3_table > docs/sg3_utils.md`). More of",
+    "what they print is checked in `tests/guest/test_sg3_utils.py`.",
     "",
     "| command | ends | because |",
     "|---|---|---|",
