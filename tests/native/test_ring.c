@@ -1,16 +1,27 @@
 /*
- * test_ring.c - descriptor chains of honest drivers, in every shape (test_lying_ring.c has the others).
+ * test_ring.c - descriptor chains of honest drivers, in every shape (test_lying_ring.c has the others), and when they are
+ * told of answers, by a clock that only goes on when it is looked at.
  */
 #define _GNU_SOURCE
 #include "commands.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { HEADER = sizeof(struct virtio_scsi_cmd_req), RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
 
 static const struct setup plain = { .features = FEATURE(INDIRECT) };
+static long look_ns, clock_ns;
+
+int clock_gettime(clockid_t id, struct timespec *now)
+{
+	(void)id;
+	clock_ns += look_ns;
+	*now = (struct timespec){ .tv_sec = 1 + clock_ns / 1000000000, .tv_nsec = clock_ns % 1000000000 };
+	return 0;
+}
 
 /* Cuts [guest, guest + length) into `pieces` buffers of about the same length. */
 static uint32_t cut(struct buffer *to, uint64_t guest, uint32_t length, uint32_t pieces, bool writable)
@@ -142,24 +153,56 @@ static void test_rings_wrap_around_for_ever(void **state)
 	driver_free(driver);
 }
 
-static void test_a_full_batch_is_answered_with_one_interrupt(void **state)
+/* A driver that sleeps, and has 16 reads in the ring. */
+static struct driver *with_a_full_batch(void)
 {
 	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ .ring_size = 128 });
-	struct vring_used_elem used;
 
-	(void)state;
 	for (uint32_t i = 0; i < 16; i++) {
 		struct buffer buffers[] = { { new_header(driver, read_10(i, 1), i), HEADER, false },
 					    { new_response(driver), RESPONSE, true },
 					    data_in(driver, BLOCK) };
 		driver_offer(driver, REQUEST, driver_chain(driver, REQUEST, buffers, 3));
 	}
+	return driver;
+}
+
+static uint32_t used_elements(struct driver *driver)
+{
+	struct vring_used_elem used;
+	uint32_t count = 0;
+
+	while (driver_used(driver, REQUEST, &used))
+		count++;
+	return count;
+}
+
+static void test_a_full_batch_is_answered_with_one_interrupt(void **state)
+{
+	struct driver *driver = with_a_full_batch();
+
+	(void)state;
 	driver_run(driver);
-	for (uint32_t i = 0; i < 16; i++)
-		assert_true(driver_used(driver, REQUEST, &used));
+	assert_int_equal(used_elements(driver), 16);
 	uint64_t calls = 0;
 	assert_int_equal(read(driver->rings[REQUEST].call, &calls, sizeof(calls)), sizeof(calls));
 	assert_int_equal(calls, 1);
+	driver_free(driver);
+}
+
+static void test_a_driver_that_sleeps_is_told_of_slow_answers_while_there_is_work_left(void **state)
+{
+	struct driver *driver = with_a_full_batch();
+
+	(void)state;
+	look_ns = 20000;
+	vs_device_step(driver->device);
+	look_ns = 0;
+	uint32_t count = used_elements(driver);
+	assert_in_range(count, 8, 15); /* few enough to leave some, more than an interrupt is worth */
+	assert_true(driver_signalled(driver->rings[REQUEST].call));
+	driver_run(driver);
+	assert_int_equal(count + used_elements(driver), 16);
 	driver_free(driver);
 }
 
@@ -252,6 +295,7 @@ int main(void)
 		cmocka_unit_test(test_an_indirect_table_may_cross_regions),
 		cmocka_unit_test(test_rings_wrap_around_for_ever),
 		cmocka_unit_test(test_a_full_batch_is_answered_with_one_interrupt),
+		cmocka_unit_test(test_a_driver_that_sleeps_is_told_of_slow_answers_while_there_is_work_left),
 		cmocka_unit_test(test_no_interrupt_flag_is_obeyed_without_event_index),
 		cmocka_unit_test(test_event_index_names_the_completion_that_interrupts),
 		cmocka_unit_test(test_a_resting_device_asks_for_a_kick),

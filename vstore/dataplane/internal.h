@@ -199,6 +199,7 @@ void vring_push(struct vring *ring, uint16_t head, uint32_t length);
 /* Makes what was pushed visible; interrupts if the driver wants it. */
 void vring_publish(struct vring *ring);
 bool vring_has_work(const struct vring *ring);
+uint16_t vring_waiting(const struct vring *ring);
 void vring_notify(struct vring *ring, bool on);
 void vring_break(struct vring *ring);
 static inline bool vring_active(const struct vring *ring)

@@ -23,7 +23,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { WATCH_WAKE = VS_MAX_VRINGS, WATCH_URING, EVENTS = 16, FIRST_BUDGET_NS = 4000 };
+enum { WATCH_WAKE = VS_MAX_VRINGS, WATCH_URING, EVENTS = 16, FIRST_BUDGET_NS = 4000, WAKE_NS = 40000 };
 
 static void relax(void)
 {
@@ -131,6 +131,29 @@ static void publish(struct vring *ring)
 	vring_publish(ring);
 }
 
+/*
+ * For a driver that sleeps. It is told when we have worked for as long as waking it takes, so that an interrupt is not
+ * made for little, but while the chains that are left still keep us at work for as long: were it told after the last,
+ * both would sleep in turn.
+ */
+static unsigned serve_sleeper(struct vring *ring)
+{
+	uint64_t began = now_ns(), took, left;
+	unsigned done = 0, some, wanted = 1, waiting;
+
+	do {
+		some = scsi_serve(ring, wanted);
+		done += some;
+		took = now_ns() - began;
+		left = WAKE_NS * done / (took + 1) + 1;
+		waiting = vring_waiting(ring);
+		if (waiting <= left && took >= WAKE_NS)
+			break;
+		wanted = waiting > left && waiting - left < AWAKE_BATCH ? waiting - (unsigned)left : AWAKE_BATCH;
+	} while (some && waiting && done < FETCH_BATCH);
+	return done;
+}
+
 static unsigned serve_ring(struct vring *ring)
 {
 	unsigned done;
@@ -148,7 +171,7 @@ static unsigned serve_ring(struct vring *ring)
 		return 0;
 	if (ring->notify_on)
 		vring_notify(ring, false);
-	done = scsi_serve(ring, ring->driver_awake ? AWAKE_BATCH : FETCH_BATCH);
+	done = ring->driver_awake ? scsi_serve(ring, AWAKE_BATCH) : serve_sleeper(ring);
 	publish(ring);
 	return done;
 }

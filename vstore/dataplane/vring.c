@@ -129,9 +129,15 @@ static int walk_chain(struct walk *walk, uint16_t head)
 	}
 }
 
+/* Chains that the driver has made available and we have not fetched, if it tells the truth. */
+uint16_t vring_waiting(const struct vring *ring)
+{
+	return (uint16_t)(atomic_load_explicit(&ring->avail->index, memory_order_acquire) - ring->next_avail);
+}
+
 bool vring_has_work(const struct vring *ring)
 {
-	return atomic_load_explicit(&ring->avail->index, memory_order_acquire) != ring->next_avail;
+	return vring_waiting(ring);
 }
 
 int vring_fetch(struct vring *ring, struct vs_request *request)
