@@ -53,6 +53,10 @@ class Attentions:
         """The nexus is known, and there is nothing to tell it."""
         return self._waiting.get(nexus) == []
 
+    def waiting(self, nexus: ITNexus) -> list[Sense]:
+        """What it is to be told, in order."""
+        return list(self._waiting.get(nexus, ()))
+
     def take(self, nexus: ITNexus) -> Sense | None:
         """What comes first, which is thereby reported and over."""
         waiting = self._waiting.get(nexus)

@@ -22,8 +22,13 @@ class Background:
             return None
         running = loop.create_task(work)
         self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        running.add_done_callback(self._ended)
         return running
+
+    def _ended(self, work: asyncio.Task[Any]) -> None:
+        self._running.discard(work)
+        if not work.cancelled():
+            work.exception()  # whoever waited for it has it, or wanted no more of it
 
     async def finish(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What the work returns, or raises; a caller that is cancelled goes, and the work goes on."""

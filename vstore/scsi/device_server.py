@@ -103,8 +103,11 @@ class DeviceServer:
         self.attentions.establish(code, [nexus for nexus in self.attentions.nexuses() if nexus is not but])
         self.changed()
 
-    def report_luns_changed(self) -> None:
-        self.establish(AdditionalSense.REPORTED_LUNS_DATA_HAS_CHANGED)
+    def report_luns_changed(self, port: int | None = None) -> None:
+        """To those who come through this target port, for others have other LUNs; or to all."""
+        told = [nexus for nexus in self.attentions.nexuses() if port in (None, nexus.identity.port)]
+        self.attentions.establish(AdditionalSense.REPORTED_LUNS_DATA_HAS_CHANGED, told)
+        self.changed()
 
     def row_of(self, cdb: bytes) -> type[Cdb] | CheckCondition:
         """The row that this CDB names, or how to refuse it."""

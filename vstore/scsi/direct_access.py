@@ -176,6 +176,9 @@ class DirectAccessDevice(Counting, Reservable):
         """Calls it whenever an answer of fast_path() or a unit attention may have changed."""
         self._listeners.append(listener)
 
+    def forget_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.remove(listener)
+
     def changed(self) -> None:
         for listener in self._listeners:
             listener()

@@ -22,7 +22,7 @@ from vstore.scsi.task import ITNexus, ReservationConflict, Task
 from vstore.scsi.transport_id import NexusName
 
 # Ends the commands of these nexuses, all but the task, and returns the nexuses that lost some.
-Abort = Callable[[Collection[NexusName], Task], Awaitable[Collection[ITNexus]]]
+Abort = Callable[[Collection[NexusName], Task | None], Awaitable[Collection[ITNexus]]]
 
 SECTION = "persistent reservations"
 LOST = Sense(SenseKey.DATA_PROTECT, AdditionalSense.PERSISTENT_RESERVATION_INFORMATION_LOST)
@@ -87,10 +87,10 @@ class Reservable(DeviceServer):
     def forget_abort(self, abort: Abort) -> None:
         self._aborts.remove(abort)
 
-    async def abort(self, nexuses: Collection[NexusName], but: Task) -> None:
-        """Returns when no command of these nexuses is under way any more."""
+    async def abort(self, nexuses: Collection[NexusName], but: Task | None) -> None:
+        """Returns when no command of these nexuses is under way any more, `but` that of the task."""
         for abort in list(self._aborts):
             cleared = await abort(nexuses, but)
-            others = [nexus for nexus in cleared if nexus is not but.nexus]
+            others = [nexus for nexus in cleared if but is None or nexus is not but.nexus]
             self.attentions.establish(AdditionalSense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, others)
         self.changed()

@@ -27,7 +27,9 @@ _NO_LOGICAL_UNIT = NoLogicalUnit()
 class Target:
     """A map of LUNs. A unit may stand in several targets, and its nexuses are its own affair."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 1) -> None:
+        """`port`: relative identifier of the target port that it is reached by."""
+        self._port = port
         self._luns: dict[int, LogicalUnit] = {}
         self._well_known = ReportLunsWellKnown()
 
@@ -67,7 +69,7 @@ class Target:
     def _tell_of_change(self) -> None:
         """SPC-4 6.33.1: through every unit, whichever the initiator asks first."""
         for unit in self._units():
-            unit.report_luns_changed()
+            unit.report_luns_changed(self._port)
 
     # ---- what REPORT LUNS asks (LunInventory) -----------------------------------------------------------
 

@@ -10,16 +10,18 @@ A task management function concerns commands of both paths, so it first brings t
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from vstore.dataplane import Device, Notice
 from vstore.record import Record
 from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.lun import WELL_KNOWN_REPORT_LUNS, LunAddress, parse_lun
-from vstore.scsi.task import ITNexus
+from vstore.scsi.task import ITNexus, Task
 from vstore.scsi.task_management import TaskManagementFunction, affects
+from vstore.scsi.transport_id import NexusName
 from vstore.vhost_user.completions import Completions
 from vstore.vhost_user.layout import (
     Code,
@@ -47,6 +49,7 @@ ENDED_BY = {
     _F.LOGICAL_UNIT_RESET: Code.RESET,
 }
 RESETS = {_F.I_T_NEXUS_RESET: ResetCause.I_T_NEXUS_LOSS, _F.LOGICAL_UNIT_RESET: ResetCause.LOGICAL_UNIT_RESET}
+REACHES_ALL = (_F.CLEAR_TASK_SET, _F.LOGICAL_UNIT_RESET)  # one task set for all nexuses, whatever port they come by
 TAGGED = (_F.ABORT_TASK, _F.QUERY_TASK)
 
 
@@ -133,6 +136,8 @@ class ControlQueue:
                 present = self._busy(order, units) or self._concerned(order)
                 return Code.FUNCTION_SUCCEEDED if present else Code.OK
             await self._end(order, units)
+            if order.function in REACHES_ALL:
+                await self._end_elsewhere(units, nexus)
             for mapped in units if order.function in RESETS else []:
                 mapped.unit.reset(RESETS[order.function], nexus)
         return Code.OK
@@ -145,6 +150,37 @@ class ControlQueue:
             # A fast command that failed has come to Python for its sense data.
             self._take_notices()
             await self._requests.end(self._concerned(order), code)
+
+    async def _end_elsewhere(self, units: list[Mapped], nexus: ITNexus) -> None:
+        """The commands that have come to these units through other target ports."""
+        for mapped in units:
+            others = [other.identity for other in mapped.unit.attentions.nexuses() if other is not nexus]
+            await mapped.unit.abort(others, None)
+
+    def heed_aborts(self, mapped: Mapped) -> None:
+        """What another nexus ends of this unit's commands is ended here too."""
+        mapped.aborts = functools.partial(self._abort, mapped)
+        mapped.unit.on_abort(mapped.aborts)
+
+    async def _abort(self, mapped: Mapped, nexuses: Collection[NexusName], but: Task | None) -> list[ITNexus]:
+        """A vstore.scsi.reservable.Abort."""
+        nexus = self._luns.nexus
+        if nexus is None or nexus.identity not in nexuses:
+            return []
+        await asyncio.sleep(0)  # who asks for it may be a command that is being served: first it is put where it waits
+        with self._luns.held([mapped]):
+            self._device.fetch_all()
+            self._take_notices()
+            lost = False
+            while (commands := self._others(mapped, but)) or self._luns.busy([mapped]):
+                lost = True
+                await self._requests.end(commands, Code.ABORTED)
+                await self._luns.drained([mapped])
+                self._take_notices()
+        return [nexus] if lost else []
+
+    def _others(self, mapped: Mapped, but: Task | None) -> list[Command]:
+        return [command for command in self._requests.of(mapped.target, mapped.lun) if command.task is not but]
 
     def _busy(self, order: Order, units: list[Mapped]) -> bool:
         return self._luns.busy(units, order.tag if order.function in TAGGED else None)

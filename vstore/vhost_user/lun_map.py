@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
+from vstore.scsi.reservable import Abort
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus
 
@@ -30,7 +31,7 @@ class Mapped:
     """A logical unit at its address. Without a volume it has no fast path.
 
     `holds`: how many hold its gate shut. `pushed`: what the data plane knows. `counts`: what it has served by itself.
-    `leaving`: no new command finds it.
+    `leaving`: no new command finds it. `heeds`, `aborts`: what the unit calls.
     """
 
     target: int
@@ -41,11 +42,20 @@ class Mapped:
     pushed: LunSettings | None = None
     counts: Callable[[], LunCounters] | None = None
     leaving: bool = False
+    heeds: Callable[[], None] | None = None
+    aborts: Abort | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other target port leads to the unit."""
+        return len(self.unit.ports) <= 1
 
 
 class LunMap:
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, port: int = 1) -> None:
+        """`port`: relative target port identifier."""
         self._device = device
+        self._port = port
         self._mapped: dict[tuple[int, int], Mapped] = {}
         self._nexus: ITNexus | None = None
         self.targets: dict[int, Target] = {}
@@ -74,7 +84,7 @@ class LunMap:
         for mapped in self._mapped.values():
             if old:
                 mapped.unit.remove_nexus(old)
-            if not mapped.unit.attentions.nexuses():
+            if not mapped.unit.shared and not mapped.unit.attentions.nexuses():
                 mapped.unit.reset(ResetCause.POWER_ON)  # nobody is left who could know what it was set to
             if nexus:
                 mapped.unit.add_nexus(nexus)
@@ -96,8 +106,10 @@ class LunMap:
         mapped = self._mapped[target, lun] = Mapped(target, lun, unit, volume)
         if self._nexus:
             unit.add_nexus(self._nexus)
-        self.targets.setdefault(target, Target()).add(lun, unit)
-        unit.on_change(lambda: self._push(mapped))
+        self.targets.setdefault(target, Target(self._port)).add(lun, unit)
+        unit.ports.add(self._port)
+        mapped.heeds = lambda: self._push(mapped)
+        unit.on_change(mapped.heeds)
         self._push(mapped)
         if volume is not None:
             mapped.counts = lambda: self._device.lun_count(target, lun)
@@ -118,6 +130,9 @@ class LunMap:
         if mapped.pushed:
             self._device.lun_remove(mapped.target, mapped.lun)
         del self._mapped[mapped.target, mapped.lun]
+        if mapped.heeds:
+            mapped.unit.forget_change(mapped.heeds)
+        mapped.unit.ports.discard(self._port)
         if self._nexus:
             mapped.unit.remove_nexus(self._nexus)
 

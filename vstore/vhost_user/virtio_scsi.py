@@ -65,7 +65,8 @@ class ScsiEndpoint:
 
     request_queues: 1..64, more than the front-end uses does no harm where `config_space` is off. threads: loop threads
     that serve them. poll_ns: upper bound of adaptive polling. config_space: Cloud Hypervisor, crosvm and libkrun fetch
-    the device's configuration from here; QEMU has its own, and QEMU 7.2.0 crashes when it is offered.
+    the device's configuration from here; QEMU has its own, and QEMU 7.2.0 crashes when it is offered. name: of the
+    virtual machine too, as others know it. port: relative target port identifier.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ScsiEndpoint:
         poll_ns: int = POLL_NS,
         config_space: bool = False,
         name: str = "vhost-user-scsi",
+        port: int = 1,
         device: Device | None = None,
     ) -> None:
         if not 1 <= request_queues <= MAX_REQUEST_QUEUES:
@@ -90,7 +92,8 @@ class ScsiEndpoint:
         self._configuration = Configuration(num_queues=request_queues).pack()
         self._complaints = Complaints(log, name)
         self._completions = Completions(self.device, self._complaints)
-        self._luns = LunMap(self.device)
+        self._port = port
+        self._luns = LunMap(self.device, port)
         self._requests = RequestQueue(self.device, self._luns.targets, self._completions)
         self._control = ControlQueue(self.device, self._luns, self._requests, self._completions, self._take_all)
         self._events = EventQueue(self.device)
@@ -108,6 +111,7 @@ class ScsiEndpoint:
     def map_lun(self, target: int, lun: int, unit: LogicalUnit, volume: Volume | None) -> None:
         """Hot: a running driver is told. Without a volume every command goes to the unit. Raises ValueError."""
         self._luns.add(target, lun, unit, volume)
+        self._control.heed_aborts(self._luns[target, lun])
         self._events.transport_reset(target, lun, TransportResetReason.RESCAN)
 
     async def unmap_lun(self, target: int, lun: int) -> None:
@@ -115,11 +119,15 @@ class ScsiEndpoint:
         mapped = self._luns[target, lun]
         with self._luns.held([mapped]):
             self._luns.hide(mapped)
-            mapped.unit.give_up()  # a SANITIZE may take for days, and its command waits for it
+            if mapped.alone:
+                mapped.unit.give_up()  # a SANITIZE may take for days, and its command waits for it
             await self._requests.left(target, lun)
             await self._luns.drained([mapped])
+            if mapped.aborts:
+                mapped.unit.forget_abort(mapped.aborts)
             self._luns.remove(mapped)
-        await mapped.unit.settle()
+        if not mapped.unit.ports:
+            await mapped.unit.settle()
         self._events.transport_reset(target, lun, TransportResetReason.REMOVED)
 
     async def settled(self, target: int, lun: int) -> None:
@@ -162,7 +170,7 @@ class ScsiEndpoint:
         self._loop.add_reader(self.device.notice_fd(), self._take)
         self._ending = False
         self._complaints.renew()
-        self._luns.nexus = ITNexus(self.name)
+        self._luns.nexus = ITNexus(self.name, self._port)
 
     def negotiated(self, features: Feature) -> None:
         self._events.features = features
