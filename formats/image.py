@@ -282,6 +282,11 @@ class Image(abc.ABC):
         """As `commit`, but perhaps in memory only until the next one: for an image that nobody uses yet."""
         self.commit(changes)
 
+    def stage_row(self, block: int, offset: int, count: int) -> None:
+        """As `stage`: `count` blocks from `block` on become DATA, in reserved places in a row from `offset` on."""
+        step = self.geometry.block_size
+        self.stage([Change(block + n, entry(BlockState.DATA, 0, offset + n * step)) for n in range(count)])
+
     def materialise(self, block: int) -> bytes:
         """The bytes of a COMPRESSED block."""
         raise UnsupportedFeature(f"{self.format} images hold nothing compressed; block {block} was asked for")

@@ -314,6 +314,12 @@ class Qcow2(Image):
             self._mark(changes)
             writer.apply(changes)
 
+    def stage_row(self, block: int, offset: int, count: int) -> None:
+        writer = self.require_writer("change its map")
+        with self.standing.condemning():
+            self._mark([Change(block, 0, count=count)])
+            writer.place_row(block, offset, count)
+
     def _mark(self, changes: Sequence[Change]) -> None:
         size = self.geometry.block_size
         if not self._told and self.bitmaps.granularity is not None:

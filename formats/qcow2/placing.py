@@ -8,10 +8,12 @@ is found once and a change is eight of its bytes (extended: sixteen). What is no
 """
 
 import struct
+import sys
+from array import array
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from formats.image import SECTOR, BlockState, Change
+from formats.image import SECTOR, BlockState, Change, entry
 from formats.qcow2.pages import Pages, Stage
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD
 from formats.qcow2.tables import Tables
@@ -75,4 +77,35 @@ class Placing:
         if self._tables.entries.extended:
             bits = zero << SUBCLUSTERS | allocated if state == BlockState.PARTIAL else ALL_SUBCLUSTERS
             _WORD.pack_into(page, at + WORD, bits)
+        return True
+
+    def apply_row(self, block: int, offset: int, count: int, otherwise: Callable[[Change], None]) -> None:
+        """`count` blocks from `block` on get the clusters in a row from `offset` on: a page's worth at once."""
+        per_page = self._pages.size // self._tables.entry_size
+        while count:
+            done = min(count, per_page - block % per_page)
+            if not self._put_row(block, offset, done):
+                otherwise(Change(block, entry(BlockState.DATA, 0, offset)))  # which may make the table
+                done = 1
+            block, offset, count = block + done, offset + done * self._cluster_size, count - done
+
+    def _put_row(self, block: int, offset: int, count: int) -> bool:
+        """False where some of it is not plain; then nothing has happened."""
+        first, size, step = offset // self._cluster_size, self._tables.entry_size, self._cluster_size
+        clusters = range(first, first + count)
+        within = block % (self._pages.size // size)
+        at = self._place(block - within) if self._states else 0
+        if not at or offset % step or not self._reserved.issuperset(clusters):
+            return False
+        page, start = self._pages.view(at), within * size
+        if not page.startswith(bytes(count * size), start):
+            return False
+        words = array("Q", range(offset | COPIED, (offset | COPIED) + count * step, step))
+        if self._tables.entries.extended:
+            words = array("Q", [number for word in words for number in (word, ALL_SUBCLUSTERS)])
+        if sys.byteorder == "little":
+            words.byteswap()
+        page[start : start + count * size] = words.tobytes()
+        self._pages.mark(at, Stage.POINTER)
+        self._reserved.difference_update(clusters)
         return True

@@ -89,6 +89,10 @@ class Writer:
                 ahead = place + 1
         self._placing.apply(changes[ahead:], self._apply)
 
+    def place_row(self, block: int, offset: int, count: int) -> None:
+        """The same for `count` blocks that get reserved clusters in a row."""
+        self._placing.apply_row(block, offset, count, self._apply)
+
     def _clear(self, change: Change) -> None:
         if self.switch is None and not self.raw_data:
             self._clearing.apply(change, self._apply)

@@ -46,8 +46,7 @@ static uint32_t scatter(vs_piece *pieces, uint64_t end, int fd)
 	for (uint64_t at = 512 * draw(9); at < end && count < PIECES;) {
 		uint64_t length = 512 * (1 + draw(draw(4) ? 40 : 4000));
 		length = length < end - at ? length : end - at;
-		/* some of it may lie behind the end of the file, which is zeros */
-		pieces[count++] = (vs_piece){ at, length, 512 * draw(DISK / 512), fd };
+		pieces[count++] = (vs_piece){ at, length, 512 * draw((DISK - length) / 512 + 1), fd };
 		at += length + 512 * draw(draw(3) ? 20 : 5000);
 	}
 	return count;
@@ -57,8 +56,7 @@ static void draw_disk(uint8_t *disk, const uint8_t *bytes, const vs_piece *piece
 {
 	memset(disk, 0, DISK);
 	for (uint32_t n = 0; n < count; n++)
-		for (uint64_t at = 0; at < pieces[n].length && pieces[n].offset + at < DISK; at++)
-			disk[pieces[n].start + at] = bytes[pieces[n].offset + at];
+		memcpy(disk + pieces[n].start, bytes + pieces[n].offset, pieces[n].length);
 }
 
 static bool zeros(const uint8_t *bytes, uint64_t length)
@@ -86,36 +84,56 @@ static void compare(const uint8_t *disk, uint64_t end, uint64_t unit, const uint
 	free(found);
 }
 
+static void await(vs_mover *mover, uint64_t end)
+{
+	uint64_t reached = 0;
+	int error;
+
+	do
+		error = vs_mover_wait(mover, 0, &reached);
+	while (error == -ETIMEDOUT);
+	assert_int_equal(error, 0);
+	assert_in_range(reached, 1, end);
+}
+
+/* Two stretches at a time, each of the whole disk, into rooms that go on. */
 static void copies_random_pieces(void **state)
 {
-	static uint8_t bytes[DISK], disk[DISK];
-	static uint64_t places[DISK / 512];
-	static vs_piece pieces[PIECES];
+	static uint8_t bytes[DISK], disk[LINE][DISK];
+	static uint64_t places[LINE][DISK / 512];
+	static vs_piece pieces[LINE][PIECES];
 	int source = source_file(bytes);
 
 	(void)state;
 	for (uint32_t round = 0; round < 24; round++) {
-		uint64_t reached = 0;
 		uint64_t unit = 512ull << draw(13), end = DISK - 512 * draw(3000);
 		int target = memfd_create("target", 0);
 		vs_mover *mover = vs_mover_new(target, unit, 1 + (uint32_t)draw(5));
-		const vs_room rooms[ROOMS] = { { unit, unit }, { 4 * unit, 2 * unit }, { 16 * unit, 64 << 20 } };
 
 		assert_non_null(mover);
-		for (uint32_t stretch = 0; stretch < 3; stretch++) {
-			vs_stretch now = { 0, end, pieces, rooms, places, scatter(pieces, end, source), ROOMS };
+		for (uint64_t stretch = 0; stretch < 4; stretch++) {
+			uint32_t slot = stretch % LINE;
+			const uint64_t at = stretch * (64 << 20);
+			const vs_room rooms[ROOMS] = { { at + unit, unit },
+						       { at + 4 * unit, 2 * unit },
+						       { at + 16 * unit, 16 << 20 } };
+			const vs_stretch now = { .end = end,
+						 .pieces = pieces[slot],
+						 .rooms = rooms,
+						 .places = places[slot],
+						 .piece_count = scatter(pieces[slot], end, source),
+						 .room_count = ROOMS };
 
-			draw_disk(disk, bytes, pieces, now.piece_count);
+			draw_disk(disk[slot], bytes, pieces[slot], now.piece_count);
 			assert_int_equal(vs_mover_start(mover, &now), 0);
-			assert_int_equal(vs_mover_start(mover, &now), -EBUSY);
-			int error;
-			do
-				error = vs_mover_wait(mover, 0, &reached);
-			while (error == -ETIMEDOUT);
-			assert_int_equal(error, 0);
-			assert_in_range(reached, 1, end);
-			compare(disk, end, unit, places, target);
+			if (stretch) {
+				assert_int_equal(vs_mover_start(mover, &now), -EBUSY);
+				await(mover, end);
+				compare(disk[!slot], end, unit, places[!slot], target);
+			}
 		}
+		await(mover, end);
+		compare(disk[1], end, unit, places[1], target);
 		vs_mover_free(mover);
 		close(target);
 	}
@@ -126,15 +144,14 @@ static void ends_at_the_first_error(void **state)
 {
 	static uint8_t bytes[DISK];
 	int source = source_file(bytes), target = memfd_create("target", 0);
-	const vs_room room = { 0, DISK };
 	uint64_t reached;
 
 	(void)state;
 	for (uint32_t threads = 1; threads < 5; threads++) {
 		vs_mover *mover = vs_mover_new(target, 4096, threads);
 		const vs_piece pieces[] = { { 0, DISK / 2, 0, source }, { DISK / 2, DISK / 2, 0, -1 } };
-		const vs_stretch broken = { 0, DISK, pieces, &room, NULL, 2, 1 },
-				 whole = { 0, DISK, pieces, &room, NULL, 1, 1 };
+		const vs_stretch broken = { .end = DISK, .pieces = pieces, .piece_count = 2 },
+				 whole = { .end = DISK, .pieces = pieces, .piece_count = 1 };
 
 		assert_int_equal(vs_mover_start(mover, &broken), 0);
 		assert_int_equal(vs_mover_wait(mover, 10000, &reached), -EBADF);
@@ -149,13 +166,12 @@ static void is_freed_while_it_works(void **state)
 {
 	static uint8_t bytes[DISK];
 	int source = source_file(bytes), target = memfd_create("target", 0);
-	const vs_room room = { 0, DISK };
 
 	(void)state;
 	for (uint32_t round = 0; round < 20; round++) {
 		vs_mover *mover = vs_mover_new(target, 4096, 3);
 		const vs_piece piece = { 0, DISK, 0, source };
-		const vs_stretch now = { 0, DISK, &piece, &room, NULL, 1, 1 };
+		const vs_stretch now = { .end = DISK, .pieces = &piece, .piece_count = 1 };
 
 		assert_int_equal(vs_mover_start(mover, &now), 0);
 		usleep((useconds_t)draw(3000));
@@ -174,7 +190,9 @@ static void long_units_are_copied_with_room_for_two(void **state)
 	const vs_piece pieces[] = { { 512, 512, 0, source }, { 2 * LONG, LONG - 512, 0, source } };
 	const vs_room room = { LONG, 2 * LONG };
 	uint64_t places[3], bytes = 0, reached;
-	const vs_stretch now = { 0, END, pieces, &room, places, 2, 1 };
+	const vs_stretch now = {
+		.end = END, .pieces = pieces, .rooms = &room, .places = places, .piece_count = 2, .room_count = 1
+	};
 	uint8_t found;
 
 	(void)state;
@@ -182,6 +200,7 @@ static void long_units_are_copied_with_room_for_two(void **state)
 	for (uint32_t n = 0; n < SLOTS; n++)
 		bytes += mover->chunks[n].bytes ? mover->chunk : 0;
 	assert_int_equal(bytes, 2 * LONG);
+	assert_int_equal(ftruncate(source, LONG), 0);
 	assert_int_equal(pwrite(source, "A", 1, 0), 1);
 	assert_int_equal(vs_mover_start(mover, &now), 0);
 	assert_int_equal(vs_mover_wait(mover, 10000, &reached), 0);

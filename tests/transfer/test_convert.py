@@ -6,7 +6,7 @@ import pytest
 
 from formats.errors import CorruptImage, ImageError, ImageExists, InvalidArgument
 from formats.registry import open_chain, open_image
-from tests.transfer.chains import CLUSTER, assert_clean, assert_same, chain_of, create, scribble, write
+from tests.transfer.chains import CLUSTER, assert_clean, assert_same, chain_of, create, scribble, told, write
 from vstore.transfer import bulk
 from vstore.transfer.convert import Convert, Target, convert
 from vstore.transfer.draft import Draft
@@ -284,3 +284,47 @@ def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
     assert seen[0] == (0, LENGTHS[-1])
     assert seen[-1] == (LENGTHS[-1], LENGTHS[-1])
     assert seen == sorted(seen)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("left", [0, 30 * CLUSTER, 100 * CLUSTER - 512])
+@pytest.mark.parametrize(
+    ("format", "how"),
+    [("raw", Convert()), ("raw", Convert(sparse=0)), ("qcow2", Convert()), ("qcow2", Convert(compress=True))],
+)
+@pytest.mark.parametrize("from_", ["raw", "qcow2"])
+def test_a_source_that_is_cut_short_while_it_is_read_is_named_and_leaves_no_target(
+    tmp_path: Path, from_: str, format: str, how: Convert, left: int
+) -> None:
+    source = create(tmp_path / "source", from_, 100 * CLUSTER)
+    write(source, from_, f"write -P 1 0 {100 * CLUSTER}")
+    before = listing(tmp_path)
+
+    def cut(done: int, total: int) -> None:  # noqa: ARG001
+        os.truncate(source, left)
+
+    with pytest.raises(CorruptImage, match=rf"{source}.*(was cut from \d+ to {left} bytes|the file ends at)"):
+        converted(source, from_, Target(format, tmp_path / "out"), how, progress=cut)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_what_lies_behind_the_end_of_the_file_is_zeros(tmp_path: Path, format: str) -> None:
+    source = create(tmp_path / "source", "qcow2", 20 * CLUSTER)
+    write(source, "qcow2", f"write -P 1 0 {9 * CLUSTER}", f"write -P 2 {12 * CLUSTER} {CLUSTER}")
+    os.truncate(source, source.stat().st_size - 1024)
+    out = converted(source, "qcow2", Target(format, tmp_path / "out"))
+    assert_same(source, "qcow2", out, format)
+
+
+@pytest.mark.parametrize(("format", "how"), [("raw", None), ("qcow2", None), ("qcow2", Convert(compress=True))])
+def test_a_raw_source_may_end_within_a_sector_which_zeros_then_complete(
+    tmp_path: Path, format: str, how: Convert | None
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * (3 * CLUSTER + 100))
+    out = converted(source, "raw", Target(format, tmp_path / "out"), how)
+    assert_same(source, "raw", out, format)
+    assert told("info", "-f", format, out)["virtual-size"] == 3 * CLUSTER + 512
+    if format == "qcow2":
+        assert_clean(out)

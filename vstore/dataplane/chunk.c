@@ -18,7 +18,6 @@ static bool holds_zeros(const uint8_t *bytes, uint64_t length)
 
 /* ---- reading ------------------------------------------------------------------------------------ */
 
-/* What lies behind the end of the file is zeros. */
 static int read_all(int fd, uint8_t *to, uint64_t length, uint64_t offset)
 {
 	while (length) {
@@ -26,12 +25,8 @@ static int read_all(int fd, uint8_t *to, uint64_t length, uint64_t offset)
 
 		if (count < 0 && errno == EINTR)
 			continue;
-		if (count < 0)
-			return -errno;
-		if (!count) {
-			memset(to, 0, length);
-			return 0;
-		}
+		if (count <= 0)
+			return count ? -errno : -ENODATA; /* somebody has cut the file short */
 		to += count;
 		offset += (uint64_t)count;
 		length -= (uint64_t)count;
@@ -52,12 +47,13 @@ static void look(const struct vs_mover *mover, struct chunk *chunk, uint64_t fro
 /* Only units that a piece touches are touched. */
 int chunk_read(const struct vs_mover *mover, struct chunk *chunk)
 {
+	const vs_stretch *stretch = &chunk->of->is;
 	uint64_t length = chunk->end - chunk->start, from = 0, at = 0;
 
 	for (uint64_t n = 0; n * mover->unit < length; n++)
 		chunk->where[n] = NOWHERE;
-	for (uint32_t n = chunk->piece; n < mover->now.piece_count && mover->now.pieces[n].start < chunk->end; n++) {
-		const vs_piece *piece = &mover->now.pieces[n];
+	for (uint32_t n = chunk->piece; n < stretch->piece_count && stretch->pieces[n].start < chunk->end; n++) {
+		const vs_piece *piece = &stretch->pieces[n];
 		uint64_t skipped = piece->start < chunk->start ? chunk->start - piece->start : 0;
 		uint64_t start = piece->start + skipped - chunk->start;
 		uint64_t end = lesser(piece->start + piece->length - chunk->start, length);
@@ -88,7 +84,7 @@ static void choose_own(const struct vs_mover *mover, struct chunk *chunk)
 		uint64_t *where = &chunk->where[(at - chunk->start) / mover->unit];
 
 		if (*where != NOWHERE)
-			*where = at - mover->now.start + mover->now.rooms[0].offset;
+			*where = at - chunk->of->is.start + chunk->of->is.base;
 	}
 }
 
@@ -99,18 +95,25 @@ static int choose_next(struct vs_mover *mover, struct chunk *chunk)
 	for (uint64_t n = 0; n < units; n++) {
 		if (chunk->where[n] == NOWHERE)
 			continue;
-		while (mover->room < mover->now.room_count &&
-		       mover->room_used == mover->now.rooms[mover->room].length) {
+		while (mover->room < mover->room_count && mover->room_used == mover->rooms[mover->room].length) {
 			mover->room++;
 			mover->room_used = 0;
 		}
-		if (mover->room == mover->now.room_count)
+		if (mover->room == mover->room_count)
 			return -ENOBUFS;
-		chunk->where[n] = mover->now.rooms[mover->room].offset + mover->room_used;
+		chunk->where[n] = mover->rooms[mover->room].offset + mover->room_used;
 		mover->room_used += mover->unit;
 	}
-	memcpy(mover->now.places + (chunk->start - mover->now.start) / mover->unit, chunk->where,
+	memcpy(chunk->of->is.places + (chunk->start - chunk->of->is.start) / mover->unit, chunk->where,
 	       units * sizeof(uint64_t));
+	return 0;
+}
+
+int chunk_place(struct vs_mover *mover, struct chunk *chunk)
+{
+	if (chunk->of->is.places)
+		return choose_next(mover, chunk);
+	choose_own(mover, chunk);
 	return 0;
 }
 
@@ -132,7 +135,7 @@ static int write_all(int fd, const uint8_t *from, uint64_t length, uint64_t offs
 	return 0;
 }
 
-static int write_out(const struct vs_mover *mover, const struct chunk *chunk)
+int chunk_write(const struct vs_mover *mover, const struct chunk *chunk)
 {
 	uint64_t length = chunk->end - chunk->start, unit = mover->unit, first = NOWHERE, last = 0;
 
@@ -156,13 +159,4 @@ static int write_out(const struct vs_mover *mover, const struct chunk *chunk)
 	if (last)
 		sync_file_range(mover->target, (off_t)first, (off_t)(last - first), SYNC_FILE_RANGE_WRITE);
 	return 0;
-}
-
-int chunk_write(struct vs_mover *mover, struct chunk *chunk)
-{
-	int error = mover->now.places ? choose_next(mover, chunk) : 0;
-
-	if (!mover->now.places)
-		choose_own(mover, chunk);
-	return error ? error : write_out(mover, chunk);
 }

@@ -9,12 +9,21 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-enum { CHUNK = 1 << 20, SLOTS = 8, FEWEST_SLOTS = 2, MOST_BYTES = 64 << 20, MOST_THREADS = 64 };
+enum { CHUNK = 1 << 20, SLOTS = 8, FEWEST_SLOTS = 2, MOST_BYTES = 64 << 20, MOST_THREADS = 64, LINE = 2 };
 enum chunk_state { EMPTY, READING, READY, WRITING };
+
+/* A stretch that is under way. */
+struct stretch {
+	vs_stretch is;
+	uint64_t next;  /* where the chunk that nobody has taken yet begins */
+	uint32_t piece; /* the first that is not used up */
+	uint64_t last;  /* once all its chunks are taken: the number behind them */
+};
 
 /* `where`: for each unit its place in the target, or NOWHERE. */
 struct chunk {
 	enum chunk_state state;
+	const struct stretch *of;
 	uint64_t start, end;
 	uint32_t piece; /* the first that has something of it */
 	uint8_t *bytes;
@@ -29,13 +38,14 @@ struct vs_mover {
 	int target;
 	uint64_t unit, chunk;
 	uint32_t slots;             /* fewer where units are long: one is read while another is written */
-	struct chunk chunks[SLOTS]; /* number n has slot n % slots */
-	vs_stretch now;             /* under way, if it has pieces; it and all below is changed under the lock */
-	uint64_t next;              /* where the chunk that nobody has taken yet begins */
-	uint32_t piece, room;       /* the first that is not used up */
-	uint64_t room_used;         /* bytes of that room */
-	uint64_t taken, written;    /* chunks: how many */
-	uint64_t failed;            /* the number of one */
+	struct chunk chunks[SLOTS]; /* number n has slot n % slots; all from here on is changed under the lock */
+	struct stretch line[LINE];  /* number n lies at n % LINE */
+	uint64_t begun, cut, told;  /* stretches: how many were started, are all taken, and were waited for */
+	uint64_t taken, written;    /* chunks: how many, of all stretches */
+	vs_room *rooms;             /* of all stretches, one behind the other */
+	uint32_t room_count, room;  /* how many; the first that is not used up */
+	uint64_t room_used;         /* bytes of it */
+	uint64_t failed;            /* the number of a chunk */
 	uint32_t busy;              /* threads */
 	int error;
 	bool writing, ended;
@@ -56,8 +66,9 @@ static inline uint64_t lesser(uint64_t one, uint64_t two)
 	return one < two ? one : two;
 }
 
-/* -errno. One chunk after the other is written, because the next one's places lie behind. */
+/* -errno, all three. One chunk after the other is given its places, under the lock: the next one's lie behind. */
 int chunk_read(const struct vs_mover *mover, struct chunk *chunk);
-int chunk_write(struct vs_mover *mover, struct chunk *chunk);
+int chunk_place(struct vs_mover *mover, struct chunk *chunk);
+int chunk_write(const struct vs_mover *mover, const struct chunk *chunk);
 
 #endif

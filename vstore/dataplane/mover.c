@@ -2,6 +2,7 @@
  * mover.c - long stretches of a disk copied from file to file, zeros left out: a few threads that read ahead, and always
  * one of them that writes, because file systems let only one write to a file at a time, and the others would spin.
  *
+ *   line    [ stretch n    ][ stretch n+1  ]  so that reading goes on where a stretch ends
  *   pieces  |aaaa|..|bbbbbbbb|......|cc|     what the source has of the stretch; all else of it is zeros
  *   chunks  |  0   |  1   |  2   |  3   |    a megabyte each; one without a piece is not even looked at
  *   slots   [WRITING][READY][READING]        whoever finds the next chunk READY writes it, else reads another one
@@ -19,23 +20,39 @@
 #include <string.h>
 #include <time.h>
 
+/* The stretch that has a chunk which nobody has taken yet, or NULL. */
+static struct stretch *next_stretch(struct vs_mover *mover)
+{
+	for (; mover->cut < mover->begun; mover->cut++) {
+		struct stretch *stretch = &mover->line[mover->cut % LINE];
+		const vs_piece *piece = &stretch->is.pieces[stretch->piece];
+
+		while (stretch->piece < stretch->is.piece_count && piece->start + piece->length <= stretch->next)
+			piece = &stretch->is.pieces[++stretch->piece];
+		if (stretch->piece < stretch->is.piece_count)
+			return stretch;
+		stretch->last = mover->taken;
+	}
+	return NULL;
+}
+
 /* The next chunk to be read, under the lock; NULL: none, or none now. */
 static struct chunk *take(struct vs_mover *mover)
 {
 	struct chunk *chunk = &mover->chunks[mover->taken % mover->slots];
-	const vs_piece *piece = &mover->now.pieces[mover->piece];
+	struct stretch *stretch = next_stretch(mover);
 
-	while (mover->piece < mover->now.piece_count && piece->start + piece->length <= mover->next)
-		piece = &mover->now.pieces[++mover->piece];
-	if (mover->piece == mover->now.piece_count || chunk->state != EMPTY)
+	if (!stretch || chunk->state != EMPTY)
 		return NULL;
-	if (piece->start > mover->next)
-		mover->next += (piece->start - mover->next) / mover->chunk * mover->chunk;
+	uint64_t piece = stretch->is.pieces[stretch->piece].start;
+	if (piece > stretch->next)
+		stretch->next += (piece - stretch->next) / mover->chunk * mover->chunk;
 	mover->taken++;
 	chunk->state = READING;
-	chunk->piece = mover->piece;
-	chunk->start = mover->next;
-	mover->next = chunk->end = lesser(mover->next + mover->chunk, mover->now.end);
+	chunk->of = stretch;
+	chunk->piece = stretch->piece;
+	chunk->start = stretch->next;
+	stretch->next = chunk->end = lesser(stretch->next + mover->chunk, stretch->is.end);
 	return chunk;
 }
 
@@ -60,10 +77,13 @@ static void read_next(struct vs_mover *mover, struct chunk *chunk)
 
 static void write_next(struct vs_mover *mover, struct chunk *chunk)
 {
+	int error = chunk_place(mover, chunk);
+
 	mover->writing = true;
 	chunk->state = WRITING;
 	pthread_mutex_unlock(&mover->lock);
-	int error = chunk_write(mover, chunk);
+	if (!error)
+		error = chunk_write(mover, chunk);
 	pthread_mutex_lock(&mover->lock);
 	mover->writing = false;
 	chunk->state = EMPTY;
@@ -76,7 +96,7 @@ static bool work(struct vs_mover *mover)
 {
 	struct chunk *next = &mover->chunks[mover->written % mover->slots], *chunk;
 
-	if (mover->error || !mover->now.pieces)
+	if (mover->error)
 		return false;
 	mover->busy++;
 	if (next->state == READY && !mover->writing)
@@ -89,11 +109,12 @@ static bool work(struct vs_mover *mover)
 	return next;
 }
 
+/* Whether nothing more will become of the oldest stretch. */
 static bool complete(const struct vs_mover *mover)
 {
-	if (mover->busy || mover->error || !mover->now.pieces)
+	if (mover->error || mover->told == mover->begun)
 		return !mover->busy;
-	return mover->piece == mover->now.piece_count && mover->written == mover->taken;
+	return mover->cut > mover->told && mover->written >= mover->line[mover->told % LINE].last;
 }
 
 static void *serve(void *argument)
@@ -179,6 +200,7 @@ void vs_mover_free(vs_mover *mover)
 		free(mover->chunks[n].bytes);
 		free(mover->chunks[n].where);
 	}
+	free(mover->rooms);
 	pthread_cond_destroy(&mover->work);
 	pthread_cond_destroy(&mover->done);
 	pthread_mutex_destroy(&mover->lock);
@@ -190,8 +212,9 @@ static bool sound(const vs_mover *mover, const vs_stretch *stretch)
 {
 	uint64_t at = stretch->start;
 
-	if (stretch->start & (mover->unit - 1) || stretch->start >= stretch->end || stretch->end > INT64_MAX ||
-	    !stretch->piece_count || (!stretch->places && stretch->room_count != 1))
+	if (stretch->start & (mover->unit - 1) || stretch->start >= stretch->end ||
+	    stretch->end > INT64_MAX - mover->unit || !stretch->piece_count ||
+	    (!stretch->places && (stretch->base > INT64_MAX - stretch->end || stretch->room_count)))
 		return false;
 	for (uint32_t n = 0; n < stretch->piece_count; n++) {
 		const vs_piece *piece = &stretch->pieces[n];
@@ -205,35 +228,58 @@ static bool sound(const vs_mover *mover, const vs_stretch *stretch)
 		if (stretch->rooms[n].offset > INT64_MAX || stretch->rooms[n].length & (mover->unit - 1) ||
 		    stretch->rooms[n].length > INT64_MAX - stretch->rooms[n].offset)
 			return false;
-	return stretch->places || stretch->end - stretch->start <= stretch->rooms[0].length;
+	return true;
 }
 
-static void begin(struct vs_mover *mover, const vs_stretch *stretch)
+/* Behind what is left of the old ones. */
+static int add_rooms(struct vs_mover *mover, const vs_stretch *stretch)
+{
+	uint32_t left = mover->room_count - mover->room;
+
+	if (!stretch->room_count)
+		return 0;
+	if (stretch->room_count > UINT32_MAX - left)
+		return -ENOMEM;
+	vs_room *rooms = malloc(((size_t)left + stretch->room_count) * sizeof(*rooms));
+	if (!rooms)
+		return -ENOMEM;
+	if (left)
+		memcpy(rooms, mover->rooms + mover->room, left * sizeof(*rooms));
+	memcpy(rooms + left, stretch->rooms, stretch->room_count * sizeof(*rooms));
+	free(mover->rooms);
+	mover->rooms = rooms;
+	mover->room = 0;
+	mover->room_count = left + stretch->room_count;
+	return 0;
+}
+
+static int begin(struct vs_mover *mover, const vs_stretch *stretch)
 {
 	uint64_t units = up(stretch->end - stretch->start, mover->unit) / mover->unit;
+	int error = add_rooms(mover, stretch);
 
+	if (error)
+		return error;
 	if (stretch->places)
 		memset(stretch->places, 0xff, units * sizeof(uint64_t)); /* NOWHERE */
-	mover->now = *stretch;
-	mover->next = stretch->start;
-	mover->piece = mover->room = 0;
-	mover->taken = mover->written = mover->room_used = 0;
+	mover->line[mover->begun++ % LINE] = (struct stretch){ .is = *stretch, .next = stretch->start };
 	pthread_cond_broadcast(&mover->work);
+	return 0;
 }
 
 int vs_mover_start(vs_mover *mover, const vs_stretch *stretch)
 {
-	int error = 0;
+	int error;
 
 	if (!sound(mover, stretch))
 		return -EINVAL;
 	pthread_mutex_lock(&mover->lock);
-	if (mover->now.pieces)
-		error = -EBUSY;
-	else if (mover->error)
+	if (mover->error)
 		error = mover->error;
+	else if (mover->begun - mover->told == LINE)
+		error = -EBUSY;
 	else
-		begin(mover, stretch);
+		error = begin(mover, stretch);
 	pthread_mutex_unlock(&mover->lock);
 	return error;
 }
@@ -251,9 +297,9 @@ int vs_mover_wait(vs_mover *mover, uint32_t milliseconds, uint64_t *reached)
 	while (!complete(mover) && !late)
 		late = pthread_cond_timedwait(&mover->done, &mover->lock, &until);
 	bool over = complete(mover);
-	*reached = mover->next;
-	if (over)
-		mover->now.pieces = NULL;
+	*reached = mover->line[mover->told % LINE].next;
+	if (over && mover->told < mover->begun)
+		mover->told++;
 	int error = over ? mover->error : -ETIMEDOUT;
 	pthread_mutex_unlock(&mover->lock);
 	return error;

@@ -2,6 +2,7 @@
 
 import errno
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -23,38 +24,41 @@ class Mover:
     def __init__(self, target: int, unit: int, threads: int) -> None:
         self._unit = unit
         self._mover = made(lib.vs_mover_new(target, unit, threads), f"mover_new({target}, {unit}, {threads})")
-        self._held: list[Any] = []  # what C looks into meanwhile
-        self._places: array[int] = array("Q")
+        self._line: deque[tuple[array[int], list[Any]]] = deque()  # places, and what C looks into meanwhile
 
-    def start(self, start: int, end: int, pieces: Sequence[Piece], rooms: Sequence[Room], *, own: bool) -> None:
-        """Begins with bytes `start` to `end` of the disk, of which what is in no piece is zeros. `own`: each unit has a
-        place of its own in the one room; else they lie one behind the other, and `wait` tells where."""
-        self._places = array("Q", bytes(0 if own else -(-(end - start) // self._unit) * 8))
+    def start(
+        self, start: int, end: int, pieces: Sequence[Piece], rooms: Sequence[Room] = (), *, base: int | None = None
+    ) -> None:
+        """Begins with bytes `start` to `end` of the disk, of which what is in no piece is zeros; two such stretches may
+        be under way. With `base` each unit has a place of its own behind it; else they lie one behind the other in the
+        rooms, which are added to those that are left, and `wait` tells where."""
+        places = array("Q", bytes(0 if base is not None else -(-(end - start) // self._unit) * 8))
         cells = array("Q", [number for piece in pieces for number in piece])
         bounds = array("Q", [number for room in rooms for number in room])
-        self._held = [ffi.from_buffer(words) for words in (cells, bounds, self._places)]
+        held = [ffi.from_buffer(words) for words in (cells, bounds, places)]
         stretch = ffi.new("vs_stretch *")
-        stretch.start, stretch.end = start, end
-        stretch.pieces, stretch.piece_count = ffi.cast("vs_piece *", self._held[0]), len(pieces)
-        stretch.rooms, stretch.room_count = ffi.cast("vs_room *", self._held[1]), len(rooms)
-        stretch.places = ffi.NULL if own else ffi.cast("uint64_t *", self._held[2])
+        stretch.start, stretch.end, stretch.base = start, end, base or 0
+        stretch.pieces, stretch.piece_count = ffi.cast("vs_piece *", held[0]), len(pieces)
+        stretch.rooms, stretch.room_count = ffi.cast("vs_room *", held[1]), len(rooms)
+        stretch.places = ffi.cast("uint64_t *", held[2]) if base is None else ffi.NULL
         checked(lib.vs_mover_start(self._mover, stretch), f"mover_start({start}, {end})")
+        self._line.append((places, held))
 
     def wait(self, reached: Callable[[int], None]) -> "array[int]":
-        """When it is written, if not durable: the place of each unit, or NOWHERE; none where they have their own.
-        `reached` hears now and then up to where the disk was read; what it raises ends the wait only."""
+        """When the oldest stretch is written, if not durable: the place of each unit, or NOWHERE; none where they have
+        their own. `reached` hears now and then up to where the disk was read; what it raises ends the wait only.
+        OSError with ENODATA: a file ended before its piece did."""
         read = ffi.new("uint64_t *")
         while (error := lib.vs_mover_wait(self._mover, _PATIENCE, read)) == -errno.ETIMEDOUT:
             reached(read[0])
-        self._held = []
         checked(error, "copying")
-        return self._places
+        return self._line.popleft()[0]
 
     def close(self) -> None:
         """Waits for what is under way."""
         mover, self._mover = self._mover, ffi.NULL
         lib.vs_mover_free(mover)
-        self._held = []
+        self._line.clear()
 
     def __enter__(self) -> Self:
         return self

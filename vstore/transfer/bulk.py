@@ -1,12 +1,13 @@
 """Bulk: what lies in files as it is, moved in stretches of 64 MiB by the data plane; Python says only where all lies.
 
-    here       |plan 1|note  |plan 2|note 1|plan 3|note 2|        plan: pieces of the source, rooms of the target
-    C threads         |copy 1 .........|copy 2 .........|        note: the target's map learns what became of a stretch
+    here       |plan 1|plan 2|      |plan 3|note 1|plan 4|note 2|   plan: pieces of the source, rooms of the target
+    C threads         |copy 1 .........|copy 2 .........|copy 3 ..   note: the target's map learns what became of one
 
 Stretches in which something has to be decompressed, decrypted or aligned are left to others.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vstore.dataplane.mover import Mover, Piece
 
 STRETCH = 64 << 20  # bytes
+_LINE = 2  # stretches under way
 
 Plan = tuple[Window, "list[Piece] | None"]
 
@@ -44,8 +46,9 @@ class Bulk:
             place = self._source.plain(extent)
             if place is None:
                 return None
-            descriptor, offset = place
-            pieces.append((extent.start, extent.end - extent.start, offset, descriptor))
+            descriptor, offset, length = place
+            if length:
+                pieces.append((extent.start, length, offset, descriptor))
         return pieces
 
     def move(self, plans: Iterator[Plan]) -> None:
@@ -53,22 +56,26 @@ class Bulk:
         from vstore.dataplane.mover import Mover  # which is loaded only where it is of use
 
         with Mover(self._sink.descriptor, self._sink.unit, self._threads) as mover:
-            under_way: Window | None = None
+            line: deque[Window] = deque()
             for window, pieces in plans:
-                assert pieces is not None
-                self._await(mover, under_way)
-                start, end = self._bounds(window)
-                mover.start(start, end, pieces, self._sink.rooms(start, end), own=self._sink.own_places)
-                under_way = window
+                if len(line) == _LINE:
+                    self._await(mover, line.popleft())
+                if pieces:
+                    self._start(mover, window, pieces, anew=not line)
+                    line.append(window)
                 self._sink.note()
-            self._await(mover, under_way)
-            self._sink.note()
+            while line:
+                self._await(mover, line.popleft())
+                self._sink.note()
 
-    def _await(self, mover: "Mover", under_way: Window | None) -> None:
-        if under_way is not None:
-            places = mover.wait(self._meter.reach)
-            self._sink.took(self._bounds(under_way)[0], places)
-            self._meter.reach(under_way.end)
+    def _start(self, mover: "Mover", window: Window, pieces: "list[Piece]", *, anew: bool) -> None:
+        start, end = self._bounds(window)
+        mover.start(start, end, pieces, self._sink.rooms(start, end, anew=anew), base=self._sink.base(start))
+
+    def _await(self, mover: "Mover", window: Window) -> None:
+        places = mover.wait(self._meter.reach)
+        self._sink.took(self._bounds(window)[0], places)
+        self._meter.reach(window.end)
 
     def _bounds(self, window: Window) -> tuple[int, int]:
         """The whole units that it touches."""

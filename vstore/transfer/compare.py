@@ -52,9 +52,12 @@ def compare(
     if strict and lengths[0] != lengths[1]:
         return Difference(Kind.LENGTH, min(lengths))
     meter = Meter(max(lengths), progress, cancelled)
-    comparing = _Comparing(Reader(one), Reader(two), meter, strict=strict)
+    readers = Reader(one), Reader(two)
+    comparing = _Comparing(*readers, meter, strict=strict)
     try:
         work_in_line(comparing.windows(), comparing.look, threads())
+        for reader in readers:
+            reader.check()
     except _Found as found:
         return found.difference
     except OSError as error:

@@ -8,13 +8,14 @@ gives the same file.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from formats.errors import InvalidArgument, UnsupportedFeature, image_error
 from formats.host_file import HostFile, Path
-from formats.image import Image, Reference
+from formats.image import SECTOR, Image, Reference
 from formats.registry import create_image, open_image
 from vstore.transfer.blocks import Span, nonzero, unlike
 from vstore.transfer.bulk import Bulk
@@ -70,7 +71,7 @@ def convert(
     placed = target.preallocation != "off"
     try:
         with Draft(target.path, target.directory, force=how.force, resume=how.resume) as draft:
-            begun, length = draft.begun, source[0].geometry.length
+            begun, length = draft.begun, -(-source[0].geometry.length // SECTOR) * SECTOR
             with _drafted(draft, target, length) as image, _left(draft, begun=begun) as left:
                 beneath = left or backing
                 fill(source, image, how, backing=beneath, placed=placed, progress=progress, cancelled=cancelled)
@@ -91,8 +92,15 @@ def fill(
 ) -> None:
     """Writes the content of `source` into a new image of its length, `placed` when it was preallocated; it is complete
     and durable when it was closed. Errors: ImageError, OSError, TransferCancelled."""
-    meter = Meter(source[0].geometry.length, progress, cancelled)
-    _Moving(Reader(source), Reader(backing), _sink(image, how, placed=placed), how, meter).move_all()
+    reader = Reader(source)
+    meter = Meter(reader.length, progress, cancelled)
+    try:
+        _Moving(reader, Reader(backing), _sink(image, how, placed=placed), how, meter).move_all()
+    except OSError as error:
+        if error.errno == errno.ENODATA:  # of the data plane, which knows no names
+            reader.check()
+        raise
+    reader.check()
     meter.finish()
 
 

@@ -27,6 +27,9 @@ def copy(pairs: Iterable[Pair], source: Reader, against: Reader | None, disk: Di
     holds, which `against` reads; without a second one, all of it. Durable after the disk's next flush."""
     copying = _Copying(source, against, disk, meter)
     work_in_line(copying.windows(pairs), copying.move, threads(), ordered=False)
+    for reader in (source, against):
+        if reader is not None:
+            reader.check()
 
 
 class _Copying:

@@ -5,7 +5,7 @@
 Whole compressed blocks in a row are read and unpacked by the data plane in one call, without the lock and the GIL. What
 it cannot unpack is fetched under the lock, and decompressed outside of it, by the image, which says what is wrong. What
 two readers have in the same place of the same file is the same, and what both have as zeros is too: `differing` tells
-the rest.
+the rest. What lies behind the end of a file is zeros; but a file that has become shorter is an error.
 """
 
 import mmap
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from formats import direct_io
+from formats.errors import CorruptImage
 from formats.image import SECTOR, Cipher, Image, Layer, LayerFlags
 from vstore.transfer.extents import Extent, extents
 
@@ -42,6 +43,13 @@ class Reader:
         self._layers = [image.layers for image in images]
         self._lock = threading.Lock()
         self._files: dict[int, tuple[int, int]] = {}
+        self._begun = {
+            layer.descriptor: _length(layer.descriptor)
+            for layers in self._layers
+            for layer in layers
+            if layer.descriptor >= 0
+        }
+        self._ends = dict(self._begun)
 
     @property
     def length(self) -> int:
@@ -71,13 +79,39 @@ class Reader:
             self._files[descriptor] = status.st_dev, status.st_ino
         return *self._files[descriptor], extent.offset
 
-    def plain(self, extent: Extent) -> tuple[int, int] | None:
-        """The descriptor and the offset in its file from which its bytes can be copied as they are; None: they must be
-        made, or need care in reading."""
+    def plain(self, extent: Extent) -> tuple[int, int, int] | None:
+        """The descriptor, and offset and number of bytes in its file that can be copied as they are; what the extent
+        has more lies behind the end of the file. None: they must be made, or need care in reading."""
         if extent.zero or extent.offset is None or self._images[extent.depth].cipher is not None:
             return None
         layer = self._layers[extent.depth][extent.layer]
-        return (layer.descriptor, extent.offset) if layer.descriptor >= 0 and layer.alignment == 1 else None
+        if layer.descriptor < 0 or layer.alignment > 1:
+            return None
+        offset, length = extent.offset, extent.end - extent.start
+        if offset + length > self._ends[layer.descriptor]:  # it may have grown
+            self._ends[layer.descriptor] = self._end(layer.descriptor)
+            length = max(0, min(length, self._ends[layer.descriptor] - offset))
+        return layer.descriptor, offset, length
+
+    def check(self) -> None:
+        """That no file is shorter than it was at first. Raises CorruptImage."""
+        for descriptor in self._begun:
+            self._end(descriptor)
+
+    def _end(self, descriptor: int) -> int:
+        length, begun = _length(descriptor), self._begun[descriptor]
+        if length < begun:
+            raise CorruptImage(
+                f"{self._name(descriptor)} was cut from {begun} to {length} bytes while it was read; what it held is "
+                "lost, so begin anew with what is left"
+            )
+        return length
+
+    def _name(self, descriptor: int) -> str:
+        for image, layers in zip(self._images, self._layers, strict=True):
+            if descriptor in [layer.descriptor for layer in layers]:
+                return str(image.info()["filename"])
+        return "a file"
 
     def fill(self, view: memoryview, extent: Extent) -> None:
         """The bytes of the extent, all of them, into as long a view."""
@@ -96,9 +130,15 @@ class Reader:
             elif layer.alignment > 1:
                 data = direct_io.read(layer.descriptor, extent.offset, len(view), layer.alignment)
                 view[: len(data)] = data
-                clear(view[len(data) :])
+                self._lack(layer.descriptor, view[len(data) :])
             else:
-                _read(layer.descriptor, extent.offset, view)
+                self._lack(layer.descriptor, view[_read(layer.descriptor, extent.offset, view) :])
+
+    def _lack(self, descriptor: int, view: memoryview) -> None:
+        """What the file does not have, because it ends before, is zeros."""
+        if len(view):
+            self._end(descriptor)
+            clear(view)
 
     def _decompress(self, view: memoryview, extent: Extent) -> None:
         image = self._images[extent.depth]
@@ -160,15 +200,16 @@ def _decrypt(cipher: Cipher, layer: Layer, offset: int, view: memoryview) -> Non
     view[:] = cipher.decrypt(start, data.ljust(end - start, b"\0"))[offset - start : offset - start + len(view)]
 
 
-def _read(descriptor: int, offset: int, view: memoryview) -> None:
-    """Reads all of it; what lies behind the end of the file is zeros."""
+def _read(descriptor: int, offset: int, view: memoryview) -> int:
+    """How many bytes there were, fewer only at the end of the file."""
     done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if not count:
-            clear(view[done:])
-            return
+    while done < len(view) and (count := os.preadv(descriptor, [view[done:]], offset + done)):
         done += count
+    return done
+
+
+def _length(descriptor: int) -> int:
+    return os.lseek(descriptor, 0, os.SEEK_END)
 
 
 def clear(view: memoryview) -> None:

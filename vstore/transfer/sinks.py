@@ -9,10 +9,11 @@ Nothing of the image is in use yet, so nothing is durable, and need not be, befo
 
 import abc
 import errno
+import itertools
 import os
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from formats import space
 from formats.errors import InvalidArgument, UnsupportedFeature
@@ -33,13 +34,12 @@ Room = tuple[int, int]
 
 class Sink(abc.ABC):
     """`unit`: bytes that are written or left out as a whole. `ordered`: turns have to come in the order of the disk.
-    `takes_stretches`: the data plane may write to `descriptor`, into `rooms`; with `own_places` each unit at its own
-    offset there, else one behind the other. Raises OSError, ImageError."""
+    `takes_stretches`: the data plane may write to `descriptor`: each unit at its own offset from `base` on, or where
+    that has none into `rooms`, one behind the other. Raises OSError, ImageError."""
 
     unit: int
     ordered = True
     takes_stretches = False
-    own_places = False
     descriptor: int
 
     @abc.abstractmethod
@@ -47,16 +47,21 @@ class Sink(abc.ABC):
         """The disk from `start` on is `view`; written are the spans of it (whole units, the last up to the disk's end)
         in `data`, and those in `zeros` are made to read as zeros, whatever lies beneath."""
 
-    def rooms(self, start: int, end: int) -> Sequence[Room]:
-        """Offset and length of where units of the disk from `start` to `end` may lie, in the order of their use."""
+    def base(self, start: int) -> int | None:
+        """The offset of the unit at `start`, and so of all others; None: it gets a place when it is written."""
+        raise NotImplementedError
+
+    def rooms(self, start: int, end: int, *, anew: bool) -> Sequence[Room]:
+        """Offset and length of where units of the disk from `start` to `end` may lie, in the order of their use: what
+        has to be added to the rooms told before, unless it begins `anew`."""
         raise NotImplementedError
 
     def took(self, start: int, places: "array[int]") -> None:
-        """What became of the units from `start` on: their offsets, or NOWHERE for zeros. One thread at a time."""
+        """What became of the units from `start` on: their offsets, or NOWHERE for zeros; in the order of `rooms`."""
         raise NotImplementedError
 
     def note(self) -> None:
-        """What was told last goes into the map, while the next stretch is on its way."""
+        """What was told goes into the map, while the next stretch is on its way."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -75,7 +80,6 @@ class FlatSink(Sink):
     """A new image that is one row, from its first byte on."""
 
     ordered = False
-    own_places = True
 
     def __init__(self, image: Image, unit: int) -> None:
         (run, *_) = image.load(0, 1)
@@ -98,8 +102,11 @@ class FlatSink(Sink):
                 raise
             space.write_zeros(self.descriptor, offset, length)
 
-    def rooms(self, start: int, end: int) -> Sequence[Room]:
-        return [(self._first + start, -(-(end - start) // self.unit) * self.unit)]
+    def base(self, start: int) -> int | None:
+        return self._first + start
+
+    def rooms(self, start: int, end: int, *, anew: bool) -> Sequence[Room]:  # noqa: ARG002
+        return ()
 
     def took(self, start: int, places: "array[int]") -> None:
         """Nobody needs to know."""
@@ -123,7 +130,9 @@ class MapSink(Sink):
         self._room: deque[tuple[int, int]] = deque()  # offset, blocks
         self._changes: list[Change] = []
         self._staged = 0
-        self._told: tuple[int, array[int]] | None = None
+        self._promised = 0  # units whose stretches are under way
+        self._lent = 0  # rooms that those have heard of
+        self._told: deque[tuple[int, array[int]]] = deque()
 
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:
         with turn:
@@ -179,24 +188,32 @@ class MapSink(Sink):
         most = max(count, _RESERVED // self.unit)
         self._room += [(extent.offset, extent.blocks) for extent in self._image.reserve(most)]
 
-    def rooms(self, start: int, end: int) -> Sequence[Room]:
-        missing = -(-(end - start) // self.unit) - sum(blocks for _, blocks in self._room)
+    def base(self, start: int) -> int | None:  # noqa: ARG002
+        return None
+
+    def rooms(self, start: int, end: int, *, anew: bool) -> Sequence[Room]:
+        if anew:
+            self._promised = self._lent = 0
+        self._promised += -(-(end - start) // self.unit)
+        missing = self._promised - sum(blocks for _, blocks in self._room)
         if missing > 0:
             self._reserve(missing)
-        return [(offset, blocks * self.unit) for offset, blocks in self._room]
+        lent, self._lent = self._lent, len(self._room)
+        return [(offset, blocks * self.unit) for offset, blocks in itertools.islice(self._room, lent, None)]
 
     def took(self, start: int, places: "array[int]") -> None:
+        before = len(self._room)
         self._take(len(places) - places.count(_NOWHERE))
-        self._told = start, places
+        self._lent -= before - len(self._room)
+        self._promised -= len(places)
+        self._told.append((start, places))
 
     def note(self) -> None:
-        if self._told is not None:
-            (start, places), self._told = self._told, None
-            first, word = start // self.unit, entry(BlockState.DATA)
-            self._changes += [
-                Change(first + n, word + place // SECTOR) for n, place in enumerate(places) if place != _NOWHERE
-            ]
-            self._stage()
+        while self._told:
+            start, places = self._told.popleft()
+            block = start // self.unit
+            for first, count in _rows(places, self.unit):
+                self._image.stage_row(block + first, places[first], count)
 
     def _zero(self, start: int, zeros: Sequence[Span]) -> None:
         word = entry(BlockState.ZERO)
@@ -221,6 +238,21 @@ class MapSink(Sink):
         self._image.free([HostExtent(offset, blocks) for offset, blocks in self._room])  # the new tables lie there then
         self._room.clear()
         self._image.commit(self._changes)
+
+
+def _rows(places: "array[int]", unit: int) -> Iterator[tuple[int, int]]:
+    """Index and number of those that follow each other."""
+    first, count, following = 0, 0, _NOWHERE
+    for n, place in enumerate(places):
+        if place == following and count:
+            count += 1
+        else:
+            if count:
+                yield first, count
+            first, count = n, int(place != _NOWHERE)
+        following = place + unit
+    if count:
+        yield first, count
 
 
 class CompressingSink(MapSink):

@@ -148,6 +148,47 @@ def test_a_place_that_was_not_reserved_is_refused(tmp_path: Path) -> None:
     assert_clean(path)
 
 
+@pytest.mark.parametrize("options", [{}, {"extended_l2": "on"}, {"data_file": "data"}, {"cluster_size": 512}])
+def test_a_row_of_new_places_makes_the_map_that_single_changes_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # qemu looks for a data file there
+    rows = [(3, 60), (64, 1), (70, 900), (1500, 700), (66, 2)]  # first block and number; over pages and tables
+    loaded = []
+    for kind in ("rows", "single"):
+        path = tmp_path / kind
+        qemu_create(path, 1 << 28, **options | ({"data_file": f"{kind}.data"} if "data_file" in options else {}))
+        with open_qcow2(path) as image:
+            size = image.geometry.block_size
+            image.commit([Change(n, entry(BlockState.ZERO)) for n in (100, 101, 1600)])
+            for block, count in rows:
+                offset = block * size if image.identity else image.reserve(count)[0].offset
+                if kind == "rows":
+                    image.stage_row(block, offset, count)
+                else:
+                    step = size // 512
+                    word = entry(BlockState.DATA, 0, offset)
+                    image.stage([Change(block + n, word + n * step) for n in range(count)])
+            image.commit([])
+            loaded.append(list(image.load_entries(0, 2300)))
+        assert_clean(path)
+    assert loaded[0] == loaded[1]
+
+
+def test_a_row_in_places_that_were_not_reserved_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, 1 << 30)
+    with open_qcow2(path) as image:
+        (extent,) = image.reserve(20)
+        image.stage_row(5, extent.offset, 10)
+        with pytest.raises(InvalidArgument, match="block 40 cannot lie in host cluster"):
+            image.stage_row(40, extent.offset, 10)
+        with pytest.raises(InvalidArgument, match="beyond the end"):
+            image.stage_row(1 << 40, extent.offset + 10 * 65536, 3)
+        image.commit([])
+    assert_clean(path)
+
+
 def test_a_small_refcount_width_and_clusters_grow_table_and_blocks(tmp_path: Path) -> None:
     path = tmp_path / "disk.qcow2"
     with HostFile.create(path) as file:
