@@ -24,12 +24,21 @@ class Allocator:
     def __init__(self, file: HostFile, refcounts: Refcounts, regions: Regions) -> None:
         self._file, self._refcounts, self._regions = file, refcounts, regions
         self._cluster_size = refcounts.cluster_size
-        self._end = self._first_appended = -(-file.length // self._cluster_size)
-        self._scanned, self._scan_end = 0, self._end
+        self.end = self.first_appended = -(-file.length // self._cluster_size)
+        self._scanned, self._scan_end = 0, self.end
         self.holding = False  # what is free below the end stays unused for now
         self._free: list[tuple[int, int]] = []
         self._dropped: list[tuple[int, int, bool]] = []  # first, count, give back to the host
         self._punches = file.punches() and not file.is_block_device
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether clusters were appended that may be cut off again."""
+        return self.end > self.first_appended and not self._file.is_block_device
+
+    def prefer_lowest(self) -> None:
+        """Of those that are known to be free, the lowest is taken next."""
+        self._free.sort(reverse=True)
 
     def take(self, count: int) -> list[tuple[int, int]]:
         """`count` clusters in any pieces, each counted once from now on. OSError (ENOSPC) where there is no room."""
@@ -66,14 +75,14 @@ class Allocator:
         self._free.reverse()  # the lowest are taken first
 
     def _append(self, count: int) -> int:
-        at, extra = self._end, -1
+        at, extra = self.end, -1
         while extra != sum(self._refcounts.extra(at, count)):
             extra = sum(self._refcounts.extra(at, count))
             at = self._refcounts.free_from(at, count + extra)
         self._lengthen(at + extra + count)
         first = self._refcounts.extend(at, count)
         self._claim(first, count)
-        self._end = first + count
+        self.end = first + count
         return first
 
     def _claim(self, first: int, count: int) -> None:
@@ -126,7 +135,7 @@ class Allocator:
     def rescan(self) -> None:
         """Many counts have fallen to 0 all over the file: the search for free clusters begins anew."""
         self._free.clear()
-        self._scanned, self._scan_end = 0, self._end
+        self._scanned, self._scan_end = 0, self.end
         self.holding = False
 
     def punch(self, clusters: list[int]) -> None:
@@ -136,8 +145,8 @@ class Allocator:
 
     def cut(self) -> None:
         """Shortens the file by the free clusters at its end that this allocator had appended."""
-        behind = end = max(self._end, -(-self._file.length // self._cluster_size))  # more where appending has failed
-        while end > self._first_appended and not self._refcounts.get(end - 1):
+        behind = end = max(self.end, -(-self._file.length // self._cluster_size))  # more where appending has failed
+        while end > self.first_appended and not self._refcounts.get(end - 1):
             end -= 1
         if end < behind and not self._file.is_block_device:
             self._file.truncate(min(end * self._cluster_size, self._file.length))

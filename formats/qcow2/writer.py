@@ -25,6 +25,7 @@ from formats.qcow2.refcounts import Refcounts
 from formats.qcow2.regions import Regions
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED
 from formats.qcow2.tables import Tables
+from formats.qcow2.tail import draw_in
 
 if TYPE_CHECKING:
     from formats.qcow2.switch import Switch
@@ -220,6 +221,7 @@ class Writer:
         self.flush()
         self.allocator.give_back(sorted(self._reserved))
         self._reserved.clear()
+        draw_in(self)
         if self.pages.dirty(Stage.TARGET):
             self._stage(Stage.TARGET)
         self.allocator.cut()

@@ -217,7 +217,7 @@ def test_without_room_it_ends_and_everything_is_given_back(tmp_path: Path, monke
     story = LiveStory(path, AllocatingVolume(open_qcow2(path)), "full")
     story.write(30)
     writer = story.volume.image.require_writer("test it")
-    lengthen, end = writer.allocator._lengthen, writer.allocator._end + 1
+    lengthen, end = writer.allocator._lengthen, writer.allocator.end + 1
 
     def bounded(clusters: int) -> None:
         if clusters > end:
