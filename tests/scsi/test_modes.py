@@ -10,6 +10,7 @@ from tests.scsi.initiator import (
     make_unit,
 )
 from vstore.scsi.commands import ModeSelect6, ModeSelect10, ModeSense6, ModeSense10, Write10
+from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.logical_unit import ResetCause
 
 RECOVERY = "01 0a 00 00 00 00 00 00 00 00 00 00"
@@ -293,3 +294,68 @@ def test_a_reset_brings_the_default_values_back() -> None:
     initiator.good(*select6(NO_CACHING))
     initiator.unit.reset(ResetCause.LOGICAL_UNIT_RESET)
     assert not initiator.unit.write_through
+
+
+# ---- saved values --------------------------------------------------------------------------------------
+
+
+def keeping(state: MemoryState) -> Initiator:
+    return Initiator(make_unit(state=state))
+
+
+def saving(pages: str, row: type[ModeSelect6] | type[ModeSelect10] = ModeSelect6) -> tuple[bytes, bytes]:
+    data = (HEADER6 if row is ModeSelect6 else HEADER10) + bytes.fromhex(pages)
+    return row.build(pf=1, sp=1, parameter_list_length=len(data)), data
+
+
+@pytest.mark.parametrize("row", [ModeSelect6, ModeSelect10])
+def test_what_was_saved_outlives_a_reset_and_a_restart(row: type[ModeSelect6] | type[ModeSelect10]) -> None:
+    state = MemoryState()
+    initiator = keeping(state)
+    initiator.good(*saving(NO_CACHING, row))
+    initiator.good(*select6(CACHING))
+    assert sense6(initiator, 8, pc=3)[6] == 0
+    initiator.unit.reset(ResetCause.LOGICAL_UNIT_RESET)
+    initiator.check("00")
+    assert sense6(initiator, 8)[6] == 0
+    again = keeping(state)
+    assert [sense6(again, 8, pc=pc)[6] for pc in (0, 2, 3)] == [0, 4, 0]
+
+
+def test_only_pages_with_something_to_save_say_so() -> None:
+    initiator = keeping(MemoryState())
+    assert [sense6(initiator, page)[4] >> 7 for page in (0x01, 0x08, 0x0A, 0x1A, 0x1C)] == [0, 1, 1, 0, 0]
+    assert sense6(Initiator(), 8)[4] >> 7 == 0
+    assert sense6(initiator, 0x3F, pc=3)[4:] == sense6(initiator, 0x3F)[4:]
+
+
+def test_saving_without_a_page_saves_what_is_current() -> None:
+    state = MemoryState()
+    initiator = keeping(state)
+    initiator.good(*select6(NO_CACHING))
+    initiator.good(*saving(""))
+    assert sense6(keeping(state), 8)[6] == 0
+
+
+def test_a_unit_with_nowhere_to_save_to_refuses_to() -> None:
+    initiator = Initiator()
+    for row in (ModeSelect6, ModeSelect10):
+        assert initiator.refused(*saving(NO_CACHING, row)) == (1, 0)
+    assert sense6(initiator, 8)[6] == 4
+
+
+def test_what_was_saved_of_a_page_that_is_another_today_is_left_alone() -> None:
+    state = MemoryState()
+    keeping(state).good(*saving(NO_CACHING))
+    state.sections["modes"] = state.sections["modes"].replace(b'"08/00": "00', b'"08/00": "ff')
+    assert sense6(keeping(state), 8)[6] == 4  # WCE, the only bit of it that can change
+    state.sections["modes"] = b'{"08/00": "00"}'
+    assert sense6(keeping(state), 8)[6] == 4
+
+
+@pytest.mark.parametrize("kept", [b"", b"[]", b"{", b'{"08/00": 7}', b'{"08/00": "xy"}'])
+def test_saved_values_that_cannot_be_read_are_the_default_ones(kept: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    state = MemoryState()
+    state.sections["modes"] = kept
+    assert sense6(keeping(state), 8)[4:].hex(" ") == CACHING.replace("08", "88", 1)
+    assert "cannot be read any more" in caplog.text

@@ -45,7 +45,7 @@ def test_standard_inquiry_data() -> None:
     assert told["peripheral_qualifier"] == told["peripheral_device_type"] == 0
     assert (told["version"], told["response_data_format"], told["hisup"], told["cmdque"]) == (6, 2, 1, 1)
     assert told["additional_length"] == 91
-    assert (told["normaca"], told["protect"], told["tpgs"], told["rmb"]) == (0, 0, 0, 0)
+    assert (told["normaca"], told["protect"], told["tpgs"], told["rmb"]) == (0, 0, 1, 0)
     assert bytes(told["t10_vendor_identification"]) == b"VSTORE  "
     assert bytes(told["product_identification"]) == b"DISK".ljust(16)
 
@@ -58,11 +58,13 @@ def test_supported_pages_and_serial_number() -> None:
 
 def test_device_identification() -> None:
     designators = scsi().inquiry(evpd=1, page_code=0x83, alloclen=255).result["designator_descriptors"]
-    naa, t10 = designators
+    naa, t10, port, group = designators
     assert (naa["designator_type"], naa["association"], naa["code_set"]) == (Inquiry.DESIGNATOR.NAA, 0, 1)
     assert naa["designator"]["naa"] == 3
     assert (t10["designator_type"], t10["code_set"]) == (Inquiry.DESIGNATOR.T10_VENDOR_ID, 2)
     assert bytes(t10["designator"]["t10_vendor_id"]) == b"VSTORE  "
+    assert (port["association"], port["designator"]["relative_port"]) == (1, 1)
+    assert (group["association"], group["designator"]["target_portal_group"]) == (1, 1)
 
 
 def test_block_limits_and_provisioning() -> None:

@@ -2,9 +2,10 @@ import gc
 
 import pytest
 
-from tests.scsi.initiator import Initiator
+from tests.scsi.initiator import Initiator, make_unit
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import COMMANDS, Read10, Release6, Release10, Reserve6, Reserve10, Write10
+from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.task import ITNexus, Status
 
@@ -18,9 +19,11 @@ SERVED = {
     "READ CAPACITY (16)",
     "RELEASE (6)",
     "RELEASE (10)",
+    "REPORT IDENTIFYING INFORMATION",
     "REPORT LUNS",
     "REPORT SUPPORTED OPERATION CODES",
     "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
+    "REPORT TARGET PORT GROUPS",
     "REPORT TIMESTAMP",
     "REQUEST SENSE",
 }
@@ -28,7 +31,7 @@ SERVED = {
 
 def pair() -> tuple[Initiator, Initiator]:
     """Two nexuses of one unit."""
-    one = Initiator()
+    one = Initiator(make_unit(state=MemoryState()))
     return one, Initiator(one.target)
 
 

@@ -6,6 +6,7 @@ from tests.scsi.initiator import INVALID_FIELD_IN_CDB, INVALID_OPCODE, NOT_START
 from tests.scsi.sg3 import decoded
 from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.commands import COMMANDS, ReportLuns, ReportSupportedOperationCodes, Unmap
+from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.sense import AdditionalSense
 from vstore.scsi.target import Target
 
@@ -19,7 +20,7 @@ LUNS_CHANGED = (6, 0x3F, 0x0E)
 def test_standard_inquiry_data_is_as_printed() -> None:
     data = Initiator().good("12 00 00 00 ff 00")
     assert len(data) == 96
-    assert data[:8].hex(" ") == "00 00 06 12 5b 00 00 02"  # SPC-4, HISUP, 91 more bytes, CMDQUE
+    assert data[:8].hex(" ") == "00 00 06 12 5b 10 00 02"  # SPC-4, HISUP, 91 more bytes, TPGS, CMDQUE
     assert data[8:32] == b"VSTORE  DISK            "
     assert data[58:64].hex(" ") == "00 a0 04 60 04 c0"  # SAM-5, SPC-4, SBC-3
 
@@ -172,7 +173,7 @@ def codes(initiator: Initiator, option: int, opcode: int = 0, action: int = 0, r
 
 @pytest.mark.parametrize(("rctd", "size"), [(0, 8), (1, 20)])
 def test_all_commands_are_listed_with_their_lengths(rctd: int, size: int) -> None:
-    data = codes(Initiator(), 0, rctd=rctd)
+    data = codes(Initiator(make_unit(state=MemoryState())), 0, rctd=rctd)
     assert int.from_bytes(data[:4]) == len(data) - 4 == size * len(COMMANDS)
     for row, at in zip(COMMANDS, range(4, len(data), size), strict=True):
         descriptor = data[at : at + size]

@@ -18,7 +18,7 @@ def page(initiator: Initiator, code: int) -> bytes:
 def test_the_supported_pages_are_sorted_and_all_answer() -> None:
     initiator = Initiator()
     codes = page(initiator, 0x00)[4:]
-    assert codes.hex(" ") == "00 80 83 b0 b1 b2"
+    assert codes.hex(" ") == "00 80 83 86 87 88 b0 b1 b2"
     for code in codes:
         page(initiator, code)
 
@@ -39,13 +39,26 @@ def test_device_identification_has_a_locally_assigned_naa_and_a_t10_designator()
     data = page(Initiator(), 0x83)
     assert data[4:16].hex(" ") == "01 03 00 08 37 06 05 04 03 02 01 00"
     assert data[16:20].hex(" ") == "02 01 00 0c"
-    assert data[20:] == b"VSTORE  8a5f"
+    assert data[20:32] == b"VSTORE  8a5f"
+    assert data[32:].hex(" ") == "01 14 00 04 00 00 00 01 01 15 00 04 00 00 00 01"  # relative port, port group
 
 
 def test_sg_vpd_reads_the_device_identification(tmp_path: Path) -> None:
     told = decoded("sg_vpd", page(Initiator(), 0x83), tmp_path)
     assert "0x3706050403020100" in told
     assert "vendor specific: 8a5f" in told
+
+
+def test_extended_inquiry_data_claims_what_is_there() -> None:
+    assert page(Initiator(), 0x86)[4:].hex(" ") == "00 01 01 01" + " 00" * 56  # SIMPSUP, V_SUP, LUICLR
+
+
+def test_mode_pages_are_shared_and_the_one_port_has_its_number(tmp_path: Path) -> None:
+    initiator = Initiator()
+    assert page(initiator, 0x87)[4:].hex(" ") == "3f ff 00 00"
+    assert page(initiator, 0x88)[4:].hex(" ") == "00 00 00 01 00 00 00 00 00 00 00 00"
+    assert "Policy: shared" in decoded("sg_vpd", page(initiator, 0x87), tmp_path)
+    assert "Relative port=1" in decoded("sg_vpd", page(initiator, 0x88), tmp_path)
 
 
 def test_block_limits_of_a_thin_unit(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vstore.fuzz.byte_model import ByteModel
 from vstore.fuzz.rules import require
 from vstore.scsi.identity import Identity
+from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
 
@@ -70,5 +71,6 @@ def make_disk(number: int, **settings: object) -> Disk:
     medium = BreakableMedium(length, read_only=read_only, deallocates=number != 1)
     medium.caches = number != 2
     medium.data[:] = _PATTERN[:length]
-    unit = LogicalUnit(medium, Identity(f"fuzz{number}"), **settings)  # type: ignore[arg-type]
+    state = None if number == 2 else MemoryState()
+    unit = LogicalUnit(medium, Identity(f"fuzz{number}"), state=state, **settings)  # type: ignore[arg-type]
     return Disk(unit, medium, ByteModel(bytearray(medium.data), unit.logical_block_length, not read_only))

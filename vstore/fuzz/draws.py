@@ -1,7 +1,7 @@
 """Bytes read as decisions: which CDB of the table, with which values, parameters and data."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from vstore.fuzz.disks import LONG, Disk
 from vstore.scsi.cdb import Cdb
@@ -12,6 +12,7 @@ from vstore.scsi.commands import (
     ModeSelect6,
     ModeSelect10,
     SanitizeOverwrite,
+    SetIdentifyingInformation,
     Unmap,
 )
 from vstore.scsi.field import EVALUATED, HINT, IGNORED, Field
@@ -31,6 +32,7 @@ _CHOICES = {
     "buffer_offset": (0, 0, 0, 4, 0xFFFF, 0x10000, 0x10001, 0xFFFFFF),
     "security_protocol": (0, 0, 0, 1),
     "security_protocol_specific": (0, 0, 1, 2, 0x100),
+    "identifying_information_type": (0, 0, 2, 2, 0x7F, 1),
     "select_report": (0, 1, 2, 3, 0x10, 0xFF),
     "requested_operation_code": (*sorted(BY_OPERATION_CODE), 0xFF),
     "requested_service_action": (0x00, 0x00, 0x0C, 0x0D, 0x10, 0x12, 0xFF),
@@ -107,16 +109,19 @@ def draw_parameters(draws: Draws, row: type[Cdb], disk: Disk | None) -> bytes:
     """The parameter list of a command that has one."""
     if row in (ModeSelect6, ModeSelect10):
         return _mode_parameters(draws, long=row is ModeSelect10, disk=disk)
-    if row is LogSelect:
-        return _log_parameters(draws)
-    if row is FormatUnit:
-        return _format_parameters(draws)
-    if row is SanitizeOverwrite:
-        length = draws.pick(4)
-        return bytes([draws.number(1) & 0x9F, 0, 0, length]) + bytes([draws.number(1)]) * max(length, 1)
     if row is Unmap:
         return _unmap_parameters(draws, disk.unit.blocks if disk else 128)
-    return b""
+    draw = _PARAMETERS.get(row)
+    return draw(draws) if draw else b""
+
+
+def _name(draws: Draws) -> bytes:
+    return b"name\0"[: draws.pick(6)]
+
+
+def _overwrite_parameters(draws: Draws) -> bytes:
+    length = draws.pick(4)
+    return bytes([draws.number(1) & 0x9F, 0, 0, length]) + bytes([draws.number(1)]) * max(length, 1)
 
 
 def draw_data_out(draws: Draws, cdb: bytes, disk: Disk | None) -> bytes:
@@ -197,3 +202,11 @@ def _unmap_parameters(draws: Draws, blocks: int) -> bytes:
     body = b"".join(ranges) * (100 if draws.chance(16) else 1)
     told = len(body) if draws.pick(4) else draws.number(2)
     return (told + 6 & 0xFFFF).to_bytes(2) + (told & 0xFFFF).to_bytes(2) + bytes(4) + body + bytes(24)
+
+
+_PARAMETERS: Mapping[type[Cdb], Callable[[Draws], bytes]] = {
+    FormatUnit: _format_parameters,
+    LogSelect: _log_parameters,
+    SanitizeOverwrite: _overwrite_parameters,
+    SetIdentifyingInformation: _name,
+}

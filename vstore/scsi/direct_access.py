@@ -12,12 +12,12 @@ from typing import Any
 from vstore.scsi.buffers import Buffers
 from vstore.scsi.cdb import Access, Beside, Cdb
 from vstore.scsi.clock import Clock
-from vstore.scsi.commands import SanitizeBlockErase, Unmap
+from vstore.scsi.commands import SanitizeBlockErase, SetIdentifyingInformation, Unmap
 from vstore.scsi.counting import Counting
 from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.identity import Identity
-from vstore.scsi.kept_state import State
+from vstore.scsi.kept_state import KeptBytes, State
 from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
 from vstore.scsi.operation import Failure, Operation
@@ -59,6 +59,15 @@ def _check_settings(logical_block_length: int, physical_block_exponent: int, rot
         )
 
 
+def _mode_parameters(*, write_cache: bool, state: State | None) -> ModeParameters:
+    return ModeParameters(
+        Caching.of(wce=int(write_cache)),
+        # One task set for all nexuses, reordered at will; no log page is saved, no ACA, no protection.
+        Control.of(gltsd=1, queue_algorithm_modifier=1),
+        KeptBytes(state.section("modes") if state else None),
+    )
+
+
 class DirectAccessDevice(Counting, Reservable):
     """One disk. ValueError when the medium or the settings cannot make one."""
 
@@ -89,11 +98,8 @@ class DirectAccessDevice(Counting, Reservable):
         self._thin = medium.deallocates if thin is None else thin
         self.rotation_rate = rotation_rate
         self.stopped = False
-        self.modes = ModeParameters(
-            Caching.of(wce=int(write_cache)),
-            # One task set for all nexuses, reordered at will; no log page is saved, no ACA, no protection.
-            Control.of(gltsd=1, queue_algorithm_modifier=1),
-        )
+        self.modes = _mode_parameters(write_cache=write_cache, state=state)
+        self.identifying_information = KeptBytes(state.section("identifying_information") if state else None)
         self._read_only = read_only
         self._listeners: list[Callable[[], None]] = []
         self.operation: Operation | None = None  # that keeps the unit from being ready
@@ -143,6 +149,8 @@ class DirectAccessDevice(Counting, Reservable):
         return MAXIMUM_WRITE_SAME_BYTES // self.logical_block_length
 
     def supports(self, row: type[Cdb]) -> bool:
+        if row is SetIdentifyingInformation and not self.identifying_information.keeps:
+            return False
         return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)
 
     def admit(self, cdb: Cdb, task: Task) -> None:

@@ -5,7 +5,13 @@ Here stands what the model needs of such a state, and one in memory for tests an
 in a file.
 """
 
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 
 class StateLost(Exception):  # noqa: N818
@@ -47,3 +53,31 @@ class MemorySection:
 
     async def save(self, data: bytes) -> None:
         self._sections[self._name] = data
+
+
+class KeptBytes:
+    """Short byte strings by name, in one section; what cannot be read any more is nothing, and is logged."""
+
+    def __init__(self, section: Section | None) -> None:
+        """Without a section nothing can be kept."""
+        self._section = section
+        self._saving = asyncio.Lock()
+        self.values: Mapping[str, bytes] = {}
+        try:
+            data = section.load() if section else None
+            if data is not None:
+                self.values = {name: bytes.fromhex(text) for name, text in json.loads(data).items()}
+        except (StateLost, ValueError, TypeError, AttributeError):
+            _log.exception("What a logical unit had kept cannot be read any more")
+
+    @property
+    def keeps(self) -> bool:
+        return self._section is not None
+
+    async def save(self, **values: bytes) -> None:
+        """Of these names; nothing is kept of one whose value is empty. Raises OSError; then all is as before."""
+        assert self._section
+        async with self._saving:  # or one save would undo what another one has not told yet
+            changed = {name: data for name, data in (dict(self.values) | values).items() if data}
+            await self._section.save(json.dumps({name: data.hex() for name, data in changed.items()}).encode())
+            self.values = changed

@@ -11,6 +11,7 @@ from vstore.scsi import (
     atomic,
     diagnostics,
     erasure,
+    identifying_information,
     logs,
     modes,
     persistent_reserve_in,
@@ -18,6 +19,7 @@ from vstore.scsi import (
     provisioning,
     sbc,
     spc,
+    target_ports,
     timestamp,
     verify,
 )
@@ -49,6 +51,8 @@ class LogicalUnit(DirectAccessDevice):
         **logs.HANDLERS,
         **persistent_reserve_in.HANDLERS,
         **persistent_reserve_out.HANDLERS,
+        **identifying_information.HANDLERS,
+        **target_ports.HANDLERS,
     }
 
 

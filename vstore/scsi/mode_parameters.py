@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vstore.scsi.field import CHANGEABLE, Layout
+from vstore.scsi.kept_state import KeptBytes
 from vstore.scsi.pages import (
     Caching,
     Control,
@@ -32,6 +33,9 @@ class PageControl(IntEnum):
 class PageAddress(NamedTuple):
     page: int
     subpage: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.page:02x}/{self.subpage:02x}"
 
 
 class ModePage(NamedTuple):
@@ -63,23 +67,47 @@ _FIXED: dict[PageAddress, Layout] = {
 }
 
 
-def page_header(address: PageAddress, body_length: int) -> bytes:
-    """PS is zero: no page can be saved."""
+def page_header(address: PageAddress, body_length: int, *, saveable: bool = False) -> bytes:
     if address.subpage:
         return ModeSubpageHeader.of(
-            spf=1, page_code=address.page, subpage_code=address.subpage, page_length=body_length
+            ps=int(saveable), spf=1, page_code=address.page, subpage_code=address.subpage, page_length=body_length
         ).encode()
-    return ModePageHeader.of(page_code=address.page, page_length=body_length).encode()
+    return ModePageHeader.of(ps=int(saveable), page_code=address.page, page_length=body_length).encode()
 
 
 class ModeParameters:
-    """One layout per page address; what a page holds without its header."""
+    """One layout per page address; what a page holds without its header. `kept`: where saved values outlive the unit;
+    a page can be saved if there is such a place, and something in it can change."""
 
-    def __init__(self, caching: Caching, control: Control) -> None:
+    def __init__(self, caching: Caching, control: Control, kept: KeptBytes | None = None) -> None:
         """Of a page that neither is given nor has values that never change, every default is zero."""
         zeros: dict[PageAddress, Layout] = {address: page.layout() for address, page in MODE_PAGES.items()}
         self.defaults: Mapping[PageAddress, Layout] = zeros | _FIXED | {CACHING: caching, CONTROL: control}
-        self.current = dict(self.defaults)
+        self._kept = kept or KeptBytes(None)
+        self.saved = {address: self._restored(address, page) for address, page in self.defaults.items()}
+        self.current = dict(self.saved)
+
+    def _restored(self, address: PageAddress, default: Layout) -> Layout:
+        """What was saved of the changeable parameters; all else is as it is today."""
+        kept = self._kept.values.get(str(address), b"")
+        if len(kept) != default.length:
+            return default
+        changeable = default.mask_of(CHANGEABLE)
+        return type(default)(default.value & ~changeable | int.from_bytes(kept) & changeable)
+
+    @property
+    def saves(self) -> bool:
+        """Whether anything can be saved."""
+        return self._kept.keeps
+
+    def _saveable(self, page: Layout) -> bool:
+        return self.saves and bool(page.mask_of(CHANGEABLE))
+
+    async def save(self) -> None:
+        """The current values become the saved ones (SPC-4 6.11: of all pages). Raises OSError."""
+        now = dict(self.current)
+        await self._kept.save(**{str(address): page.encode() for address, page in now.items() if self._saveable(page)})
+        self.saved = now
 
     @property
     def caching(self) -> Caching:
@@ -94,8 +122,8 @@ class ModeParameters:
         return page
 
     def revert(self) -> None:
-        """To the default values, as every reset does where nothing is saved."""
-        self.current = dict(self.defaults)
+        """To the saved values, as every reset does; where nothing was saved these are the default ones."""
+        self.current = dict(self.saved)
 
     def select(self, page: int, subpage: int) -> list[PageAddress]:
         """The pages that a MODE SENSE names, ascending; 3Fh and FFh stand for all. Empty when there is none."""
@@ -114,4 +142,6 @@ class ModeParameters:
             page = type(page)(page.mask_of(CHANGEABLE))
         elif control is PageControl.DEFAULT:
             page = self.defaults[address]
-        return page_header(address, page.length) + page.encode()
+        elif control is PageControl.SAVED:
+            page = self.saved[address]
+        return page_header(address, page.length, saveable=self._saveable(page)) + page.encode()

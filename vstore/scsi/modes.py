@@ -53,7 +53,7 @@ def _pages(unit: DirectAccessDevice, cdb: ModeSense6 | ModeSense10) -> bytes:
     if not addresses:
         known = unit.modes.select(cdb.page_code, 0)
         raise cdb.invalid_field("subpage_code" if known else "page_code")
-    if control is PageControl.SAVED:
+    if control is PageControl.SAVED and not unit.modes.saves:
         raise CheckCondition(Sense.illegal(AdditionalSense.SAVING_PARAMETERS_NOT_SUPPORTED))
     return b"".join(unit.modes.values(address, control) for address in addresses)
 
@@ -88,7 +88,14 @@ def _truncated() -> CheckCondition:
     return CheckCondition(Sense.illegal(AdditionalSense.PARAMETER_LIST_LENGTH_ERROR))
 
 
+def _check_save(unit: DirectAccessDevice, cdb: ModeSelect6 | ModeSelect10) -> None:
+    """SP where there is nowhere to save to (SPC-4 6.11)."""
+    if cdb.sp and not unit.modes.saves:
+        raise cdb.invalid_field("sp")
+
+
 async def mode_select_6(unit: DirectAccessDevice, cdb: ModeSelect6, task: Task) -> bytes:
+    _check_save(unit, cdb)
     if not cdb.parameter_list_length:
         return b""
     data = task.fetch(cdb.parameter_list_length)
@@ -108,6 +115,7 @@ async def mode_select_6(unit: DirectAccessDevice, cdb: ModeSelect6, task: Task) 
 
 
 async def mode_select_10(unit: DirectAccessDevice, cdb: ModeSelect10, task: Task) -> bytes:
+    _check_save(unit, cdb)
     if not cdb.parameter_list_length:
         return b""
     data = task.fetch(cdb.parameter_list_length)
@@ -158,6 +166,8 @@ async def _select(unit: DirectAccessDevice, cdb: ModeSelect6 | ModeSelect10, tas
         chosen[address] = _changed_page(current, data[body_at : body_at + size], body_at)
         at = body_at + size
     await _apply(unit, task, chosen)
+    if cdb.sp:
+        await unit.modes.save()
 
 
 def _page_at(data: bytes, at: int) -> tuple[PageAddress, int, int]:

@@ -136,6 +136,95 @@ class EchoBufferDescriptor(Layout, length=4):
     buffer_capacity_low = u8(3)
 
 
+class TargetPortGroupsExtendedHeader(Layout, length=8):
+    """SPC-4 6.36.2; target port group descriptors follow. Without the header their length alone precedes them."""
+
+    return_data_length = u32(0)
+    format_type = bits(4, 6, 4)
+    implicit_transition_time = u8(5)
+
+
+class TargetPortGroup(Layout, length=8):
+    """SPC-4 6.36.2; a descriptor for each of its target ports follows."""
+
+    pref = bit(0, 7)
+    asymmetric_access_state = bits(0, 3, 0)
+    t_sup = bit(1, 7)
+    o_sup = bit(1, 6)
+    lbd_sup = bit(1, 4)
+    u_sup = bit(1, 3)
+    s_sup = bit(1, 2)
+    an_sup = bit(1, 1)
+    ao_sup = bit(1, 0)
+    target_port_group = u16(2)
+    status_code = u8(5)
+    target_port_count = u8(7)
+
+
+class TargetPortDescriptor(Layout, length=4):
+    relative_target_port = u16(2)
+
+
+class IdentifyingInformationHeader(Layout, length=4):
+    """SPC-4 6.34.2; the information follows, or descriptors of the supported types."""
+
+    identifying_information_length = u16(2)
+
+
+class IdentifyingInformationDescriptor(Layout, length=4):
+    """SPC-4 6.34.3."""
+
+    identifying_information_type = bits(0, 7, 1)
+    maximum_identifying_information_length = u16(2)
+
+
+class ExtendedInquiry(Layout, length=60):
+    """VPD page 86h (SPC-4 7.8.7), without the VPD header."""
+
+    activate_microcode = bits(0, 7, 6)
+    spt = bits(0, 5, 3)
+    grd_chk = bit(0, 2)
+    app_chk = bit(0, 1)
+    ref_chk = bit(0, 0)
+    uask_sup = bit(1, 5)
+    group_sup = bit(1, 4)
+    prior_sup = bit(1, 3)
+    headsup = bit(1, 2)
+    ordsup = bit(1, 1)
+    simpsup = bit(1, 0)
+    wu_sup = bit(2, 3)
+    crd_sup = bit(2, 2)
+    nv_sup = bit(2, 1)
+    v_sup = bit(2, 0)
+    p_i_i_sup = bit(3, 4)
+    luiclr = bit(3, 0)
+    r_sup = bit(4, 4)
+    cbcs = bit(4, 0)
+    multi_i_t_nexus_microcode_download = bits(5, 3, 0)
+    extended_self_test_completion_minutes = u16(6)
+    poa_sup = bit(8, 7)
+    hra_sup = bit(8, 6)
+    vsa_sup = bit(8, 5)
+    maximum_supported_sense_data_length = u8(9)
+
+
+class ModePagePolicy(Layout, length=4):
+    """A descriptor of VPD page 87h (SPC-4 7.8.9)."""
+
+    policy_page_code = bits(0, 5, 0)
+    policy_subpage_code = u8(1)
+    mlus = bit(2, 7)
+    mode_page_policy = bits(2, 1, 0)
+
+
+class ScsiPort(Layout, length=12):
+    """A descriptor of VPD page 88h (SPC-4 7.8.13), of a port without names."""
+
+    relative_port = u16(2)
+    initiator_port_transportid_length = u16(6)
+    target_port_descriptors_length = u16(10)
+
+
 class CommandTimeouts(Layout, length=12):
     """SPC-4 6.35.4."""
 

@@ -29,7 +29,7 @@ class Inquiry(Cdb, name="INQUIRY", opcode=0x12, length=6, passes_attention=True)
 class ModeSelect6(Cdb, name="MODE SELECT (6)", opcode=0x15, length=6):
     pf = bit(1, 4)
     rtd = bit(1, 1, ZERO)
-    sp = bit(1, 0, ZERO)
+    sp = bit(1, 0)
     parameter_list_length = u8(4)
 
 
@@ -106,7 +106,7 @@ class LogSense(Cdb, name="LOG SENSE", opcode=0x4D, length=10, passes_reservation
 class ModeSelect10(Cdb, name="MODE SELECT (10)", opcode=0x55, length=10):
     pf = bit(1, 4)
     rtd = bit(1, 1, ZERO)
-    sp = bit(1, 0, ZERO)
+    sp = bit(1, 0)
     parameter_list_length = u16(7)
 
 
@@ -140,6 +140,32 @@ class SecurityProtocolIn(Cdb, name="SECURITY PROTOCOL IN", opcode=0xA2, length=1
     security_protocol = u8(1)
     security_protocol_specific = u16(2)
     inc_512 = bit(4, 7, ZERO)
+    allocation_length = u32(6)
+
+
+class ReportIdentifyingInformation(
+    Cdb,
+    name="REPORT IDENTIFYING INFORMATION",
+    opcode=0xA3,
+    service_action=0x05,
+    length=12,
+    passes_reservation=True,
+    beside=Beside.SERVED,
+):
+    allocation_length = u32(6)
+    identifying_information_type = bits(10, 7, 1)
+
+
+class ReportTargetPortGroups(
+    Cdb,
+    name="REPORT TARGET PORT GROUPS",
+    opcode=0xA3,
+    service_action=0x0A,
+    length=12,
+    passes_reservation=True,
+    beside=Beside.SERVED,
+):
+    parameter_data_format = bits(1, 7, 5)
     allocation_length = u32(6)
 
 
@@ -182,6 +208,11 @@ class ReportTimestamp(
     beside=Beside.SERVED,
 ):
     allocation_length = u32(6)
+
+
+class SetIdentifyingInformation(Cdb, name="SET IDENTIFYING INFORMATION", opcode=0xA4, service_action=0x06, length=12):
+    parameter_list_length = u32(6)
+    identifying_information_type = bits(10, 7, 1)
 
 
 class SetTimestamp(Cdb, name="SET TIMESTAMP", opcode=0xA4, service_action=0x0F, length=12):

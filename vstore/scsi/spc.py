@@ -32,6 +32,7 @@ from vstore.scsi.pages import (
     VpdHeader,
 )
 from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition, Sense
+from vstore.scsi.target_ports import IMPLICIT_ACCESS
 from vstore.scsi.task import ReservationConflict, Task
 from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
@@ -52,6 +53,7 @@ def standard_inquiry(peripheral: int, identity: Identity) -> bytes:
         hisup=1,
         response_data_format=2,
         additional_length=StandardInquiry.length - 5,
+        tpgs=IMPLICIT_ACCESS if peripheral == DIRECT_ACCESS_BLOCK_DEVICE else 0,
         cmdque=1,
         vendor=ascii_field(identity.vendor, 8),
         product=ascii_field(identity.product, 16),

@@ -6,12 +6,22 @@ from typing import Any, NamedTuple
 from vstore.scsi.device_server import DeviceServer
 from vstore.scsi.direct_access import MAXIMUM_COMPARE_AND_WRITE, MAXIMUM_UNMAP_DESCRIPTORS, DirectAccessDevice
 from vstore.scsi.field import Layout
-from vstore.scsi.pages import BlockDeviceCharacteristics, BlockLimits, DesignationDescriptor, LogicalBlockProvisioning
+from vstore.scsi.mode_parameters import ALL_PAGES, ALL_SUBPAGES
+from vstore.scsi.pages import (
+    BlockDeviceCharacteristics,
+    BlockLimits,
+    DesignationDescriptor,
+    ExtendedInquiry,
+    LogicalBlockProvisioning,
+    ModePagePolicy,
+    ScsiPort,
+)
+from vstore.scsi.target_ports import RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, ports_of
 
 Body = Callable[[Any], bytes]
 
 _BINARY, _ASCII = 1, 2
-_T10_VENDOR_ID, _NAA, _RELATIVE_PORT = 1, 3, 4
+_T10_VENDOR_ID, _NAA, _RELATIVE_PORT, _TARGET_PORT_GROUP = 1, 3, 4, 5
 _TARGET_PORT = 1  # association
 _THIN_PROVISIONED = 2
 _NO_LIMIT = 0xFFFF_FFFF
@@ -36,7 +46,8 @@ def unit_serial_number(unit: DirectAccessDevice) -> bytes:
 
 
 def device_identification(unit: DirectAccessDevice) -> bytes:
-    """Two designators of the logical unit: NAA, locally assigned, 8 bytes; T10 vendor identification and serial."""
+    """Two designators of the logical unit: NAA, locally assigned, 8 bytes; T10 vendor identification and serial. Two of
+    the target port: its relative identifier, and its target port group."""
     # NAA first, which initiators prefer; both are short, because long ones break some (virtio-win 1622).
     identity = unit.identity
     naa = identity.naa.to_bytes(8)
@@ -46,7 +57,32 @@ def device_identification(unit: DirectAccessDevice) -> bytes:
         + naa
         + DesignationDescriptor.of(code_set=_ASCII, designator_type=_T10_VENDOR_ID, designator_length=len(t10)).encode()
         + t10
+        + _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT)
+        + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
     )
+
+
+def _of_port(kind: int, value: int) -> bytes:
+    """A designator of the target port: two reserved bytes, and a number."""
+    header = DesignationDescriptor.of(
+        code_set=_BINARY, association=_TARGET_PORT, designator_type=kind, designator_length=4
+    )
+    return header.encode() + value.to_bytes(4)
+
+
+def extended_inquiry(_: DirectAccessDevice) -> bytes:
+    """Simple tasks; a volatile cache; and LUICLR: REPORT LUNS ends its unit attention for the nexus that asks."""
+    return ExtendedInquiry.of(simpsup=1, v_sup=1, luiclr=1).encode()
+
+
+def mode_page_policy(_: DirectAccessDevice) -> bytes:
+    """Every page is shared by all nexuses."""
+    return ModePagePolicy.of(policy_page_code=ALL_PAGES, policy_subpage_code=ALL_SUBPAGES).encode()
+
+
+def scsi_ports(unit: DirectAccessDevice) -> bytes:
+    """The target ports by their relative identifiers; they have no names."""
+    return b"".join(ScsiPort.of(relative_port=port).encode() for port in ports_of(unit))
 
 
 def block_limits(unit: DirectAccessDevice) -> bytes:
@@ -83,6 +119,9 @@ VPD_PAGES = {
     0x00: VpdPage("Supported VPD Pages", supported_pages),
     0x80: VpdPage("Unit Serial Number", unit_serial_number),
     0x83: VpdPage("Device Identification", device_identification),
+    0x86: VpdPage("Extended INQUIRY Data", extended_inquiry, ExtendedInquiry),
+    0x87: VpdPage("Mode Page Policy", mode_page_policy, ModePagePolicy),
+    0x88: VpdPage("SCSI Ports", scsi_ports, ScsiPort),
     0xB0: VpdPage("Block Limits", block_limits, BlockLimits),
     0xB1: VpdPage("Block Device Characteristics", block_device_characteristics, BlockDeviceCharacteristics),
     0xB2: VpdPage("Logical Block Provisioning", logical_block_provisioning, LogicalBlockProvisioning),
@@ -100,10 +139,7 @@ def well_known_supported_pages(_: DeviceServer) -> bytes:
 def well_known_identification(_: DeviceServer) -> bytes:
     """One designator, of the target port it is reached by: its relative identifier. A well known logical unit has none
     of its own (SPC-4 7.8.6.2.2)."""
-    header = DesignationDescriptor.of(
-        code_set=_BINARY, association=_TARGET_PORT, designator_type=_RELATIVE_PORT, designator_length=4
-    )
-    return header.encode() + (1).to_bytes(4)
+    return _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT)
 
 
 WELL_KNOWN_VPD_PAGES = {

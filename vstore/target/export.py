@@ -22,6 +22,7 @@ from vstore.target.lun import refusal
 from vstore.target.main import DONE, FAILED, end_on_signals
 from vstore.target.packet import Descriptors
 from vstore.target.process import TargetProcess
+from vstore.target.state_file import Opener
 from vstore.target.verbs import Configure, FrontendDisconnected, MapLun
 
 
@@ -50,7 +51,7 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     end = end_on_signals(process)
     try:
         for lun, path in request.luns:
-            await process.map_images(lun, partial(_opened, lun, path, request))
+            await process.map_images(lun, partial(_opened, lun, path, request), state_beside(path) if path else None)
         if request.handed_socket is not None and not _listens(request.handed_socket):
             process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
         with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
@@ -87,6 +88,18 @@ def looks_like(path: Path) -> str:
             return probe(file)
     except (ImageError, OSError) as error:
         raise refusal(error) from error
+
+
+def state_beside(image: str | os.PathLike[str]) -> Opener:
+    """Opens the file with what the unit of this image keeps over a restart: IMAGE.vstore-state."""
+
+    def open_file(make: bool) -> int | None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if make else 0)
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(f"{os.fspath(image)}.vstore-state", flags, 0o600)
+        return None
+
+    return open_file
 
 
 def _opened(lun: MapLun, path: Path | None, request: Export) -> list[Image]:

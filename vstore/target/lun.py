@@ -20,6 +20,7 @@ from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.target.chain import name_of
 from vstore.target.errors import ErrorCode, TargetError
+from vstore.target.state_file import Opener, StateFile
 from vstore.target.verbs import MapLun, SnapshotLun, SnapshotRow, Snapshots
 
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
@@ -28,10 +29,11 @@ _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED,
 class MappedLun:
     """What stands behind one LUN, as it was asked for (`settings`) and as it is."""
 
-    def __init__(self, settings: MapLun, disk: Disk, unit: LogicalUnit) -> None:
+    def __init__(self, settings: MapLun, disk: Disk, unit: LogicalUnit, state: StateFile | None = None) -> None:
         self.settings = settings
         self.disk = disk
         self.unit = unit
+        self._state = state
         self._changing = threading.Lock()
         self._doing = ""
 
@@ -41,24 +43,30 @@ class MappedLun:
         return self.settings.target, self.settings.lun
 
     @classmethod
-    async def open(cls, settings: MapLun, open_images: Callable[[], list[Image]]) -> Self:
+    async def open(
+        cls, settings: MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None = None
+    ) -> Self:
         """Raises TargetError. `open_images`: the image, then its parents; it may raise ImageError and OSError too.
-        Opening may wait for the images' bytes, so it happens beside the event loop."""
-        return await asyncio.to_thread(cls._open, settings, open_images)
+        `open_state`: the file beside the image; without it the unit keeps nothing over a restart. Opening may wait for
+        the images' bytes, so it happens beside the event loop."""
+        return await asyncio.to_thread(cls._open, settings, open_images, open_state)
 
     @classmethod
-    def _open(cls, settings: MapLun, open_images: Callable[[], list[Image]]) -> Self:
+    def _open(cls, settings: MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None) -> Self:
         try:
             with ExitStack() as undo:
                 disk = Disk(*_images(settings, open_images))
                 undo.callback(disk.close)
                 _check_length(disk.length, settings)
                 _check_alignment(disk, settings)
-                unit = _logical_unit(settings, disk)
+                state = StateFile(open_state) if open_state else None
+                if state:
+                    undo.callback(state.close)
+                unit = _logical_unit(settings, disk, state)
                 undo.pop_all()
         except (ImageError, OSError) as error:
             raise refusal(error) from error
-        return cls(settings, disk, unit)
+        return cls(settings, disk, unit, state)
 
     async def resize(self, length: int, settled: Callable[[], Awaitable[None]]) -> None:
         """Raises TargetError. `settled` returns when every command that came before has ended: those may still use
@@ -110,6 +118,9 @@ class MappedLun:
 
     async def close(self) -> None:
         """Makes everything durable, and closes even if that fails. Raises TargetError."""
+        if self._state:
+            await self._state.settle()
+            self._state.close()
         try:
             await asyncio.to_thread(self.disk.close)
         except OSError as error:
@@ -144,7 +155,7 @@ def _snapshot_row(snapshot: Kept) -> SnapshotRow:
     )
 
 
-def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
+def _logical_unit(settings: MapLun, disk: Disk, state: StateFile | None) -> LogicalUnit:
     return LogicalUnit(
         disk,
         Identity(
@@ -158,6 +169,7 @@ def _logical_unit(settings: MapLun, disk: Disk) -> LogicalUnit:
         thin=settings.thin,
         read_only=settings.read_only,
         write_cache=settings.write_cache,
+        state=state,
     )
 
 

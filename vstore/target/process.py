@@ -22,6 +22,7 @@ from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
 from vstore.target.port import TargetPort
+from vstore.target.state_file import Opener
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +62,18 @@ class TargetProcess:
     async def map_lun(self, request: verbs.MapLun, descriptors: Descriptors) -> verbs.Mapped:
         return await self.map_images(request, lambda: images_handed(request, descriptors))
 
-    async def map_images(self, request: verbs.MapLun, open_images: Callable[[], list[Image]]) -> verbs.Mapped:
-        """As `map_lun`, with images that `open_images` opens: the image, then its parents."""
+    async def map_images(
+        self, request: verbs.MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None = None
+    ) -> verbs.Mapped:
+        """As `map_lun`, with images that `open_images` opens: the image, then its parents; `open_state`: the file with
+        what the unit keeps over a restart."""
         address = (request.target, request.lun)
         async with self._changing:
             self._refuse_if_stopping()
             if address in self._luns:
                 detail = f"LUN {request.target}:{request.lun} has an image; unmap it first or choose another LUN"
                 raise TargetError(ErrorCode.LUN_EXISTS, detail)
-            mapped = await MappedLun.open(request, open_images)
+            mapped = await MappedLun.open(request, open_images, open_state)
             try:
                 if self._port:
                     self._port.put(mapped)

@@ -1,0 +1,69 @@
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from formats.registry import create_image, open_chain
+from vstore.scsi.commands import ModeSelect6, ModeSense6, ReportIdentifyingInformation, SetIdentifyingInformation
+from vstore.scsi.task import BytesOut, ITNexus, Response, Status, Task, TaskAttribute
+from vstore.target.errors import TargetError
+from vstore.target.export import state_beside
+from vstore.target.lun import MappedLun
+from vstore.target.verbs import ImageSource, MapLun
+
+SETTINGS = MapLun(lun=0, image=ImageSource(format="raw"), serial="kept")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    create_image("raw", tmp_path / "disk", 1 << 20)
+    return tmp_path / "disk"
+
+
+async def mapped(image: Path) -> MappedLun:
+    return await MappedLun.open(SETTINGS, lambda: open_chain("raw", image), state_beside(image))
+
+
+async def sent(lun: MappedLun, cdb: bytes, data_out: bytes = b"") -> bytes:
+    nexus = ITNexus("test")
+    lun.unit.add_nexus(nexus)
+    lun.unit.attentions.take(nexus)
+    task = Task(nexus, 0, 1, TaskAttribute.SIMPLE, cdb, BytesOut(data_out), 4096)
+    work: Coroutine[Any, Any, Response] = lun.unit.execute(task)
+    response = await work
+    assert response.status is Status.GOOD, response.sense.hex()
+    return response.data_in
+
+
+async def test_a_name_and_saved_modes_outlive_the_process(image: Path) -> None:
+    lun = await mapped(image)
+    await sent(lun, SetIdentifyingInformation.build(parameter_list_length=3), b"one")
+    page = bytes(4) + bytes.fromhex("0812") + bytes(18)  # caching, without WCE
+    await sent(lun, ModeSelect6.build(pf=1, sp=1, parameter_list_length=len(page)), page)
+    await lun.close()
+    lun = await mapped(image)
+    assert await sent(lun, ReportIdentifyingInformation.build(allocation_length=64)) == b"\0\0\0\3one"
+    asked = ModeSense6.build(dbd=1, page_code=8, allocation_length=64)
+    assert (await sent(lun, asked))[4:7].hex(" ") == "88 12 00"
+    await lun.close()
+
+
+async def test_nothing_is_left_beside_an_image_of_which_nothing_was_kept(image: Path) -> None:
+    lun = await mapped(image)
+    await lun.close()
+    assert [path.name for path in image.parent.iterdir()] == ["disk"]
+
+
+async def test_the_file_is_its_owners_alone(image: Path) -> None:
+    lun = await mapped(image)
+    await sent(lun, SetIdentifyingInformation.build(parameter_list_length=1), b"x")
+    await lun.close()
+    assert image.with_name("disk.vstore-state").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_link_in_place_of_the_file_is_not_followed(image: Path) -> None:
+    os.symlink("/etc/passwd", f"{image}.vstore-state")
+    with pytest.raises(TargetError, match="symbolic link"):
+        await mapped(image)

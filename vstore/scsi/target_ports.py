@@ -1,0 +1,45 @@
+"""Target ports and their group, and REPORT TARGET PORT GROUPS (SPC-4 5.15, 6.36): every port that leads to a unit is in
+one group, which is always active/optimized, because whatever port a command comes through the same process serves it.
+"""
+
+from vstore.scsi.commands import ReportTargetPortGroups
+from vstore.scsi.device_server import Handlers
+from vstore.scsi.direct_access import DirectAccessDevice
+from vstore.scsi.pages import TargetPortDescriptor, TargetPortGroup, TargetPortGroupsExtendedHeader
+from vstore.scsi.task import Task
+
+TARGET_PORT_GROUP = 1
+IMPLICIT_ACCESS = 0b01  # TPGS: REPORT TARGET PORT GROUPS, and nothing that SET TARGET PORT GROUPS could change
+RELATIVE_TARGET_PORT = 1  # where there is no other
+
+_ACTIVE_OPTIMIZED = 0x0
+_LENGTH_ONLY, _EXTENDED = 0b000, 0b001  # PARAMETER DATA FORMAT
+
+
+def ports_of(unit: DirectAccessDevice) -> list[int]:
+    """The relative identifiers of the target ports that lead to it."""
+    return sorted(unit.ports) or [RELATIVE_TARGET_PORT]
+
+
+async def report_target_port_groups(unit: DirectAccessDevice, cdb: ReportTargetPortGroups, _: Task) -> bytes:
+    ports = ports_of(unit)
+    group = TargetPortGroup.of(
+        pref=1,
+        asymmetric_access_state=_ACTIVE_OPTIMIZED,
+        ao_sup=1,
+        target_port_group=TARGET_PORT_GROUP,
+        target_port_count=len(ports),
+    )
+    groups = group.encode() + b"".join(TargetPortDescriptor.of(relative_target_port=p).encode() for p in ports)
+    if cdb.parameter_data_format == _LENGTH_ONLY:
+        return len(groups).to_bytes(4) + groups
+    if cdb.parameter_data_format != _EXTENDED:
+        raise cdb.invalid(ReportTargetPortGroups.parameter_data_format)
+    # No transition takes any time: there is none.
+    header = TargetPortGroupsExtendedHeader.of(
+        return_data_length=TargetPortGroupsExtendedHeader.length - 4 + len(groups), format_type=_EXTENDED
+    )
+    return header.encode() + groups
+
+
+HANDLERS: Handlers = {ReportTargetPortGroups: report_target_port_groups}
