@@ -2,7 +2,7 @@
 
 from tests.scsi.initiator import Initiator, make_unit
 from vstore.scsi.cdb import Beside
-from vstore.scsi.kept_state import StateLost
+from vstore.scsi.kept_state import MemoryState, Section, StateLost
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus, Response, Status
@@ -50,9 +50,8 @@ class MemoryRecord:
         self.failing: OSError | None = None
         self.saves = 0
 
-    def section(self, name: str) -> "MemoryRecord":
-        assert name == "persistent reservations"
-        return self
+    def section(self, name: str) -> Section:
+        return self if name == "persistent reservations" else MemoryState().section(name)
 
     def load(self) -> bytes | None:
         if self.lost:

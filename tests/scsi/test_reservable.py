@@ -111,7 +111,7 @@ def column(kind: int, registered: bool) -> int:
 
 def reserved(kind: int) -> tuple[Node, Node, Node]:
     """The holder, one that is registered, one that is not."""
-    holder, registered, stranger = cluster("holder", "registered", "stranger")
+    holder, registered, stranger = cluster("holder", "registered", "stranger", record=MemoryRecord())
     holder.does(REGISTER, 0, 1)
     registered.does(REGISTER, 0, 2)
     holder.does(RESERVE, 1, kind=kind)

@@ -32,6 +32,8 @@ _CHOICES = {
     "buffer_offset": (0, 0, 0, 4, 0xFFFF, 0x10000, 0x10001, 0xFFFFFF),
     "security_protocol": (0, 0, 0, 1),
     "security_protocol_specific": (0, 0, 1, 2, 0x100),
+    "scope": (0, 0, 0, 0, 0, 0, 0, 1),
+    "type": (1, 3, 5, 5, 6, 7, 8, 2),
     "identifying_information_type": (0, 0, 2, 2, 0x7F, 1),
     "select_report": (0, 1, 2, 3, 0x10, 0xFF),
     "requested_operation_code": (*sorted(BY_OPERATION_CODE), 0xFF),
@@ -204,9 +206,16 @@ def _unmap_parameters(draws: Draws, blocks: int) -> bytes:
     return (told + 6 & 0xFFFF).to_bytes(2) + (told & 0xFFFF).to_bytes(2) + bytes(4) + body + bytes(24)
 
 
+def _reservation_parameters(draws: Draws) -> bytes:
+    """Keys that are known already, more often than not, and now and then a flag."""
+    key, new = min(draws.pick(4), 1), min(draws.pick(4), 1)
+    return key.to_bytes(8) + new.to_bytes(8) + bytes([0, 0, 0, 0, draws.chance(4), 0, 0, 0])
+
+
 _PARAMETERS: Mapping[type[Cdb], Callable[[Draws], bytes]] = {
     FormatUnit: _format_parameters,
     LogSelect: _log_parameters,
     SanitizeOverwrite: _overwrite_parameters,
     SetIdentifyingInformation: _name,
+    **{row: _reservation_parameters for row in BY_OPERATION_CODE[0x5F].values()},
 }
