@@ -123,6 +123,13 @@ def test_the_oracle_knows_the_length_of_every_cdb() -> None:
         assert byte_model.cdb_length(row.build()) == row.length
 
 
+def test_the_oracle_knows_where_every_allocation_length_lies() -> None:
+    for row in COMMANDS:
+        most = row.fields["allocation_length"].limit if "allocation_length" in row.fields else 0
+        told = byte_model.most_data_in(row.build(allocation_length=most), 512) if most else 0
+        assert told == most, row.name
+
+
 def test_a_campaign_ends_after_its_commands_or_its_time() -> None:
     ran = run(3, Budget(None, 200))
     assert 200 <= ran.commands < 200 + 24
