@@ -2,7 +2,7 @@
  * faults.c - system calls that fail on request, as they do when a disk breaks or is full, and each noted in the log.
  *
  * VSTORE_CRASH_FAIL=KIND:FIRST:LAST:ERRNO: of the calls of one kind on watched files those of these numbers, counted from
- * 0, change nothing and fail with this errno. A write that is to fail with errno 0 is done by half, as far
+ * 0, change nothing and fail with this errno. A write or read that is to fail with errno 0 is done by half, as far
  * as it is longer than a sector.
  */
 #define _GNU_SOURCE
@@ -39,6 +39,16 @@ bool fails(uint32_t kind, int file)
 	return true;
 }
 
+bool fails_reads(void)
+{
+	return failing == READ;
+}
+
+size_t half_of(size_t length)
+{
+	return length > SECTOR ? length / 2 / SECTOR * SECTOR : length;
+}
+
 ssize_t half_written(int fd, const struct iovec *iov, int count, int64_t offset, int flags)
 {
 	struct iovec parts[IOV_MAX];
@@ -47,7 +57,7 @@ ssize_t half_written(int fd, const struct iovec *iov, int count, int64_t offset,
 
 	for (int i = 0; i < count; i++)
 		left += iov[i].iov_len;
-	left = left > SECTOR ? left / 2 / SECTOR * SECTOR : left;
+	left = half_of(left);
 	for (; used < count && used < IOV_MAX && left; used++) {
 		parts[used] = iov[used];
 		if (parts[used].iov_len > left)

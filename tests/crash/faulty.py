@@ -17,7 +17,7 @@ from tests.crash.recording import SECTOR, Fault, Kind
 TRIES = 3  # to open it again
 
 EIO, ENOSPC, EOPNOTSUPP = 5, 28, 95
-HALF = 0  # of a write is done
+HALF = 0  # of a write or read is done
 FOR_GOOD = 1 << 30
 ERRORS = {
     Kind.WRITE: (EIO, ENOSPC, HALF),
@@ -26,6 +26,7 @@ ERRORS = {
     Kind.PUNCH: (EIO, EOPNOTSUPP),
     Kind.ZERO: (EIO, EOPNOTSUPP),
     Kind.ALLOCATE: (ENOSPC, EOPNOTSUPP),
+    Kind.READ: (EIO, EIO, HALF),
 }
 
 

@@ -270,6 +270,18 @@ def _failures_passed_over() -> None:
     _put(Volume, "lost", lambda *_: 0)
 
 
+def _failed_reads_are_zeros() -> None:
+    pread = HostFile.pread
+
+    def read(self: HostFile, offset: int, length: int) -> bytes:
+        try:
+            return pread(self, offset, length)
+        except OSError:
+            return bytes(length)
+
+    _put(HostFile, "pread", read)
+
+
 MUTANTS = {
     "no barrier before pointers": Mutant("plain", lambda: _without_barrier(Stage.TARGET)),
     "no barrier behind pointers": Mutant("plain", lambda: _without_barrier(Stage.POINTER)),
@@ -298,7 +310,10 @@ MUTANTS = {
 }
 
 
-FAULTY = {"failed barriers are passed over": _failures_passed_over}  # which only a broken host brings to light
+FAULTY = {  # which only a broken host brings to light
+    "failed barriers are passed over": _failures_passed_over,
+    "failed reads are zeros": _failed_reads_are_zeros,
+}
 
 
 def apply(name: str) -> None:

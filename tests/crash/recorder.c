@@ -9,7 +9,8 @@
  * One mutex is held from before the call until its record is in the log, so the log's order is the order of effects.
  * The log is opened for appending, so that clients in other processes may add marks of their own: a mark written after an
  * answer came stands behind everything that the answer rests on. What cannot be seen here is refused instead: a shared
- * writable mapping fails (its users then make plain calls), and so does setting up io_uring.
+ * writable mapping fails (its users then make plain calls; where reads are to fail, any mapping does), and so does setting
+ * up io_uring. Of reads only the number counts.
  *
  * VSTORE_CRASH_FOLDER: absolute path of the folder whose files are watched. VSTORE_CRASH_LOG: the log.
  * VSTORE_CRASH_REFUSE=punch: no hole can be punched, as on a file system that has none.
@@ -217,6 +218,58 @@ ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset) __attr
 ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
 	__attribute__((alias("pwritev64v2")));
 
+/* ---- reads ---- */
+
+/* Whether one may be done, and how many bytes of it. */
+static bool readable(int fd, size_t *length)
+{
+	pthread_mutex_lock(&lock);
+	int file = watched(fd);
+	bool refused = fails(READ, file);
+	if (file >= 0 && !refused)
+		note(READ, file, 0, *length, 0, NULL, 0);
+	pthread_mutex_unlock(&lock);
+	if (refused && !errno)
+		*length = half_of(*length);
+	return !refused || !errno;
+}
+
+ssize_t pread64(int fd, void *data, size_t length, off_t offset)
+{
+	return readable(fd, &length) ? syscall(SYS_pread64, fd, data, length, offset) : -1;
+}
+
+ssize_t preadv64v2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+	struct iovec parts[IOV_MAX];
+	size_t length = 0;
+	int used = 0;
+
+	for (int i = 0; i < count; i++)
+		length += iov[i].iov_len;
+	if (!readable(fd, &length))
+		return -1;
+	for (; used < count && used < IOV_MAX && length; used++) {
+		parts[used] = iov[used];
+		if (parts[used].iov_len > length)
+			parts[used].iov_len = length;
+		length -= parts[used].iov_len;
+	}
+	return syscall(SYS_preadv2, fd, parts, (long)used, (long)offset, 0L, flags);
+}
+
+ssize_t preadv64(int fd, const struct iovec *iov, int count, off_t offset)
+{
+	return preadv64v2(fd, iov, count, offset, 0);
+}
+
+ssize_t pread(int fd, void *data, size_t length, off_t offset) __attribute__((alias("pread64")));
+ssize_t preadv(int fd, const struct iovec *iov, int count, off_t offset) __attribute__((alias("preadv64")));
+ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+	__attribute__((alias("preadv64v2")));
+
+/* ---- what the kernel moves ---- */
+
 /* The bytes that the kernel has moved into a file are read back for the log. Under the lock. */
 static void note_moved(int fd, int file, int64_t offset, size_t length)
 {
@@ -235,6 +288,8 @@ static void note_moved(int fd, int file, int64_t offset, size_t length)
 
 ssize_t copy_file_range(int from, off_t *from_offset, int to, off_t *to_offset, size_t length, unsigned flags)
 {
+	if (!readable(from, &length))
+		return -1;
 	pthread_mutex_lock(&lock);
 	int file = watched(to);
 	int64_t at = to_offset ? *to_offset : lseek(to, 0, SEEK_CUR);
@@ -363,7 +418,7 @@ int fsync(int fd)
 
 void *mmap64(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
-	if (fd >= 0 && log_descriptor >= 0 && protection & PROT_WRITE && flags & MAP_SHARED) {
+	if (fd >= 0 && log_descriptor >= 0 && (protection & PROT_WRITE || fails_reads()) && flags & MAP_SHARED) {
 		pthread_mutex_lock(&lock);
 		int file = watched(fd);
 		pthread_mutex_unlock(&lock);

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     BARRIER = 7
     MARK = 8
     FAILURE = 9  # a call that was made to fail: `offset` is its kind, `length` its errno
+    READ = 10
 
 
 _DURABLE, _KEEP_SIZE = 1, 2

@@ -33,3 +33,10 @@ def test_a_flush_that_fails_and_is_answered_all_the_same_is_caught() -> None:
     mutant, most = "failed barriers are passed over", 60
     trials = (trial.crash(VARIANTS["plain"], seed, most, fault=fault, mutant=mutant, qemu_every=99) for seed in SEEDS)
     assert any(told.failures for told in trials)
+
+
+def test_a_read_that_fails_and_is_taken_for_zeros_is_caught() -> None:
+    fault = Fault(Kind.READ, 30, 60, faulty.EIO)
+    mutant, most = "failed reads are zeros", 60
+    trials = (trial.crash(VARIANTS["plain"], seed, most, fault=fault, mutant=mutant, qemu_every=99) for seed in SEEDS)
+    assert any(told.failures for told in trials)
