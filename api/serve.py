@@ -23,6 +23,7 @@ from api.token import kept_digest
 from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.store import Store
 from vstore.store.directories import PASSABLE, make
+from vstore.target.spare import Spare
 from vstore.vhost_user.listener import Listener, Permissions
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
         sockets = [cleanup.enter_context(_unix_socket(paths))]
         if listen is not None:
             sockets.append(cleanup.enter_context(_tcp_socket(listen)))
-        store = Store(paths.state, paths.runtime)
+        spare = cleanup.enter_context(Spare())
+        store = Store(paths.state, paths.runtime, spawn=spare.spawn)
         cleanup.callback(store.close, stop_targets=not keep_targets)
         app = create_app(store, kept_digest(paths.token))
         for each in sockets:

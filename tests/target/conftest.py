@@ -81,7 +81,7 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def running(folder: Path) -> Iterator[Running]:
+def running(folder: Path, spawn: Callable[[str, Path], "subprocess.Popen[bytes]"] = spawn) -> Iterator[Running]:
     events: queue.Queue[Event] = queue.Queue()
     control = str(folder / "control.sock")
     process = spawn(control, folder / "target.log")

@@ -31,15 +31,24 @@ DONE, FAILED = 0, 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    if options.spare_fd is None:
+        return _run(options.control, options.ready_fd)
+    from vstore.target.spare import orders  # `vstore export` gets none
+
+    ordered = orders(options.spare_fd)
+    return _run(*ordered) if ordered else DONE
+
+
+def _run(control: str, ready: int | None) -> int:
     log.set_up()
     raise_descriptor_limit()
     try:
-        listener = listen(options.control, socket.SOCK_SEQPACKET)
+        listener = listen(control, socket.SOCK_SEQPACKET)
     except TargetError as error:
         _log.error("control_socket_refused", extra={"detail": error.detail})
         return FAILED
     try:
-        return asyncio.run(_serve(listener, options.ready_fd))
+        return asyncio.run(_serve(listener, ready))
     finally:
         listener.close()
 
@@ -48,7 +57,9 @@ def _options(arguments: Sequence[str] | None) -> "argparse.Namespace":
     import argparse  # `vstore export` has options of its own
 
     parser = argparse.ArgumentParser(prog="python -m vstore.target", description=__doc__)
-    parser.add_argument("--control", metavar="PATH", required=True, help="control socket to make")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--control", metavar="PATH", help="control socket to make")
+    which.add_argument("--spare-fd", metavar="N", type=int, help="descriptor that will tell which; until then it waits")
     parser.add_argument("--ready-fd", metavar="N", type=int, help="descriptor that gets a line once the socket listens")
     return parser.parse_args(arguments)
 

@@ -6,6 +6,7 @@ import select
 import site
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import vstore
@@ -15,7 +16,32 @@ START_TIMEOUT = 30.0  # seconds
 _SECRET = "VSTORE_TOKEN"
 
 
-def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT) -> subprocess.Popen[bytes]:
+def target_process(*arguments: str, output: int, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+    """`python -m vstore.target` in a session of its own, with `output` and `pass_fds` and no other descriptor.
+
+    Raises OSError.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "vstore.target", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        pass_fds=pass_fds,
+        cwd="/",
+        env=child_environment(),
+    )
+
+
+def begin(control: str, output: int, ready: int) -> subprocess.Popen[bytes]:
+    """One that listens at `control`, logs to `output`, and then writes a line to `ready`. Raises OSError."""
+    return target_process("--control", control, "--ready-fd", str(ready), output=output, pass_fds=[ready])
+
+
+Begin = Callable[[str, int, int], subprocess.Popen[bytes]]
+
+
+def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT, begin: Begin = begin) -> subprocess.Popen[bytes]:
     """Starts a target process and waits until its control socket at `control` listens.
 
     Its log lines are appended to the file `log` (mode 0600: they tell of guests and images); it gets no other
@@ -26,7 +52,7 @@ def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT) -> subproc
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, ready)
         try:
-            process, logged_before = _start(control, log, tell_ready)
+            process, logged_before = _logging(begin, control, log, tell_ready)
         finally:
             os.close(tell_ready)
         if not _became_ready(ready, timeout):
@@ -38,21 +64,12 @@ def spawn(control: str, log: Path, *, timeout: float = START_TIMEOUT) -> subproc
     return process
 
 
-def _start(control: str, log: Path, tell_ready: int) -> tuple[subprocess.Popen[bytes], int]:
-    command = [sys.executable, "-P", "-m", "vstore.target", "--control", control, "--ready-fd", str(tell_ready)]
+def _logging(begin: Begin, control: str, log: Path, tell_ready: int) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and the length that its log had before."""
     try:
         with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
             logged_before = output.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                pass_fds=[tell_ready],
-                cwd="/",
-                env=child_environment(),
-            )
+            process = begin(control, output.fileno(), tell_ready)
     except OSError as error:
         raise TargetError(ErrorCode.NOT_STARTED, f"the target process for {control}: {error}") from error
     return process, logged_before
@@ -70,8 +87,9 @@ def child_environment() -> dict[str, str]:
 
 def _became_ready(ready: int, timeout: float) -> bool:
     """A process that dies closes its end, which reads as nothing."""
-    readable, _, _ = select.select([ready], [], [], timeout)
-    return bool(readable) and bool(os.read(ready, 16))
+    poll = select.poll()  # select(2) ends at descriptor 1023
+    poll.register(ready, select.POLLIN)
+    return bool(poll.poll(timeout * 1000)) and bool(os.read(ready, 16))
 
 
 def _last_line(log: Path, start: int) -> str:
