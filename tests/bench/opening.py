@@ -67,8 +67,8 @@ def opening(order: Order, seconds: float) -> Opening:
     reads = ("--rw", "randread", "--bs", "4096", "--iodepth", "32", "--irq", "--runtime", str(seconds))
     subprocess.run(front_end(order, *reads), check=True, stdout=subprocess.DEVNULL, timeout=seconds + PATIENCE)
     resident = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "VmRSS" in line)
-    since = [(int(told[name]) - began) / 1e6 for name in ("socket_ns", "read_ns")]
-    return Opening(*since, int(resident.split()[1]) / 1024)
+    to_socket, to_read = ((int(told[name]) - began) / 1e6 for name in ("socket_ns", "read_ns"))
+    return Opening(to_socket, to_read, int(resident.split()[1]) / 1024)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import contextlib
 import pytest
 
 from tests.bench.__main__ import Images, batches, keys_of, plan
+from tests.bench.opening import Opening, table
 from tests.bench.report import finish, markdown
 from tests.bench.rows import DATA_PLANE, TABLES, TMPFS, Load, Quantity, Row, Side
 from tests.bench.subjects import EXTENDED, MIB, SMALL, Maker, Place, Subject, fresh, overlay
@@ -86,3 +87,8 @@ def test_the_table_names_what_missed_its_bar() -> None:
     ]
     assert table[3].split("|")[8].strip() == "reached"
     assert table[-1] == "- processor: two cores"
+
+
+def test_openings_are_told_by_their_medians_and_their_spread() -> None:
+    found = {"a process": [Opening(8, 10, 30), Opening(9, 40, 32), Opening(20, 30, 31)]}
+    assert table(found).splitlines()[-1] == "| a process | 9 | 30 | 10, 40 | 31 |"

@@ -26,10 +26,11 @@ class Exported:
 
 
 @contextlib.contextmanager
-def exported(*arguments: str) -> Iterator[Exported]:
-    """Runs `vstore export ARGUMENTS --socket ...`; on the way out it must end by SIGTERM, with exit code 0."""
-    with tempfile.TemporaryDirectory(prefix="vstore-") as folder:
-        socket, log = Path(folder, "vhost.sock"), Path(folder, "log")
+def exported(*arguments: str, folder: Path | None = None) -> Iterator[Exported]:
+    """Runs `vstore export ARGUMENTS --socket ...`; on the way out it must end by SIGTERM, with exit code 0. The socket
+    is `vhost.sock` of `folder`."""
+    with tempfile.TemporaryDirectory(prefix="vstore-") as own:
+        socket, log = Path(folder or own, "vhost.sock"), Path(own, "log")
         argv = [sys.executable, "-m", "api.cli", "export", *arguments, "--socket", str(socket)]
         with log.open("wb") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=output)

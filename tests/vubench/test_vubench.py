@@ -98,3 +98,15 @@ def test_hostile_guests_and_front_ends_do_no_harm(program: Path, target: Exporte
     assert "failures 0 (wrong data 0), stray writes 0, bad used entries 0, idle spinning 0" in done.stdout
     assert target.descriptors() <= before
     load(program, target, "--rw", "randrw", "--bs", "4k", "--ios", "500")
+
+
+def test_a_front_end_that_came_first_is_served_by_the_first_target_that_comes(program: Path, tmp_path: Path) -> None:
+    socket = tmp_path / "vhost.sock"
+    words = [str(program), "first", "--socket", str(socket), "--type", "scsi", "--sector", "8"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline() == "ready\n"
+        with exported("--format", "memory", "--size", "1M", folder=tmp_path):
+            name, at_socket, other, at_read = waiting.stdout.readline().split()
+    assert (name, other) == ("socket_ns", "read_ns")
+    assert int(at_socket) < int(at_read)
