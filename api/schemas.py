@@ -121,6 +121,19 @@ class Bench(Body):
     request_bytes: int = Field(4096, description="bytes of each, 1 to 16777216")
 
 
+class BitmapSpec(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"granularity_bytes": 65536}]})
+
+    granularity_bytes: int = _absent("bytes of the disk per bit, a power of two from 512 to 2147483648; else a cluster")
+    enabled: bool = Field(True, description="record what is written from now on")
+
+
+class BitmapMerge(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sources": ["monday", "tuesday"]}]})
+
+    sources: list[str] = Field(description="bitmaps of the same image", min_length=1, max_length=65535)
+
+
 class TargetSpec(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"request_queues": 4, "socket_group": "kvm"}]})
 

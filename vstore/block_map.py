@@ -145,6 +145,20 @@ class BlockMap:
         finally:
             self._volume.resume()
 
+    @contextlib.contextmanager
+    def telling_anew(self) -> Iterator[None]:
+        """For changes of what the image wants to be told of: it has been told all, and nobody writes meanwhile."""
+        with self.commits.turn, self._lock:
+            self._volume.quiesce()
+            try:
+                self.tell()
+                try:
+                    yield
+                finally:
+                    self._track()
+            finally:
+                self._volume.resume()
+
     # ---- edits of the image's structure ----
 
     @property

@@ -16,10 +16,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from formats.errors import ImageError, UnsupportedFeature
 from formats.image import Image, Kept, LayerFlags, Reference, check_length
+from formats.qcow2 import bitmap_verbs
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
@@ -270,6 +271,17 @@ class Disk:
         self._refuse_encrypted()
         with self._use(change=True):
             self._snapshots.delete(which)
+
+    def bitmaps(self) -> list[dict[str, Any]]:
+        """The image's persistent dirty bitmaps, as `formats.qcow2.bitmap_verbs` tells them. Errors: ImageError."""
+        with self._use(), self._map.lock:
+            return bitmap_verbs.told(self.image)
+
+    def change_bitmap(self, action: str, name: str, **how: Any) -> None:
+        """Changes one while others go on using the disk, whose writes wait meanwhile; blocks. What they wrote before
+        counts as before. Arguments and errors as of `formats.qcow2.bitmap_verbs.change`."""
+        with self._use(change=True), self._map.telling_anew():
+            bitmap_verbs.change(self.image, action, name, **how)
 
     def _refuse_encrypted(self) -> None:
         if self._ciphers:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from api.cli.bitmap import bitmap
 from api.cli.client import Client
 from api.cli.image_work import COMMANDS
 from api.cli.output import Column, emit_list, emit_object, size, text
@@ -44,7 +45,7 @@ def image() -> None:
     """Create, clone, convert, check, resize and delete disk images."""
 
 
-for each in (*COMMANDS, snapshot):
+for each in (*COMMANDS, snapshot, bitmap):
     image.add_command(each)
 
 

@@ -79,7 +79,7 @@ class Bitmaps:
     def usable(self, name: str) -> Bitmap:
         """The same, if what it says is true."""
         bitmap = self.find(name)
-        if not self._consistent(bitmap.entry):
+        if not self.consistent(bitmap.entry):
             raise UnsupportedFeature(
                 f"bitmap {name!r} was in use when its image was last closed; all it can be is removed"
             )
@@ -238,7 +238,7 @@ class Bitmaps:
             yield
             return
         writer = self._writer("resize it")
-        bitmaps = [self.find(entry.name) for entry in self.entries if self._consistent(entry)]
+        bitmaps = [self.find(entry.name) for entry in self.entries if self.consistent(entry)]
         for bitmap in bitmaps:  # before anything changes: a table of the wrong length is forgiven only to such
             bitmap.store(writer)
             _flag(bitmap.entry, BitmapFlags.IN_USE)
@@ -286,7 +286,7 @@ class Bitmaps:
             )
         return self._image.require_writer(doing)
 
-    def _consistent(self, entry: BitmapEntry) -> bool:
+    def consistent(self, entry: BitmapEntry) -> bool:
         """Whether what it says is true: it was stored, or is being kept."""
         return not entry.flags & BitmapFlags.IN_USE or any(bitmap.entry is entry for bitmap in self._tracked)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.host_file import HostFile
+from formats.qcow2 import bitmap_verbs
 from formats.qcow2.image import Qcow2
 from vstore.target.declaration import parse, plain
 from vstore.target.errors import ErrorCode, TargetError
@@ -21,6 +22,9 @@ from vstore.target.packet import Packet, encode, receive, send
 from vstore.target.sockets import adopt, listen
 from vstore.target.verbs import (
     VERBS,
+    BitmapList,
+    BitmapLun,
+    BitmapRow,
     Configure,
     Empty,
     LunAddress,
@@ -84,6 +88,16 @@ class FakeTarget:
             if request.action == "delete":
                 image.snapshots.delete(request.name)
         return Snapshots(snapshots=(), pause_us=750 if request.action == "create" else None)
+
+    def bitmap_lun(self, request: BitmapLun, _fd: int | None) -> BitmapList:
+        _, fd = self.luns[request.target, request.lun]
+        assert fd is not None
+        with Qcow2(HostFile.from_descriptor(os.dup(fd), lock=False), track_writes=True) as image:
+            if request.action != "list":
+                how = {"granularity": request.granularity, "enabled": request.enabled}
+                sources = [source.name for source in request.sources]
+                bitmap_verbs.change(image, request.action, request.name, sources=sources, **how)
+            return BitmapList(bitmaps=tuple(BitmapRow(**row) for row in bitmap_verbs.told(image)))
 
     def status(self, _request: StatusRequest, _fd: int | None) -> Status:
         return Status(

@@ -45,6 +45,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Bitmap:
+    """A persistent dirty bitmap. Not `consistent`: its last writer never closed the image, so it can only be removed.
+    `revision` tells these two states apart."""
+
+    name: str
+    image: str
+    granularity_bytes: int  # bytes of the disk per bit
+    enabled: bool  # it records what is written
+    consistent: bool
+    revision: int
+
+
+@dataclass(frozen=True)
 class Job:
     """Long work on an image. `result` is the verb's own, `error` has `code` and `detail` as a problem has them."""
 

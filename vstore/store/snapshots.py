@@ -5,17 +5,15 @@ otherwise a worker does. Applying one changes the disk, so no guest may have it.
 """
 
 from dataclasses import replace
-from typing import Any
-
-from sqlalchemy import Row
 
 from vstore.store import schema
 from vstore.store.chains import check_childless
-from vstore.store.errors import InUse, InvalidArgument, NotFound, Stale
-from vstore.store.identifiers import LunAddress, check_name
+from vstore.store.errors import InvalidArgument, NotFound, Stale
+from vstore.store.identifiers import check_name
+from vstore.store.inside import ChangingInside, address
 from vstore.store.jobs import JobPlan, RunningJob
-from vstore.store.looks import Looking, snapshot_record
-from vstore.store.mappings import check_unmapped, mappings, place
+from vstore.store.looks import snapshot_record
+from vstore.store.mappings import check_unmapped
 from vstore.store.parts import (
     check_revision,
     decode_cursor,
@@ -24,13 +22,12 @@ from vstore.store.parts import (
     page_limit,
     renew,
 )
-from vstore.store.pool import Pool
 from vstore.store.reconcile import following
 from vstore.store.records import Job, Page, Snapshot
 from vstore.store.work import image_files
 
 
-class SnapshotVerbs(Looking):
+class SnapshotVerbs(ChangingInside):
     def create_snapshot(self, pool: str, image: str, snapshot: str) -> tuple[Snapshot, bool]:
         """Keeps the disk as it is now, also under a running guest, and True; or False: there is one of that name.
 
@@ -40,15 +37,15 @@ class SnapshotVerbs(Looking):
         check_name("snapshot", snapshot)
         where = self.pool(pool)
         with self.holding(images=[f"{pool}/{image}"]):
-            row, lun = self._to_change(where, image, "given snapshots")
+            row, lun = self.to_change(where, image, "given snapshots")
             present = next((each for each in self.snapshots(where, row) if each.name == snapshot), None)
             if present is not None:
                 return present, False
             if lun is None:
-                told = self._work(where, row, "take_snapshot", name=snapshot)
+                told = self.change_offline(where, row, "take_snapshot", name=snapshot)
                 return snapshot_record(image, told), True
             with self.holding(target=lun.target):
-                pause_us = self.supervisor.take_snapshot(lun.target, _address(lun), snapshot)
+                pause_us = self.supervisor.take_snapshot(lun.target, address(lun), snapshot)
             return replace(self.snapshot(where, row, snapshot), pause_us=pause_us), True
 
     def list_snapshots(
@@ -78,7 +75,7 @@ class SnapshotVerbs(Looking):
         """
         where = self.pool(pool)
         with self.holding(images=[f"{pool}/{image}"]):
-            row, lun = self._to_change(where, image, "rid of snapshots")
+            row, lun = self.to_change(where, image, "rid of snapshots")
             try:
                 present = self.snapshot(where, row, snapshot)
             except NotFound:
@@ -86,10 +83,10 @@ class SnapshotVerbs(Looking):
             if revision not in (None, present.revision):
                 raise Stale(f"snapshot {snapshot} was taken again meanwhile; read it again and repeat the request")
             if lun is None:
-                self._work(where, row, "delete_snapshot", name=snapshot)
+                self.change_offline(where, row, "delete_snapshot", name=snapshot)
             else:
                 with self.holding(target=lun.target):
-                    self.supervisor.delete_snapshot(lun.target, _address(lun), present.id)
+                    self.supervisor.delete_snapshot(lun.target, address(lun), present.id)
             return True
 
     def apply_snapshot(self, pool: str, image: str, snapshot: str, *, revision: int | None = None) -> Job:
@@ -119,30 +116,6 @@ class SnapshotVerbs(Looking):
             name = f"{pool}/{image}"
             plan = JobPlan("apply_snapshot", name, {"snapshot": snapshot}, work)
             return self.jobs.show(self.jobs.start(plan, alone=[name]))
-
-    def _to_change(self, pool: Pool, image: str, doing: str) -> tuple[Row[Any], Row[Any] | None]:
-        """The image's row, and the LUN under which a guest writes to it. Raises NotFound, InUse."""
-        with self.catalog.read() as connection:
-            row = image_row(connection, pool, image)
-            luns = mappings(connection, row.id)
-            check_childless(connection, row, doing)
-        for lun in luns:
-            if lun.read_only:
-                raise InUse(
-                    f"image {image} is mapped read-only as LUN {place(lun)}, so nobody can write to it meanwhile; "
-                    "unmap it first"
-                )
-        self.claims.check(f"{pool.name}/{image}", alone=True)
-        return row, luns[0] if luns else None
-
-    def _work(self, pool: Pool, row: Row[Any], verb: str, **options: Any) -> dict[str, Any]:
-        """Of an image that nobody has open."""
-        with image_files(pool, [row], writable=1) as files:
-            return self.workers.do(verb, str(row.file), {"image": files}, **options)
-
-
-def _address(lun: Row[Any]) -> LunAddress:
-    return LunAddress(lun.scsi_target, lun.lun)
 
 
 def _position(text: str) -> int:

@@ -4,6 +4,7 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
+from vstore.store.bitmaps import BitmapVerbs
 from vstore.store.catalog import Catalog
 from vstore.store.claims import Claims
 from vstore.store.directories import PASSABLE, claimed
@@ -23,7 +24,7 @@ from vstore.store.work import Workers
 from vstore.target.spawn import spawn
 
 
-class Store(ImageVerbs, LookVerbs, SnapshotVerbs, TransferVerbs, JobVerbs, TargetVerbs, LunVerbs):
+class Store(ImageVerbs, LookVerbs, SnapshotVerbs, BitmapVerbs, TransferVerbs, JobVerbs, TargetVerbs, LunVerbs):
     """Sync and thread-safe. Every verb raises StoreError and nothing else, and is one transaction of the catalog."""
 
     def __init__(self, state_directory: Path, runtime_directory: Path, *, spawn: Spawn = spawn) -> None:

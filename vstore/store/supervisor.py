@@ -26,6 +26,7 @@ from vstore.store.records import Process
 from vstore.store.running import RunningTarget, Spawn
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.spawn import START_TIMEOUT, spawn
+from vstore.target.verbs import BitmapLun, BitmapRow
 from vstore.vhost_user.listener import LONGEST_PATH
 
 _log = logging.getLogger(__name__)
@@ -147,6 +148,11 @@ class Supervisor:
         """`snapshot`: its id. Raises StoreError."""
         with self._told(name):
             self._keeper(name).running().client.delete_snapshot(address.lun, snapshot, address.scsi_target)
+
+    def change_bitmap(self, name: str, request: BitmapLun) -> tuple[BitmapRow, ...]:
+        """Of the image behind a LUN, while the guest goes on: those that there are afterwards. Raises StoreError."""
+        with self._told(name):
+            return self._keeper(name).running().client.change_bitmap(request)
 
     def stop(self, name: str) -> None:
         """Ends a target's process, flushed, and removes its directory. The caller holds the target's lock."""

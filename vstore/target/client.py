@@ -21,6 +21,9 @@ from vstore.target.packet import Joiner, Packet, encode, receive, send
 from vstore.target.verbs import (
     EVENTS,
     VERBS,
+    BitmapList,
+    BitmapLun,
+    BitmapRow,
     Configure,
     Empty,
     Event,
@@ -96,6 +99,14 @@ class TargetClient:
         """`name`: or ID. `timeout` as for `create_snapshot`."""
         request = SnapshotLun(target=target, lun=lun, action="delete", name=name)
         return self._call("snapshot_lun", request, Snapshots, timeout=timeout)
+
+    def bitmaps(self, lun: int, target: int = 0) -> tuple[BitmapRow, ...]:
+        """Persistent dirty bitmaps of a LUN's image."""
+        return self.change_bitmap(BitmapLun(target=target, lun=lun, action="list"))
+
+    def change_bitmap(self, request: BitmapLun) -> tuple[BitmapRow, ...]:
+        """Those that there are afterwards."""
+        return self._call("bitmap_lun", request, BitmapList, timeout=LONG_TIMEOUT).bitmaps
 
     def status(self) -> Status:
         """All LUNs, whatever number of answers that takes."""

@@ -21,7 +21,7 @@ from vstore.scsi.logical_unit import LogicalUnit
 from vstore.target.chain import name_of
 from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.state_file import Opener, StateFile
-from vstore.target.verbs import MapLun, SnapshotLun, SnapshotRow, Snapshots
+from vstore.target.verbs import BitmapList, BitmapLun, BitmapRow, MapLun, SnapshotLun, SnapshotRow, Snapshots
 
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
 
@@ -103,6 +103,22 @@ class MappedLun:
                 return self.disk.snapshot(request.name)[1]
             self.disk.delete_snapshot(request.name)
         return None
+
+    async def bitmaps(self, request: BitmapLun) -> BitmapList:
+        """Changes a bitmap, and lists them. Raises TargetError. The guest's writes wait for it."""
+        try:
+            if request.action != "list":
+                await asyncio.to_thread(self._change_bitmap, request)
+            found = await asyncio.to_thread(self.disk.bitmaps)
+        except (ImageError, OSError) as error:
+            raise refusal(error) from error
+        return BitmapList(bitmaps=tuple(BitmapRow(**row) for row in found))
+
+    def _change_bitmap(self, request: BitmapLun) -> None:
+        how = {"granularity": request.granularity, "enabled": request.enabled}
+        with self._alone(f"the bitmap {request.name!r}"):
+            sources = [source.name for source in request.sources]
+            self.disk.change_bitmap(request.action, request.name, sources=sources, **how)
 
     @contextmanager
     def _alone(self, doing: str) -> Iterator[None]:

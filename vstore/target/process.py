@@ -111,6 +111,11 @@ class TargetProcess:
         self._refuse_if_stopping()
         return await self._lun(request.target, request.lun).snapshots(request)
 
+    async def bitmap_lun(self, request: verbs.BitmapLun, descriptors: Descriptors) -> verbs.BitmapList:
+        del descriptors
+        self._refuse_if_stopping()
+        return await self._lun(request.target, request.lun).bitmaps(request)
+
     async def status(self, request: verbs.StatusRequest, descriptors: Descriptors) -> verbs.Status:
         """The vrings come with the first page of LUNs only."""
         del descriptors

@@ -154,6 +154,35 @@ class Snapshots(Declaration):
     pause_us: int | None = declared(optional(_bytes_count), None)  # of `create`: how long writes had to wait
 
 
+class BitmapSource(Declaration):
+    name: str = declared(text(1023))
+
+
+class BitmapLun(Declaration):
+    """Persistent dirty bitmaps of the image, while the guest goes on; all but `list` as `vstore file bitmap` does."""
+
+    target: int = declared(_target, 0)
+    lun: int = declared(_lun)
+    action: str = declared(one_of("list", "add", "remove", "enable", "disable", "clear", "merge"))
+    name: str = declared(text(1023), "")  # for all but `list`
+    granularity: int | None = declared(optional(_bytes_count), None)  # of `add`: bytes of the disk per bit
+    enabled: bool = declared(flag, True)  # of `add`
+    sources: tuple[BitmapSource, ...] = declared(rows(BitmapSource, 65535), ())  # of `merge`
+
+
+class BitmapRow(Declaration):
+    name: str = declared(_told)
+    granularity: int = declared(_bytes_count)
+    enabled: bool = declared(flag)
+    consistent: bool = declared(flag)  # what it says is true
+
+
+class BitmapList(Declaration):
+    """Those that there are afterwards."""
+
+    bitmaps: tuple[BitmapRow, ...] = declared(rows(BitmapRow, 65535))
+
+
 class StatusRequest(Declaration):
     first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
 
@@ -214,6 +243,7 @@ VERBS = {
         Verb("unmap_lun", LunAddress, Empty),
         Verb("resize_lun", ResizeLun, Resized),
         Verb("snapshot_lun", SnapshotLun, Snapshots),
+        Verb("bitmap_lun", BitmapLun, BitmapList),
         Verb("status", StatusRequest, Status),
         Verb("stop", Empty, Empty),
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from formats.errors import UnsupportedFeature
+from formats.qcow2 import bitmap_verbs
 from formats.qcow2.check import check as check_qcow2
 from formats.qcow2.snapshot_table import Snapshot
 from vstore.disk import Disk
@@ -83,6 +84,19 @@ def apply_snapshot(chains: Chains, _context: Context, *, name: str) -> dict[str,
         return {"length": kept.geometry.length}
 
 
+def bitmaps(chains: Chains, _context: Context) -> dict[str, Any]:
+    source = chains["image"][0]
+    with images.alone(source) as image:
+        return {"bitmaps": bitmap_verbs.told(image)}
+
+
+def change_bitmap(chains: Chains, _context: Context, *, action: str, name: str, **how: Any) -> dict[str, Any]:
+    source = chains["image"][0]
+    with images.alone(source) as image:
+        bitmap_verbs.change(image, action, name, **how)
+        return {"bitmaps": bitmap_verbs.told(image)}
+
+
 def _going_on(context: Context) -> Callable[[], None]:
     """Tells whoever waits that the work goes on; how much of it is done is not known."""
     return lambda: context.progress(0, 0)
@@ -92,7 +106,7 @@ def _told(snapshot: Snapshot, length: int) -> dict[str, Any]:
     return {**snapshot.as_json(), "disk-size": length if snapshot.disk_size is None else snapshot.disk_size}
 
 
+_SNAPSHOTS = (list_snapshots, take_snapshot, delete_snapshot, apply_snapshot)
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
-    verb.__name__: verb
-    for verb in (info, check, resize, list_snapshots, take_snapshot, delete_snapshot, apply_snapshot)
+    verb.__name__: verb for verb in (info, check, resize, *_SNAPSHOTS, bitmaps, change_bitmap)
 }
