@@ -15,7 +15,7 @@ from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.task import Response, Status
 
 STEPS = int(os.environ.get("VSTORE_PR_STEPS", "3000"))
-RUNS = 4
+STEPS_OF_A_STORY = 750
 
 ACTIONS = {
     "register": cluster.REGISTER,
@@ -128,10 +128,10 @@ def outcome(response: Response) -> Outcome:
     return GOOD if response.status is Status.GOOD else CONFLICT
 
 
-@pytest.mark.parametrize("seed", range(RUNS))
+@pytest.mark.parametrize("seed", range(STEPS // STEPS_OF_A_STORY))
 def test_whatever_nexuses_do_the_tables_are_kept(seed: int) -> None:
     story, told = Story(Random(seed)), []
-    for _ in range(STEPS // RUNS):
+    for _ in range(STEPS_OF_A_STORY):
         told.append(story.step())
         try:
             story.compare()

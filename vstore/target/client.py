@@ -27,6 +27,7 @@ from vstore.target.verbs import (
     Configure,
     Empty,
     Event,
+    Host,
     LunAddress,
     MapLun,
     Mapped,
@@ -107,6 +108,10 @@ class TargetClient:
     def change_bitmap(self, request: BitmapLun) -> tuple[BitmapRow, ...]:
         """Those that there are afterwards."""
         return self._call("bitmap_lun", request, BitmapList, timeout=LONG_TIMEOUT).bitmaps
+
+    def host(self, control: str) -> None:
+        """Serves one more target in the same process, behind a control socket at this path."""
+        self._call("host", Host(control=control), Empty)
 
     def status(self) -> Status:
         """All LUNs, whatever number of answers that takes."""

@@ -10,6 +10,7 @@ class ErrorCode(StrEnum):
     NOT_ALLOWED = "not_allowed"  # the peer's uid may not steer this process
     ALREADY_CONFIGURED = "already_configured"  # configured otherwise
     LUN_EXISTS = "lun_exists"
+    NOT_OPEN = "not_open"  # no other target of this process has mapped that image as shared: send its files
     NO_SUCH_LUN = "no_such_lun"
     SOCKET_IN_USE = "socket_in_use"
     IMAGE_REFUSED = "image_refused"  # the format says why: locked, invalid, wrong size, read-only

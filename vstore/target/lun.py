@@ -7,10 +7,11 @@ Whatever fails on the way up, everything below it is closed again before the err
 """
 
 import asyncio
+import copy
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from formats.errors import HostRefusal, ImageError, ImageInUse
@@ -23,6 +24,9 @@ from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.state_file import Opener, StateFile
 from vstore.target.verbs import BitmapList, BitmapLun, BitmapRow, MapLun, SnapshotLun, SnapshotRow, Snapshots
 
+if TYPE_CHECKING:
+    from vstore.target.port import TargetPort
+
 _CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
 
 
@@ -34,8 +38,17 @@ class MappedLun:
         self.disk = disk
         self.unit = unit
         self._state = state
+        self.places = [self]  # of the same disk and unit; shared by all of them
+        self.port: TargetPort | None = None  # that it is put behind
         self._changing = threading.Lock()
         self._doing = ""
+
+    def beside(self, settings: MapLun) -> Self:
+        """Another place of the same disk and unit."""
+        place = copy.copy(self)
+        place.settings, place.port = settings, None
+        self.places.append(place)
+        return place
 
     @property
     def address(self) -> tuple[int, int]:
@@ -133,7 +146,10 @@ class MappedLun:
             self._changing.release()
 
     async def close(self) -> None:
-        """Makes everything durable, and closes even if that fails. Raises TargetError."""
+        """Makes everything durable, and closes even if that fails; the last place does. Raises TargetError."""
+        self.places.remove(self)
+        if self.places:
+            return
         if self._state:
             await self._state.settle()
             self._state.close()
@@ -186,6 +202,7 @@ def _logical_unit(settings: MapLun, disk: Disk, state: StateFile | None) -> Logi
         read_only=settings.read_only,
         write_cache=settings.write_cache,
         state=state,
+        shared=settings.shared,
     )
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from vstore.descriptor_limit import raise_descriptor_limit
 from vstore.target import log
 from vstore.target.beginning import begun
-from vstore.target.control import ControlServer
 from vstore.target.errors import TargetError
+from vstore.target.hosts import Hosts
 from vstore.target.process import TargetProcess
 from vstore.target.sockets import listen
 from vstore.vhost_user.listener import Listener
@@ -65,23 +65,20 @@ def _options(arguments: Sequence[str] | None) -> "argparse.Namespace":
 
 
 async def _serve(listener: Listener, ready: int | None) -> int:
-    process = TargetProcess()
-    end_on_signals(process, listener.close)
-    control = ControlServer(process, listener.socket)
-    accepting = asyncio.create_task(control.serve())
+    hosts = Hosts()
+    hosts.serve(listener)
+    end_on_signals(hosts, listener.close)
     begun()
     if ready is not None:
         os.write(ready, b"ready\n")
         os.close(ready)
     _log.info("target_started", extra={"control": listener.path})
-    await process.stopped.wait()
-    accepting.cancel()
-    await control.close()
+    await hosts.ended()
     _log.info("target_ended")
-    return FAILED if process.unflushed else DONE
+    return FAILED if hosts.unflushed else DONE
 
 
-def end_on_signals(process: TargetProcess, at_once: Callable[[], None] = lambda: None) -> Callable[[], None]:
+def end_on_signals(process: TargetProcess | Hosts, at_once: Callable[[], None] = lambda: None) -> Callable[[], None]:
     """The first SIGTERM or SIGINT ends `process` in order; the next calls `at_once` and ends it without waiting.
 
     Returns what does the same as the first signal.

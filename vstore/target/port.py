@@ -48,10 +48,12 @@ class TargetPort:
     def put(self, mapped: MappedLun) -> None:
         """Hot: a running guest is told."""
         self._endpoint.map_lun(*mapped.address, mapped.unit, mapped.disk.volume)
+        mapped.port = self
 
     async def take(self, mapped: MappedLun) -> None:
         """Hot: returns when no command uses the LUN any more."""
         await self._endpoint.unmap_lun(*mapped.address)
+        mapped.port = None
 
     async def settled(self, mapped: MappedLun) -> None:
         """Returns when every command for the LUN that came before has ended."""
@@ -99,6 +101,7 @@ def _endpoint(request: Configure) -> ScsiEndpoint:
             threads=request.threads,
             config_space=request.config_space,
             name=request.name,
+            port=request.port,
             poll_ns=POLL_NS if request.poll_us is None else request.poll_us * 1000,
         )
     except OSError as error:

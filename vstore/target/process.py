@@ -8,9 +8,10 @@ change something run one after the other; `status` answers also while another ve
 """
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import fields
 from typing import Any
 
@@ -22,15 +23,22 @@ from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
 from vstore.target.port import TargetPort
+from vstore.target.shared import SharedLuns
 from vstore.target.state_file import Opener
 
 _log = logging.getLogger(__name__)
+
+Host = Callable[[str], Awaitable[None]]  # (control socket): one more target in this process
 
 
 class TargetProcess:
     """Errors of every verb: TargetError. Descriptors that a verb does not keep stay the caller's to close."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedLuns | None = None, host: Host | None = None, *, hosted: bool = False) -> None:
+        """`shared`, `host`: of a process that may have several targets; `hosted`: it was started for another one."""
+        self._shared = shared or SharedLuns()
+        self._host = host
+        self._hosted = hosted
         self.stopped = asyncio.Event()
         self.unflushed: list[str] = []  # what `stop` could not make durable, a sentence each
         self._configuration: verbs.Configure | None = None
@@ -59,8 +67,28 @@ class TargetProcess:
         _log.info("target_configured", extra={"target": request.name, "socket": request.socket})
         return verbs.Empty()
 
+    async def host(self, request: verbs.Host, descriptors: Descriptors) -> verbs.Empty:
+        del descriptors
+        self._refuse_if_stopping()
+        if self._host is None:
+            raise TargetError(ErrorCode.INVALID_REQUEST, "this process serves one target only")
+        await self._host(request.control)
+        return verbs.Empty()
+
     async def map_lun(self, request: verbs.MapLun, descriptors: Descriptors) -> verbs.Mapped:
-        return await self.map_images(request, lambda: images_handed(request, descriptors))
+        state = descriptors.take() if request.state else None
+
+        def images() -> list[Image]:
+            if request.shared and not len(descriptors) and request.image.length is None:
+                detail = f"no other target of this process shares {request.image.name}; send its files"
+                raise TargetError(ErrorCode.NOT_OPEN, detail)
+            return images_handed(request, descriptors)
+
+        try:
+            return await self.map_images(request, images, None if state is None else lambda _: os.dup(state))
+        finally:
+            if state is not None:
+                os.close(state)
 
     async def map_images(
         self, request: verbs.MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None = None
@@ -73,16 +101,39 @@ class TargetProcess:
             if address in self._luns:
                 detail = f"LUN {request.target}:{request.lun} has an image; unmap it first or choose another LUN"
                 raise TargetError(ErrorCode.LUN_EXISTS, detail)
-            mapped = await MappedLun.open(request, open_images, open_state)
-            try:
-                if self._port:
-                    self._port.put(mapped)
-            except BaseException:
-                await mapped.close()
-                raise
-            self._luns[address] = mapped
+            async with self._sharing(request.shared):
+                mapped = await self._opened(request, open_images, open_state)
+                try:
+                    if self._port:
+                        self._port.put(mapped)
+                except BaseException:
+                    await mapped.close()
+                    raise
+                self._luns[address] = mapped
+                if request.shared:
+                    self._shared.add(mapped)
         _log.info("lun_mapped", extra=_told(mapped))
         return verbs.Mapped(length=mapped.disk.length, read_only=mapped.unit.read_only, thin=mapped.unit.thin)
+
+    async def _opened(
+        self, request: verbs.MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None
+    ) -> MappedLun:
+        """A place of what others share already, or a unit of its own."""
+        if request.shared:
+            for address, other in self._luns.items():
+                if other.settings.image.name == request.image.name:
+                    detail = f"{request.image.name} is LUN {address[0]}:{address[1]} of this target already"
+                    raise TargetError(ErrorCode.LUN_EXISTS, detail)
+            place = self._shared.place(request)
+            if place is not None:
+                return place
+        return await MappedLun.open(request, open_images, open_state)
+
+    @contextlib.asynccontextmanager
+    async def _sharing(self, shared: bool) -> AsyncIterator[None]:
+        """Around changes of what other targets of this process see too."""
+        async with self._shared.changing if shared else contextlib.nullcontext():
+            yield
 
     async def unmap_lun(self, request: verbs.LunAddress, descriptors: Descriptors) -> verbs.Empty:
         """Waits for the commands in flight, and makes durable what they wrote."""
@@ -99,9 +150,10 @@ class TargetProcess:
         async with self._changing:
             self._refuse_if_stopping()
             mapped = self._lun(request.target, request.lun)
-            await mapped.resize(request.length, lambda: self._settled(mapped))
-            if self._port:
-                self._port.capacity_changed(mapped)
+            await mapped.resize(request.length, lambda: _settled(mapped))
+            for place in mapped.places:
+                if place.port:
+                    place.port.capacity_changed(place)
         self._emit(verbs.LunCapacityChanged(target=request.target, lun=request.lun, length=mapped.disk.length))
         return verbs.Resized(length=mapped.disk.length)
 
@@ -128,6 +180,7 @@ class TargetProcess:
             configuration=self._configuration,
             vrings=tuple(self._port.vrings()) if self._port and first == 0 else (),
             luns=tuple(self._lun_status(mapped) for mapped in list(self._luns.values())[first:end]),
+            hosted=self._hosted,
             next_lun=end if end < len(self._luns) else None,
         )
 
@@ -175,15 +228,14 @@ class TargetProcess:
             _log.error("flush_failed", extra={"detail": error.detail})
             self.unflushed.append(error.detail)
 
-    async def _settled(self, mapped: MappedLun) -> None:
-        if self._port:
-            await self._port.settled(mapped)
-
     async def _drop(self, mapped: MappedLun) -> None:
-        if self._port:
-            await self._port.take(mapped)
-        del self._luns[mapped.address]
-        await mapped.close()
+        async with self._sharing(mapped.settings.shared):
+            if self._port:
+                await self._port.take(mapped)
+            del self._luns[mapped.address]
+            if mapped.settings.shared:
+                self._shared.remove(mapped)
+            await mapped.close()
 
     def _lun_status(self, mapped: MappedLun) -> verbs.LunStatus:
         return verbs.LunStatus(
@@ -215,6 +267,13 @@ class TargetProcess:
     def _emit(self, event: verbs.Event) -> None:
         for tell in self._tell:
             tell(event)
+
+
+async def _settled(mapped: MappedLun) -> None:
+    """Of every place of the LUN."""
+    for place in list(mapped.places):
+        if place.port:
+            await place.port.settled(place)
 
 
 def _refuse_difference(present: verbs.Configure, asked: verbs.Configure) -> None:

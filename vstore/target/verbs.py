@@ -53,6 +53,7 @@ class Configure(Declaration):
     `socket` only tells its path; without, the process makes the socket (mode 0600) and removes it at its end."""
 
     name: str = declared(text(64))
+    port: int = declared(whole(1, 65535), 1)  # relative target port identifier (SPC-4 7.6.1.2)
     socket: str = declared(text(4096))
     request_queues: int = declared(whole(1, 64), 1)  # dataplane.h VS_MAX_VRINGS: control, event, 64 request queues
     threads: int = declared(whole(1, 64), 1)
@@ -98,6 +99,8 @@ class MapLun(Declaration):
     physical_block_exponent: int | None = declared(optional(whole(0, 7)), None)  # None: 4096-byte physical blocks
     thin: bool | None = declared(optional(flag), None)  # None: as the image can
     write_cache: bool = declared(flag, True)
+    state: bool = declared(flag, False)  # the first descriptor is of the file with what the unit keeps over a restart
+    shared: bool = declared(flag, False)  # one unit with what other targets of this process map of that name
     discard: str = declared(_discard, "unref")  # what becomes of a discarded block's place
     vendor: str = declared(_ascii(8), "VSTORE")
     product: str = declared(_ascii(16), "DISK")
@@ -183,6 +186,13 @@ class BitmapList(Declaration):
     bitmaps: tuple[BitmapRow, ...] = declared(rows(BitmapRow, 65535))
 
 
+class Host(Declaration):
+    """Serve one more target in this process, which is steered through a control socket of its own, made at `control`.
+    It has the verbs that any target has, and shares what it maps as `shared`."""
+
+    control: str = declared(text(4096))
+
+
 class StatusRequest(Declaration):
     first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
 
@@ -225,7 +235,8 @@ class Status(Declaration):
     configuration: Configure | None = declared(optional(nested(Configure)))
     vrings: tuple[VringStatus, ...] = declared(rows(VringStatus, 66))
     luns: tuple[LunStatus, ...] = declared(rows(LunStatus, 2**22))
-    next_lun: int | None = declared(optional(whole(0, 2**22)))  # ask again with this `first_lun` for the rest
+    hosted: bool = declared(flag, False)  # by a process that has other targets too: that one outlives this one's end
+    next_lun: int | None = declared(optional(whole(0, 2**22)), None)  # ask again with this `first_lun` for the rest
 
 
 class Verb(Record):
@@ -239,12 +250,13 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb("configure", Configure, Empty, (0, 1)),
-        Verb("map_lun", MapLun, Mapped, (0, 2 * (1 + MOST_PARENTS))),
+        Verb("map_lun", MapLun, Mapped, (0, 1 + 2 * (1 + MOST_PARENTS))),
         Verb("unmap_lun", LunAddress, Empty),
         Verb("resize_lun", ResizeLun, Resized),
         Verb("snapshot_lun", SnapshotLun, Snapshots),
         Verb("bitmap_lun", BitmapLun, BitmapList),
         Verb("status", StatusRequest, Status),
+        Verb("host", Host, Empty),
         Verb("stop", Empty, Empty),
     )
 }
