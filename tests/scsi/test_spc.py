@@ -20,7 +20,7 @@ LUNS_CHANGED = (6, 0x3F, 0x0E)
 def test_standard_inquiry_data_is_as_printed() -> None:
     data = Initiator().good("12 00 00 00 ff 00")
     assert len(data) == 96
-    assert data[:8].hex(" ") == "00 00 06 12 5b 10 00 02"  # SPC-4, HISUP, 91 more bytes, TPGS, CMDQUE
+    assert data[:8].hex(" ") == "00 00 06 12 5b 18 00 02"  # SPC-4, HISUP, 91 more bytes, TPGS, 3PC, CMDQUE
     assert data[8:32] == b"VSTORE  DISK            "
     assert data[58:64].hex(" ") == "00 a0 04 60 04 c0"  # SAM-5, SPC-4, SBC-3
 

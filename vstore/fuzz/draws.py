@@ -7,6 +7,7 @@ from vstore.fuzz.disks import LONG, Disk
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import (
     BY_OPERATION_CODE,
+    ExtendedCopy,
     FormatUnit,
     LogSelect,
     ModeSelect6,
@@ -32,6 +33,7 @@ _CHOICES = {
     "buffer_offset": (0, 0, 0, 4, 0xFFFF, 0x10000, 0x10001, 0xFFFFFF),
     "security_protocol": (0, 0, 0, 1),
     "security_protocol_specific": (0, 0, 1, 2, 0x100),
+    "list_identifier": (0, 0, 0, 1),
     "scope": (0, 0, 0, 0, 0, 0, 0, 1),
     "type": (1, 3, 5, 5, 6, 7, 8, 2),
     "identifying_information_type": (0, 0, 2, 2, 0x7F, 1),
@@ -212,10 +214,18 @@ def _reservation_parameters(draws: Draws) -> bytes:
     return key.to_bytes(8) + new.to_bytes(8) + bytes([0, 0, 0, 0, draws.chance(4), 0, 0, 0])
 
 
+def _copy_parameters(draws: Draws) -> bytes:
+    """A list of nothing to copy, or of what cannot be."""
+    counts = (0, 0, 0, 32, 33, 0xFFFF)[draws.pick(6)], (0, 0, 0, 28, 29, 0xFFFF)[draws.pick(6)]
+    head = bytes([draws.pick(2), draws.pick(4) << 3 & 0x10]) + counts[0].to_bytes(2) + bytes(4) + counts[1].to_bytes(4)
+    return head + bytes(4) + bytes([0xE4, *(draws.number(1) for _ in range(8))]).ljust(60, b"\0")
+
+
 _PARAMETERS: Mapping[type[Cdb], Callable[[Draws], bytes]] = {
+    ExtendedCopy: _copy_parameters,
     FormatUnit: _format_parameters,
     LogSelect: _log_parameters,
     SanitizeOverwrite: _overwrite_parameters,
     SetIdentifyingInformation: _name,
-    **{row: _reservation_parameters for row in BY_OPERATION_CODE[0x5F].values()},
+    **dict.fromkeys(BY_OPERATION_CODE[95].values(), _reservation_parameters),
 }

@@ -16,6 +16,7 @@ from vstore.scsi.commands import SanitizeBlockErase, SetIdentifyingInformation, 
 from vstore.scsi.counting import Counting
 from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
+from vstore.scsi.held_copies import HeldCopies
 from vstore.scsi.identity import Identity
 from vstore.scsi.kept_state import KeptBytes, State
 from vstore.scsi.medium import Medium
@@ -104,7 +105,7 @@ class DirectAccessDevice(Counting, Reservable):
         self._listeners: list[Callable[[], None]] = []
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
-        self.clock, self.buffers = Clock(), Buffers()
+        self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
         self._writers = 0
         self._no_writers = asyncio.Event()
         self.blocks = self._count_blocks()
@@ -170,9 +171,15 @@ class DirectAccessDevice(Counting, Reservable):
     async def serve(self, row: type[Cdb], cdb: Cdb, task: Task) -> bytes | Status:
         if row.access is not Access.WRITE:
             return await super().serve(row, cdb, task)
+        with self.writing():
+            return await super().serve(row, cdb, task)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Inside, a long operation does not begin."""
         self._writers += 1
         try:
-            return await super().serve(row, cdb, task)
+            yield
         finally:
             self._writers -= 1
             if not self._writers:

@@ -11,6 +11,7 @@ from vstore.scsi import (
     atomic,
     diagnostics,
     erasure,
+    extended_copy,
     identifying_information,
     logs,
     modes,
@@ -53,6 +54,7 @@ class LogicalUnit(DirectAccessDevice):
         **persistent_reserve_out.HANDLERS,
         **identifying_information.HANDLERS,
         **target_ports.HANDLERS,
+        **extended_copy.HANDLERS,
     }
 
 

@@ -131,6 +131,41 @@ class ModeSense10(Cdb, name="MODE SENSE (10)", opcode=0x5A, length=10, beside=Be
     allocation_length = u16(7)
 
 
+class ExtendedCopy(Cdb, name="EXTENDED COPY (LID1)", opcode=0x83, service_action=0x00, length=16):
+    parameter_list_length = u32(10)
+
+
+class ReceiveCopyStatus(
+    Cdb, name="RECEIVE COPY STATUS (LID1)", opcode=0x84, service_action=0x00, length=16, beside=Beside.SERVED_AS_READ
+):
+    list_identifier = u8(2)
+    allocation_length = u32(10)
+
+
+class ReceiveCopyOperatingParameters(
+    Cdb,
+    name="RECEIVE COPY OPERATING PARAMETERS",
+    opcode=0x84,
+    service_action=0x03,
+    length=16,
+    beside=Beside.SERVED_AS_READ,
+):
+    list_identifier = u8(2, IGNORED)
+    allocation_length = u32(10)
+
+
+class ReceiveCopyFailureDetails(
+    Cdb,
+    name="RECEIVE COPY FAILURE DETAILS (LID1)",
+    opcode=0x84,
+    service_action=0x04,
+    length=16,
+    beside=Beside.SERVED_AS_READ,
+):
+    list_identifier = u8(2)
+    allocation_length = u32(10)
+
+
 class ReportLuns(Cdb, name="REPORT LUNS", opcode=0xA0, length=12, passes_attention=True):
     select_report = u8(2)
     allocation_length = u32(6)

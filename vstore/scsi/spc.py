@@ -53,6 +53,7 @@ def standard_inquiry(peripheral: int, identity: Identity) -> bytes:
         hisup=1,
         response_data_format=2,
         additional_length=StandardInquiry.length - 5,
+        third_party_copy=int(peripheral == DIRECT_ACCESS_BLOCK_DEVICE),
         tpgs=IMPLICIT_ACCESS if peripheral == DIRECT_ACCESS_BLOCK_DEVICE else 0,
         cmdque=1,
         vendor=ascii_field(identity.vendor, 8),

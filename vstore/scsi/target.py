@@ -76,6 +76,9 @@ class Target:
     def reported_luns(self) -> Sequence[int]:
         return sorted(self._luns)
 
+    def logical_units(self) -> Sequence[LogicalUnit]:
+        return [self._luns[lun] for lun in sorted(self._luns)]
+
     def luns_reported(self, nexus: ITNexus) -> None:
         for unit in self._units():
             unit.clear_attention(AdditionalSense.REPORTED_LUNS_DATA_HAS_CHANGED, nexus)

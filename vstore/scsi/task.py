@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.transport_id import NexusName
@@ -74,6 +74,10 @@ class LunInventory(Protocol):
 
     def reported_luns(self) -> Sequence[int]:
         """Ascending."""
+        ...
+
+    def logical_units(self) -> Sequence[Any]:
+        """Of these LUNs, in order: all that a command of a nexus of the target may name."""
         ...
 
     def luns_reported(self, nexus: ITNexus) -> None:

@@ -48,18 +48,20 @@ def unit_serial_number(unit: DirectAccessDevice) -> bytes:
 def device_identification(unit: DirectAccessDevice) -> bytes:
     """Two designators of the logical unit: NAA, locally assigned, 8 bytes; T10 vendor identification and serial. Two of
     the target port: its relative identifier, and its target port group."""
-    # NAA first, which initiators prefer; both are short, because long ones break some (virtio-win 1622).
-    identity = unit.identity
-    naa = identity.naa.to_bytes(8)
-    t10 = f"{identity.vendor:8}{identity.serial}".encode("ascii")
-    return (
-        DesignationDescriptor.of(code_set=_BINARY, designator_type=_NAA, designator_length=len(naa)).encode()
-        + naa
-        + DesignationDescriptor.of(code_set=_ASCII, designator_type=_T10_VENDOR_ID, designator_length=len(t10)).encode()
-        + t10
-        + _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT)
-        + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
+    named = b"".join(
+        DesignationDescriptor.of(code_set=code_set, designator_type=kind, designator_length=len(designator)).encode()
+        + designator
+        for code_set, kind, designator in designators(unit)
     )
+    return named + _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT) + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
+
+
+def designators(unit: DirectAccessDevice) -> list[tuple[int, int, bytes]]:
+    """Code set, designator type and designator of each that the logical unit has: NAA first, which initiators prefer;
+    both are short, because long ones break some (virtio-win 1622)."""
+    identity = unit.identity
+    t10 = f"{identity.vendor:8}{identity.serial}".encode("ascii")
+    return [(_BINARY, _NAA, identity.naa.to_bytes(8)), (_ASCII, _T10_VENDOR_ID, t10)]
 
 
 def _of_port(kind: int, value: int) -> bytes:
