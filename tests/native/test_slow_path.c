@@ -52,6 +52,24 @@ static void test_a_notice_carries_header_and_lengths(void **state)
 	driver_free(driver);
 }
 
+/* Of what Python answered: data-in as it says, data-out without the residual; nothing of a command that failed. */
+static void test_bytes_that_python_moved_are_counted(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
+	struct buffer out = data_out(driver, 700, 9), in = data_in(driver, 300);
+	struct virtio_scsi_cmd_resp good = { .resid = 200 }, failed = { .status = 2 };
+	struct vring_used_elem used;
+
+	(void)state;
+	complete(driver, command(driver, inquiry, &out, 1, &in, 1).notice.request, &good, RESPONSE, 96);
+	assert_true(driver_used(driver, REQUEST, &used));
+	complete(driver, command(driver, inquiry, &out, 1, &in, 1).notice.request, &failed, RESPONSE, 10);
+	vs_vring_counters counters = driver_counters(driver, REQUEST);
+	assert_int_equal(counters.bytes_read, 96);
+	assert_int_equal(counters.bytes_written, 500);
+	driver_free(driver);
+}
+
 static void test_the_notice_descriptor_is_readable_until_all_is_taken(void **state)
 {
 	struct driver *driver = driver_with_disk(ON_MEMORY, (struct setup){ 0 });
@@ -316,6 +334,7 @@ int main(void)
 		cmocka_unit_test(test_a_notice_carries_header_and_lengths),
 		cmocka_unit_test(test_the_notice_descriptor_is_readable_until_all_is_taken),
 		cmocka_unit_test(test_data_out_is_read_in_pieces),
+		cmocka_unit_test(test_bytes_that_python_moved_are_counted),
 		cmocka_unit_test(test_data_in_and_response_reach_the_guest),
 		cmocka_unit_test(test_completions_come_in_any_order_with_one_interrupt_a_call),
 		cmocka_unit_test(test_an_answer_that_does_not_fit_holds_up_no_other),

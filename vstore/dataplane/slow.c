@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { FIRST_REQUEST_RING = 2 };
+
 void device_notice(struct vring *ring, uint32_t kind)
 {
 	struct vs_device *device = ring->device;
@@ -98,10 +100,26 @@ int vs_request_write(vs_request *request, uint64_t offset, const void *buffer, u
 			 (void *)(uintptr_t)buffer, length);
 }
 
+/* What a command that ended with GOOD has moved: virtio 1.2 5.6.6.1.1, residual at byte 4, status 10, response 11. */
+static void count_bytes(const vs_completion *completion)
+{
+	const uint8_t *response = completion->response;
+	struct vring *ring = completion->request->ring;
+	uint64_t moved = completion->request->out_length, residual = 0;
+
+	if (ring->index < FIRST_REQUEST_RING || completion->response_length < 12 || response[10] || response[11])
+		return;
+	for (unsigned i = 4; i--;)
+		residual = residual << 8 | response[4 + i];
+	ring->counters.bytes_read += completion->data_in_length;
+	ring->counters.bytes_written += moved > residual ? moved - residual : 0;
+}
+
 static unsigned finish_one(void *argument)
 {
 	const vs_completion *completion = argument;
 
+	count_bytes(completion);
 	request_finish(completion->request, completion->response, completion->response_length,
 		       completion->data_in_length);
 	return 0;

@@ -211,8 +211,8 @@ class VringStatus(Declaration):
     completed: int = declared(_bytes_count)
     slow: int = declared(_bytes_count)  # requests that Python answered
     batches: int = declared(_bytes_count)
-    bytes_read: int = declared(_bytes_count)
-    bytes_written: int = declared(_bytes_count)
+    bytes_read: int = declared(_bytes_count)  # data-in of commands that ended with GOOD, whoever answered them
+    bytes_written: int = declared(_bytes_count)  # likewise data-out
 
 
 class LunStatus(Declaration):
