@@ -15,8 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from formats.errors import ImageError, UnsupportedFeature
 from formats.image import Image, Kept, LayerFlags, Reference, check_length
@@ -47,8 +46,7 @@ class Held(Protocol):
     def flush(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """Bytes: what the image takes of its file system, and what is free there."""
 
     used: int

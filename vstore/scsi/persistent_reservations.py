@@ -11,8 +11,9 @@ durable has never been. A nexus is a NexusName here: registrations outlive conne
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from vstore.scsi.cdb import Beside
 from vstore.scsi.sense import AdditionalSense
@@ -46,16 +47,14 @@ class ReservationType(IntEnum):
         return self.name.endswith("ALL_REGISTRANTS")
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """`holder` is None where all registrants are."""
 
     type: ReservationType
     holder: NexusName | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """`told`: the unit attention of each nexus; `removed`: those that lost a registration to another's PREEMPT."""
 
     state: "PersistentReservations"
@@ -63,11 +62,10 @@ class Change:
     removed: tuple[NexusName, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PersistentReservations:
+class PersistentReservations(NamedTuple):
     """`generation`: PRGENERATION. `kept`: APTPL was asked for last. `lost`: what was kept cannot be read any more."""
 
-    keys: Mapping[NexusName, int] = field(default_factory=dict)
+    keys: Mapping[NexusName, int] = MappingProxyType({})
     reservation: Reservation | None = None
     generation: int = 0
     kept: bool = False
@@ -118,7 +116,7 @@ class PersistentReservations:
         return Change(self._next(kept=kept))
 
     def reserved(self, nexus: NexusName, kind: ReservationType) -> Change:
-        return Change(replace(self, reservation=_reservation(nexus, kind)))
+        return Change(self._replace(reservation=_reservation(nexus, kind)))
 
     def released(self, nexus: NexusName) -> Change:
         """Releasing (5.12.11): the other registrants are told where they had a part in it."""
@@ -126,7 +124,7 @@ class PersistentReservations:
         told: tuple[tuple[NexusName, AdditionalSense], ...] = ()
         if self.reservation.type.serves_registrants:
             told = _tell(self.keys, AdditionalSense.RESERVATIONS_RELEASED, but=nexus)
-        return Change(replace(self, reservation=None), told)
+        return Change(self._replace(reservation=None), told)
 
     def cleared(self, nexus: NexusName) -> Change:
         """Clearing (5.12.11)."""
@@ -165,7 +163,7 @@ class PersistentReservations:
         assert self.reservation
         keys = {each: theirs for each, theirs in self.keys.items() if each != nexus or not leaves}
         keys[to] = key
-        return Change(self._next(keys=keys, reservation=replace(self.reservation, holder=to), kept=kept))
+        return Change(self._next(keys=keys, reservation=self.reservation._replace(holder=to), kept=kept))
 
     def replaced(self, nexus: NexusName, key: int, kind: ReservationType) -> Change:
         """REPLACE LOST RESERVATION (5.12.11): whoever else was registered has to begin anew."""
@@ -175,11 +173,11 @@ class PersistentReservations:
     def power_on(self) -> "PersistentReservations":
         """What is left after a loss of power."""
         if self.kept or self.lost:
-            return replace(self, generation=0)
+            return self._replace(generation=0)
         return PersistentReservations()
 
     def _next(self, **changes: object) -> "PersistentReservations":
-        return replace(self, generation=(self.generation + 1) & 0xFFFF_FFFF, **changes)  # type: ignore[arg-type]
+        return self._replace(generation=(self.generation + 1) & 0xFFFF_FFFF, **changes)  # type: ignore[arg-type]
 
     def _without(self, keys: Mapping[NexusName, int]) -> Reservation | None:
         """The reservation once only these are registered."""

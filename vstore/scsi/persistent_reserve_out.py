@@ -8,8 +8,8 @@ A nexus whose reservation key is not the one it registered gets RESERVATION CONF
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from vstore.scsi.cdb import Cdb
 from vstore.scsi.device_server import Handlers
@@ -38,8 +38,7 @@ _LONGEST_LIST = 64 << 10  # bytes; TransportIDs of all that can be registered ta
 _LENGTH_OF_LIST = 4  # TRANSPORTID PARAMETER DATA LENGTH
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """What a command asks. `kept`: APTPL. `to`: the nexus that the reservation moves to; `leaves`: UNREG."""
 
     cdb: Cdb
