@@ -50,7 +50,7 @@ def test_sg_vpd_reads_the_device_identification(tmp_path: Path) -> None:
 
 
 def test_extended_inquiry_data_claims_what_is_there() -> None:
-    assert page(Initiator(), 0x86)[4:].hex(" ") == "00 01 01 01" + " 00" * 56  # SIMPSUP, V_SUP, LUICLR
+    assert page(Initiator(), 0x86)[4:].hex(" ") == "00 07 01 01" + " 00" * 56  # HEADSUP, ORDSUP, SIMPSUP, V_SUP, LUICLR
 
 
 def test_mode_pages_are_shared_and_the_one_port_has_its_number(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ struct vs_request {
 	uint16_t head;
 	uint8_t kind;
 	bool slow;        /* Python has it */
+	bool barrier;     /* counted in its LUN's barriers */
 	bool counted;     /* in ring->in_flight */
 	uint32_t pending; /* segments not done yet */
 	int error;
@@ -257,6 +258,7 @@ struct lun {
 	vs_lun_settings settings;
 	struct vs_volume *volume;
 	_Atomic uint32_t in_flight;
+	_Atomic uint32_t barriers;  /* commands in Python's hands that no younger one may overtake */
 	struct lun_counts counts[]; /* one for each loop */
 };
 

@@ -26,7 +26,7 @@ struct vs_request *request_new(struct loop *loop)
 	request->iov_count = request->out_count = 0;
 	request->lun = NULL;
 	request->error = 0;
-	request->slow = request->counted = request->io_busy = false;
+	request->slow = request->barrier = request->counted = request->io_busy = false;
 	return request;
 }
 
@@ -170,10 +170,22 @@ void request_finish(struct vs_request *request, const void *response, uint32_t l
 	request_dropped(request);
 }
 
+/* Its LUN may have gone meanwhile, and another one have come that knows nothing of it. */
+static void request_lift_barrier(const struct vs_request *request)
+{
+	struct lun *lun = device_lun(request->ring->device, request->header);
+	uint32_t barriers = lun ? atomic_load(&lun->barriers) : 0;
+
+	while (barriers && !atomic_compare_exchange_weak(&lun->barriers, &barriers, barriers - 1))
+		;
+}
+
 /* The request is over, answered or not. */
 void request_dropped(struct vs_request *request)
 {
 	struct vring *ring = request->ring;
+	if (UNLIKELY(request->barrier))
+		request_lift_barrier(request);
 	bool last = request->counted && !--ring->in_flight;
 
 	request_free(request);

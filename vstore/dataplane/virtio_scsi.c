@@ -174,16 +174,32 @@ static bool any_set(const uint8_t *cdb, const uint8_t *mask)
 	return (a[0] & b[0]) | (a[1] & b[1]) | (a[2] & b[2]) | (a[3] & b[3]);
 }
 
+/*
+ * A command whose task attribute is not SIMPLE is Python's (SAM-5 clause 8), and what comes behind it until it has ended
+ * too: Python knows whether it may begin. Between queues there is no order.
+ */
+static bool raise_barrier(struct vs_request *request)
+{
+	struct lun *lun = device_lun(request->ring->device, request->header);
+
+	if (lun) {
+		atomic_fetch_add(&lun->barriers, 1);
+		request->barrier = true;
+	}
+	return false;
+}
+
 static bool serve_fast(struct vs_request *request)
 {
 	const uint8_t *cdb = request->header + 19;
 	const vs_fast_row *row = request->ring->device->fast[cdb[0]];
 
-	/* task attributes other than SIMPLE are Python's: the fast path keeps no order */
-	if (!row || request->header[16] || any_set(cdb, row->slow_mask))
+	if (request->header[16])
+		return raise_barrier(request);
+	if (!row || any_set(cdb, row->slow_mask))
 		return false;
 	request->lun = device_lun(request->ring->device, request->header);
-	if (!request->lun)
+	if (!request->lun || atomic_load_explicit(&request->lun->barriers, memory_order_relaxed))
 		return false;
 	const vs_lun_settings *settings = &request->lun->settings;
 	uint32_t gate = row->kind == VS_READ          ? VS_GATE_READ

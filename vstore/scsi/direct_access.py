@@ -25,7 +25,8 @@ from vstore.scsi.operation import Failure, Operation
 from vstore.scsi.pages import Caching, Control
 from vstore.scsi.reservable import Reservable
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
-from vstore.scsi.task import ITNexus, Status, Task
+from vstore.scsi.task import ITNexus, Response, Status, Task
+from vstore.scsi.task_set import TaskSet
 
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
@@ -105,6 +106,7 @@ class DirectAccessDevice(Counting, Reservable):
         self._listeners: list[Callable[[], None]] = []
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
+        self.task_set = TaskSet(self.changed)
         self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
         self._writers = 0
         self._no_writers = asyncio.Event()
@@ -168,6 +170,13 @@ class DirectAccessDevice(Counting, Reservable):
         if row.access in (Access.WRITE, Access.ERASE) and self.read_only:
             raise CheckCondition(WRITE_PROTECTED)
 
+    async def execute(self, task: Task) -> Response:
+        entry = await self.task_set.enter(task.attribute)
+        try:
+            return await super().execute(task)
+        finally:
+            self.task_set.leave(entry)
+
     async def serve(self, row: type[Cdb], cdb: Cdb, task: Task) -> bytes | Status:
         if row.access is not Access.WRITE:
             return await super().serve(row, cdb, task)
@@ -200,7 +209,7 @@ class DirectAccessDevice(Counting, Reservable):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        shut = self.stopped or self.operation or self.failure
+        shut = self.stopped or self.operation or self.failure or not self.task_set.open
         ready = not shut and self.attentions.none_wait(nexus)
         changes = ready and not self.shuts_out(nexus, Beside.CONFLICT)
         return FastPath(

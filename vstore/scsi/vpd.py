@@ -73,8 +73,8 @@ def _of_port(kind: int, value: int) -> bytes:
 
 
 def extended_inquiry(_: DirectAccessDevice) -> bytes:
-    """Simple tasks; a volatile cache; and LUICLR: REPORT LUNS ends its unit attention for the nexus that asks."""
-    return ExtendedInquiry.of(simpsup=1, v_sup=1, luiclr=1).encode()
+    """Every task attribute but ACA; a volatile cache; LUICLR: REPORT LUNS ends its attention for the nexus that asks."""
+    return ExtendedInquiry.of(headsup=1, ordsup=1, simpsup=1, v_sup=1, luiclr=1).encode()
 
 
 def mode_page_policy(_: DirectAccessDevice) -> bytes:

@@ -17,6 +17,7 @@ from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.reservable import Abort
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus
+from vstore.scsi.task_set import Drain
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Mapped:
     """A logical unit at its address. Without a volume it has no fast path.
 
     `holds`: how many hold its gate shut. `pushed`: what the data plane knows. `counts`: what it has served by itself.
-    `leaving`: no new command finds it. `heeds`, `aborts`: what the unit calls.
+    `leaving`: no new command finds it. `heeds`, `drains`, `aborts`: what the unit calls.
     """
 
     target: int
@@ -43,6 +44,7 @@ class Mapped:
     counts: Callable[[], LunCounters] | None = None
     leaving: bool = False
     heeds: Callable[[], None] | None = None
+    drains: Drain | None = None
     aborts: Abort | None = None
 
     @property
@@ -110,6 +112,8 @@ class LunMap:
         unit.ports.add(self._port)
         mapped.heeds = lambda: self._push(mapped)
         unit.on_change(mapped.heeds)
+        mapped.drains = lambda: self.drained([mapped])
+        unit.task_set.on_drain(mapped.drains)
         self._push(mapped)
         if volume is not None:
             mapped.counts = lambda: self._device.lun_count(target, lun)
@@ -132,6 +136,8 @@ class LunMap:
         del self._mapped[mapped.target, mapped.lun]
         if mapped.heeds:
             mapped.unit.forget_change(mapped.heeds)
+        if mapped.drains:
+            mapped.unit.task_set.forget_drain(mapped.drains)
         mapped.unit.ports.discard(self._port)
         if self._nexus:
             mapped.unit.remove_nexus(self._nexus)
