@@ -88,7 +88,8 @@ static void write_next(struct vs_mover *mover, struct chunk *chunk)
 	mover->writing = false;
 	chunk->state = EMPTY;
 	fail(mover, error, mover->written++);
-	pthread_cond_signal(&mover->work); /* there is a slot for somebody who waits to read */
+	if (mover->taken - mover->written <= mover->slots / 2) /* waking is dear: it has to be for more than one slot */
+		pthread_cond_broadcast(&mover->work);
 }
 
 /* Under the lock; false: there is nothing to do now. */

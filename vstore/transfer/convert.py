@@ -173,7 +173,7 @@ class _Moving:
         self._source, self._backing, self._sink, self._how, self._meter = source, backing, sink, how, meter
         self._length, self._step = source.length, max(STEP, sink.unit)
         self._buffers, self._others = Buffers(self._step), Buffers(self._step)
-        self._threads = how.threads or threads()
+        self._threads = how.threads or threads(waiting=source.waits)
 
     def move_all(self) -> None:
         """The whole disk, and then it is complete."""

@@ -56,6 +56,11 @@ class Reader:
         """Bytes of the disk; 0 where there is no image at all."""
         return self._images[0].geometry.length if self._images else 0
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading may wait for a disk."""
+        return not all(layer.flags & LayerFlags.INSTANT for layers in self._layers for layer in layers)
+
     def extents(self, start: int, end: int) -> Iterator[Extent]:
         """As `extents.extents`, and zeros behind the end of the disk; what is a hole of a file reads as zeros."""
         if start < self.length:

@@ -3,6 +3,7 @@
 import os
 
 
-def threads() -> int:
-    """As many as there are processors, and one that waits for the disk."""
-    return min(16, len(os.sched_getaffinity(0)) + 1)
+def threads(*, waiting: bool = True) -> int:
+    """As many as there are processors, and where files do not lie in memory one that waits for the disk."""
+    processors = len(os.sched_getaffinity(0))
+    return min(16, processors + 1 if waiting else max(2, processors))
