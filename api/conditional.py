@@ -87,6 +87,29 @@ class _Starting(_Changing):
         return self.answer(record)
 
 
+class _Preferring:
+    """Work that may be long: the client chooses whether to wait for it (RFC 7240 4.1)."""
+
+    def __init__(
+        self,
+        response: Response,
+        prefer: Annotated[str | None, Header(description="`respond-async`: answer 202 with a job at once")] = None,
+    ) -> None:
+        self._response = response
+        words = (each.partition(";")[0].strip().lower() for each in (prefer or "").split(","))
+        self.detached = "respond-async" in words
+
+    def accepted(self, record: Started) -> Started:
+        self._response.status_code = 202
+        self._response.headers.update(self.headers(record))
+        return record
+
+    @staticmethod
+    def headers(record: Job) -> dict[str, str]:
+        """Of the answer: where the job is."""
+        return {"Location": f"/v1/jobs/{record.id}", "Preference-Applied": "respond-async"}
+
+
 def _revision(if_match: str | None) -> int | None:
     if if_match is None or if_match == "*":
         return None
@@ -100,3 +123,4 @@ Reading = Annotated[_Reading, Depends()]
 Creating = Annotated[_Creating, Depends()]
 Changing = Annotated[_Changing, Depends()]
 Starting = Annotated[_Starting, Depends()]
+Preferring = Annotated[_Preferring, Depends()]

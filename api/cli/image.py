@@ -22,7 +22,7 @@ from api.cli.parameters import (
     url_path,
 )
 from api.cli.snapshot import snapshot
-from api.cli.waiting import detach_option, result_of
+from api.cli.waiting import ASYNC, detach_option, result_of
 from vstore.sizes import parse_size_change
 
 _COLUMNS: tuple[Column, ...] = (
@@ -163,10 +163,11 @@ def update(client: Client, /, *, name: str, pool: str, as_json: bool, labels: An
 @click.argument("name")
 @click.argument("size")
 @click.option("--shrink", is_flag=True, help="Cutting off the end of the disk is meant.")
+@detach_option
 @pool_option
 @json_option
 @pass_client
-def resize(client: Client, /, *, name: str, size: str, shrink: bool, pool: str, as_json: bool) -> None:
+def resize(client: Client, /, *, name: str, size: str, shrink: bool, pool: str, detach: bool, as_json: bool) -> None:
     """Give an image a new SIZE (20G), or change it by +SIZE or -SIZE (+10G). A running guest is told."""
     current = client.call("GET", _path(pool, name))
     try:
@@ -175,6 +176,7 @@ def resize(client: Client, /, *, name: str, size: str, shrink: bool, pool: str, 
         raise click.BadParameter(str(error), param_hint="SIZE") from error
     path = _path(pool, name) + ("?shrink=true" if shrink else "")
     seen = {"If-Match": f'"{current["revision"]}"'}  # +10G means ten more than what was just read
+    seen |= ASYNC if detach else {}
     emit_object(client.call("PATCH", path, {"virtual_size_bytes": wanted}, seen), as_json=as_json)
 
 

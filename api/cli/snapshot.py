@@ -7,7 +7,7 @@ import click
 from api.cli.client import Client
 from api.cli.output import Column, emit_list, emit_object, size, text
 from api.cli.parameters import json_option, pass_client, pool_option, url_path
-from api.cli.waiting import detach_option, result_of
+from api.cli.waiting import ASYNC, detach_option, result_of
 
 _COLUMNS: tuple[Column, ...] = (
     ("ID", text("id")),
@@ -29,15 +29,17 @@ def snapshot() -> None:
 @snapshot.command("create")
 @click.argument("image")
 @click.argument("name")
+@detach_option
 @pool_option
 @json_option
 @pass_client
-def create(client: Client, /, *, image: str, name: str, pool: str, as_json: bool) -> None:
+def create(client: Client, /, *, image: str, name: str, pool: str, detach: bool, as_json: bool) -> None:
     """Keep the disk of IMAGE as it is now, as NAME. A running guest goes on.
 
     Repeating it is no error, and takes no second one.
     """
-    emit_object(client.call("PUT", _path(pool, image, name)), as_json=as_json)
+    headers = ASYNC if detach else {}
+    emit_object(client.call("PUT", _path(pool, image, name), headers=headers), as_json=as_json)
 
 
 @snapshot.command("list")
@@ -81,8 +83,10 @@ def apply(client: Client, /, *, image: str, name: str, pool: str, detach: bool, 
 @json_option
 @pass_client
 def delete(client: Client, /, *, image: str, names: tuple[str, ...], pool: str, as_json: bool) -> None:
-    """Forget snapshots and free what they alone hold. A running guest goes on."""
+    """Forget snapshots and free what they alone hold, one after the other. A running guest goes on."""
     for name in names:
-        client.call("DELETE", _path(pool, image, name), headers={"If-Match": "*"})
+        job = client.call("DELETE", _path(pool, image, name), headers={"If-Match": "*", **ASYNC})
+        if job:
+            result_of(client, job)
         if not as_json:
             click.echo(f"snapshot {name} of image {image} deleted")

@@ -22,6 +22,9 @@ _WIDTH = 30
 detach_option = click.option("--detach", is_flag=True, help="Do not wait: print the job.")
 
 
+ASYNC = {"Prefer": "respond-async"}  # RFC 7240 4.1: work that the daemon would wait for becomes a job
+
+
 def result_of(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     """Waits for the job's end; its result. Raises ClickException when it fails or is cancelled."""
     try:

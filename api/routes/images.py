@@ -4,10 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Query
 
-from api.conditional import Changing, Creating, Reading
+from api.conditional import Changing, Creating, Preferring, Reading
 from api.routes.access import Paging, TheStore, examples, problems
+from api.routes.jobs import EXAMPLE as JOB
 from api.schemas import CloneSpec, ImageChange, ImageSpec, Listing
-from vstore.store.records import Image
+from vstore.store.records import Image, Job
 
 router = APIRouter(prefix="/v1/pools/{pool}/images", tags=["images"])
 
@@ -73,7 +74,9 @@ def show_image(pool: str, image: str, store: TheStore, reading: Reading) -> Imag
 @router.patch(
     "/{image}",
     operation_id="ImageUpdate",
-    responses=examples(EXAMPLE, 200) | problems("not_found", "in_use", "stale", "locked", "target_unavailable", "busy"),
+    responses=examples(EXAMPLE, 200)
+    | examples(JOB, 202)
+    | problems("not_found", "in_use", "stale", "locked", "target_unavailable", "busy"),
 )
 def update_image(
     pool: str,
@@ -82,11 +85,13 @@ def update_image(
     store: TheStore,
     changing: Changing,
     *,
+    preferring: Preferring,
     shrink: bool = Query(False, description="cutting off the end of the disk is meant"),
-) -> Image:
-    """Resizes the image, also under a running guest, and merges labels."""
-    record = store.update_image(pool, image, shrink=shrink, revision=changing.revision, **change.given())
-    return changing.answer(record)
+) -> Image | Job:
+    """Resizes the image, also under a running guest, and merges labels. With `Prefer: respond-async` a job resizes."""
+    how: dict[str, Any] = {"shrink": shrink, "revision": changing.revision, "detached": preferring.detached}
+    done = store.update_image(pool, image, **how, **change.given())
+    return preferring.accepted(done) if isinstance(done, Job) else changing.answer(done)
 
 
 @router.delete(

@@ -1,10 +1,12 @@
 """`/v1/pools/{pool}/images/{image}/snapshots`: states of a disk that its image keeps, taken also under a guest."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 
-from api.conditional import Changing, Creating, Reading, Starting
+from api.conditional import Changing, Creating, Preferring, Reading, Starting
 from api.routes.access import Paging, TheStore, examples, problems
 from api.routes.jobs import EXAMPLE as JOB
 from api.schemas import Listing
@@ -35,12 +37,19 @@ def list_snapshots(pool: str, image: str, store: TheStore, paging: Paging) -> Li
     "/{snapshot}",
     operation_id="SnapshotCreate",
     status_code=201,
-    responses=examples(EXAMPLE, 200, 201) | problems(*_FAULTS, "exists", "pool_full", "target_unavailable"),
+    responses=examples(EXAMPLE, 200, 201)
+    | examples(JOB, 202)
+    | problems(*_FAULTS, "exists", "pool_full", "target_unavailable"),
 )
-def create_snapshot(pool: str, image: str, snapshot: str, store: TheStore, creating: Creating) -> Snapshot:
+def create_snapshot(
+    pool: str, image: str, snapshot: str, *, store: TheStore, creating: Creating, preferring: Preferring
+) -> Snapshot | Job:
     """Keeps the disk as it is now: 201, and `pause_us` tells how long a running guest's writes stood still; 200 if
-    there is a snapshot of that name already."""
-    return creating.done(store.create_snapshot(pool, image, snapshot), f"snapshot {snapshot} of image {image}")
+    there is a snapshot of that name already. With `Prefer: respond-async` a job takes it."""
+    done = store.create_snapshot(pool, image, snapshot, detached=preferring.detached)
+    if isinstance(done, Job):
+        return preferring.accepted(done)
+    return creating.done(done, f"snapshot {snapshot} of image {image}")
 
 
 @router.get(
@@ -56,12 +65,19 @@ def show_snapshot(pool: str, image: str, snapshot: str, store: TheStore, reading
     "/{snapshot}",
     operation_id="SnapshotDelete",
     status_code=204,
-    responses=problems(*_FAULTS, "stale", "gone", "target_unavailable"),
+    response_model=None,
+    responses=examples(JOB, 202) | problems(*_FAULTS, "stale", "gone", "target_unavailable"),
 )
-def delete_snapshot(pool: str, image: str, snapshot: str, store: TheStore, changing: Changing) -> None:
-    """Forgets it and frees what it alone held. Deleting what is gone is no error, unless `If-Match` insists."""
-    done = store.delete_snapshot(pool, image, snapshot, revision=changing.revision)
+def delete_snapshot(
+    pool: str, image: str, snapshot: str, *, store: TheStore, changing: Changing, preferring: Preferring
+) -> JSONResponse | None:
+    """Forgets it and frees what it alone held. Deleting what is gone is no error, unless `If-Match` insists. With
+    `Prefer: respond-async` a job does it."""
+    done = store.delete_snapshot(pool, image, snapshot, revision=changing.revision, detached=preferring.detached)
+    if isinstance(done, Job):
+        return JSONResponse(asdict(done), 202, preferring.headers(done))
     changing.deleted(done, f"snapshot {snapshot} of image {image}")
+    return None
 
 
 @router.post(

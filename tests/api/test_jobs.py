@@ -181,3 +181,21 @@ def test_a_job_that_fails_is_the_commands_failure_in_one_line(run: Command, worl
 
 def test_the_service_says_that_it_has_jobs(client: TestClient) -> None:
     assert {"chains", "snapshots", "jobs"} <= set(json.loads(client.get("/").text)["capabilities"])
+
+
+def test_who_prefers_not_to_wait_gets_a_job_for_resizes_and_snapshots(images: TestClient) -> None:
+    later, top = {"Prefer": "respond-async"}, f"{IMAGES}/top"
+    asked = [
+        lambda: images.patch(top, json={"virtual_size_bytes": 2 * MIB}, headers=later),
+        lambda: images.put(f"{top}/snapshots/s", headers=later),
+        lambda: images.delete(f"{top}/snapshots/s", headers=later),
+    ]
+    for ask in asked:
+        accepted = ask()
+        assert accepted.status_code == 202, accepted.text
+        assert accepted.headers["preference-applied"] == "respond-async"
+        assert accepted.headers["location"] == f"/v1/jobs/{accepted.json()['id']}"
+        assert images.get(f"{accepted.headers['location']}?wait=30").json()["state"] == "succeeded"
+    assert images.get(top).json()["virtual_size_bytes"] == 2 * MIB
+    assert images.delete(f"{top}/snapshots/s", headers=later).status_code == 204
+    assert images.put(f"{top}/snapshots/s").status_code == 201

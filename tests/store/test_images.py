@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.test_jobs import ended
 from tests.store.world import MIB, World
 from vstore.store import Store
 from vstore.store.errors import (
@@ -18,6 +19,7 @@ from vstore.store.errors import (
     PoolFull,
     Stale,
 )
+from vstore.store.records import Job
 
 
 def test_a_new_image_is_a_sparse_file_that_reads_as_zeros(store: Store, world: World) -> None:
@@ -237,3 +239,19 @@ class _held_by_qemu:  # noqa: N801  (reads as the deed that it is)
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_an_image_is_resized_by_a_job_where_nobody_wants_to_wait(store: Store, format: str) -> None:
+    store.create_image("default", "a", virtual_size_bytes=MIB, format=format, labels={"kept": "x"})
+    revision = store.show_image("default", "a").revision
+    how = {"virtual_size_bytes": 3 * MIB, "labels": {"new": "y"}, "revision": revision}
+    job = store.update_image("default", "a", **how, detached=True)
+    assert isinstance(job, Job)
+    assert ended(store, job.id) == "succeeded"
+    now = store.show_image("default", "a")
+    assert (now.virtual_size_bytes, now.labels) == (3 * MIB, {"kept": "x", "new": "y"})
+    assert now.revision == revision + 1
+    assert (store.show_job(job.id).result or {})["virtual_size_bytes"] == 3 * MIB
+    with pytest.raises(Conflict, match="shrink"):
+        store.update_image("default", "a", virtual_size_bytes=MIB, detached=True)

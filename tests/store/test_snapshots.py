@@ -11,6 +11,7 @@ from tests.store.test_jobs import ended
 from tests.store.world import MIB, World
 from vstore.store import Store
 from vstore.store.errors import InUse, InvalidArgument, Locked, NotFound, PoolUnavailable, Stale, Unsupported
+from vstore.store.records import Job
 
 
 @pytest.fixture
@@ -179,3 +180,26 @@ def test_a_snapshot_whose_name_is_no_text_is_told_as_text(disk: Store, world: Wo
     subprocess.run(["qemu-img", "snapshot", "-c", b"bad\xff", world.pool() / "a.qcow2"], check=True)
     assert [each.name for each in disk.list_snapshots("default", "a").items] == ["bad?"]
     assert json.dumps(disk.info_image("default", "a"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["offline", "under a target"])
+def test_a_snapshot_is_taken_and_deleted_by_a_job_where_nobody_wants_to_wait(
+    disk: Store, world: World, mapped: bool
+) -> None:
+    if mapped:
+        disk.create_target("t")
+        disk.map_lun("t", "0", image="a")
+    job = disk.create_snapshot("default", "a", "later", detached=True)
+    assert isinstance(job, Job)
+    assert (job.verb, job.arguments) == ("create_snapshot", {"snapshot": "later"})
+    assert ended(disk, job.id) == "succeeded"
+    assert (disk.show_job(job.id).result or {})["name"] == "later"
+    assert qemu_snapshots(world) == ["later"]
+    there = disk.create_snapshot("default", "a", "later", detached=True)
+    assert isinstance(there, tuple)
+    assert not there[1]
+    job = disk.delete_snapshot("default", "a", "later", detached=True)
+    assert isinstance(job, Job)
+    assert ended(disk, job.id) == "succeeded"
+    assert qemu_snapshots(world) == []
+    assert disk.delete_snapshot("default", "a", "later", detached=True) is False

@@ -1,7 +1,8 @@
 """Verbs on images: a row of the catalog and a file of its pool, always changed together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from vstore.store.chains import check_childless, check_depth, children, depths, 
 from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
 from vstore.store.image_spec import ImageSpec, effective, file_name, offered
+from vstore.store.inside import Run
+from vstore.store.jobs import JobPlan, RunningJob
 from vstore.store.mappings import check_still, mappings, place
 from vstore.store.parts import (
     Parts,
@@ -25,13 +28,16 @@ from vstore.store.parts import (
     lun_names,
     merged_labels,
     page_limit,
+    renew,
     same_or_taken,
 )
 from vstore.store.pool import Draft, Pool
 from vstore.store.reconcile import following
-from vstore.store.records import Image, Page
+from vstore.store.records import Image, Job, Page
 from vstore.store.refusals import refusals_told
 from vstore.store.work import image_files
+
+Resize = Callable[[Run], None]
 
 
 class ImageVerbs(Parts):
@@ -119,8 +125,10 @@ class ImageVerbs(Parts):
         shrink: bool = False,
         labels: Mapping[str, str | None] | None = None,
         revision: int | None = None,
-    ) -> Image:
-        """Resizes, also under a running guest, and merges labels. `shrink` says that losing the end is meant.
+        detached: bool = False,
+    ) -> Image | Job:
+        """Resizes, also under a running guest, and merges labels. `shrink` says that losing the end is meant,
+        `detached` that a job does it, where the size changes.
 
         Raises NotFound, Stale, InvalidArgument, Conflict, InUse (an overlay on it, a job), Locked, PoolFull,
         TargetUnavailable.
@@ -134,7 +142,10 @@ class ImageVerbs(Parts):
             size = row.virtual_size_bytes
             if virtual_size_bytes is not None and virtual_size_bytes != size:
                 size = check_size("virtual_size_bytes", virtual_size_bytes)
-                self._resize(where, row, size, shrink=shrink)
+                resize = self._resizing(where, row, size, shrink=shrink)
+                if detached:
+                    return self._resize_later(where, row, size, labels, resize)
+                resize(self.workers.do)
             with self.catalog.write() as connection:
                 change(connection, schema.images, row, virtual_size_bytes=size, labels=merged)
             return self.show_image(pool, name)
@@ -203,7 +214,23 @@ class ImageVerbs(Parts):
                     row["options"] = effective(spec.format, pool.open(row["file"], read_only=True))
             connection.execute(insert(schema.images).values(**row))
 
-    def _resize(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> None:
+    def _resize_later(
+        self, pool: Pool, row: Row[Any], size: int, labels: Mapping[str, str | None] | None, resize: Resize
+    ) -> Job:
+        def work(job: RunningJob) -> Mapping[str, Any]:
+            resize(job.run)
+            with self.catalog.write() as connection:
+                now = image_row(connection, pool, row.name)
+                merged = merged_labels(now.labels, labels)
+                renew(connection, schema.images, now, virtual_size_bytes=size, labels=merged)
+            return asdict(self.show_image(pool.name, row.name))
+
+        name = f"{pool.name}/{row.name}"
+        plan = JobPlan("update_image", name, {"virtual_size_bytes": size}, work)
+        return self.jobs.show(self.jobs.start(plan, alone=[name]))
+
+    def _resizing(self, pool: Pool, row: Row[Any], size: int, *, shrink: bool) -> Resize:
+        """What gives the image its new length, now that it is known that it may."""
         if size < row.virtual_size_bytes and not shrink:
             raise Conflict(
                 f"image {row.name} has {row.virtual_size_bytes} bytes; cutting off its end takes shrink (--shrink)",
@@ -215,18 +242,22 @@ class ImageVerbs(Parts):
             luns = mappings(connection, row.id)
         self.claims.check(f"{pool.name}/{row.name}", alone=True)
         if luns:
-            self._resize_mapped(row, size, luns[0])
-        elif row.format == "raw":  # no tables to read: the host does all of it
-            with (
-                refusals_told(f"cannot resize {row.file}"),
-                open_image(row.format, pool.open(row.file, read_only=False)) as image,
-            ):
-                image.resize(size)
-        elif row.file is not None:
-            with following(self.catalog, pool, row), image_files(pool, chain, writable=1) as files:
-                self.workers.do("resize", row.file, {"image": files}, length=size)
+            return self._resizing_mapped(row, size, luns[0])
 
-    def _resize_mapped(self, row: Row[Any], size: int, mapping: Row[Any]) -> None:
+        def resize(run: Run) -> None:
+            if row.format == "raw":  # no tables to read: the host does all of it
+                with (
+                    refusals_told(f"cannot resize {row.file}"),
+                    open_image(row.format, pool.open(row.file, read_only=False)) as image,
+                ):
+                    image.resize(size)
+            elif row.file is not None:
+                with following(self.catalog, pool, row), image_files(pool, chain, writable=1) as files:
+                    run("resize", row.file, {"image": files}, length=size)
+
+        return resize
+
+    def _resizing_mapped(self, row: Row[Any], size: int, mapping: Row[Any]) -> Resize:
         """The target process resizes what it serves, and tells the guest."""
         address = LunAddress(mapping.scsi_target, mapping.lun)
         where = place(mapping)
@@ -239,8 +270,12 @@ class ImageVerbs(Parts):
                 f"{size} is not a multiple of LUN {where}'s logical block length",
                 f"choose a multiple of {mapping.logical_block_length_bytes}",
             )
-        with self.holding(target=mapping.target):
-            self.supervisor.resize_lun(mapping.target, address, size)
+
+        def resize(_run: Run) -> None:
+            with self.holding(target=mapping.target):
+                self.supervisor.resize_lun(mapping.target, address, size)
+
+        return resize
 
 
 class _Kin(NamedTuple):

@@ -1,6 +1,7 @@
 """What an image keeps inside it beside its disk (snapshots, bitmaps), and who may change that: under a running guest
 its target process, because it is the one that writes to the image; otherwise a worker."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Row
@@ -8,11 +9,16 @@ from sqlalchemy import Row
 from vstore.store.chains import check_childless
 from vstore.store.errors import InUse
 from vstore.store.identifiers import LunAddress
+from vstore.store.jobs import JobPlan
 from vstore.store.looks import Looking
 from vstore.store.mappings import mappings, place
 from vstore.store.parts import image_row
 from vstore.store.pool import Pool
+from vstore.store.records import Job
 from vstore.store.work import image_files
+
+Run = Callable[..., dict[str, Any]]  # as Workers.do and RunningJob.run
+Detached = Callable[[Run], Mapping[str, Any]]
 
 
 class ChangingInside(Looking):
@@ -33,10 +39,18 @@ class ChangingInside(Looking):
         self.claims.check(f"{pool.name}/{image}", alone=True)
         return row, luns[0] if luns else None
 
-    def change_offline(self, pool: Pool, row: Row[Any], verb: str, **options: Any) -> dict[str, Any]:
-        """Of an image that nobody has open."""
+    def change_offline(
+        self, pool: Pool, row: Row[Any], verb: str, *, run: Run | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Of an image that nobody has open. `run`: who has a worker do it, if it is a job."""
         with image_files(pool, [row], writable=1) as files:
-            return self.workers.do(verb, str(row.file), {"image": files}, **options)
+            return (run or self.workers.do)(verb, str(row.file), {"image": files}, **options)
+
+    def start_alone(self, verb: str, pool: Pool, row: Row[Any], arguments: Mapping[str, Any], work: Detached) -> Job:
+        """A job that has the image for itself. The caller holds its lock. Raises InUse, Busy."""
+        name = f"{pool.name}/{row.name}"
+        plan = JobPlan(verb, name, arguments, lambda job: work(job.run))
+        return self.jobs.show(self.jobs.start(plan, alone=[name]))
 
 
 def address(lun: Row[Any]) -> LunAddress:

@@ -4,13 +4,14 @@ Under a running guest the target process takes, lists and deletes them, because 
 otherwise a worker does. Applying one changes the disk, so no guest may have it.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from vstore.store import schema
 from vstore.store.chains import check_childless
 from vstore.store.errors import InvalidArgument, NotFound, Stale
 from vstore.store.identifiers import check_name
-from vstore.store.inside import ChangingInside, address
+from vstore.store.inside import ChangingInside, Run, address
 from vstore.store.jobs import JobPlan, RunningJob
 from vstore.store.looks import snapshot_record
 from vstore.store.mappings import check_unmapped
@@ -28,8 +29,11 @@ from vstore.store.work import image_files
 
 
 class SnapshotVerbs(ChangingInside):
-    def create_snapshot(self, pool: str, image: str, snapshot: str) -> tuple[Snapshot, bool]:
+    def create_snapshot(
+        self, pool: str, image: str, snapshot: str, *, detached: bool = False
+    ) -> tuple[Snapshot, bool] | Job:
         """Keeps the disk as it is now, also under a running guest, and True; or False: there is one of that name.
+        `detached`: one that is not there yet is taken by a job.
 
         Raises InvalidArgument, NotFound, InUse (mapped read-only, overlays, a job), Unsupported, PoolFull, Locked,
         TargetUnavailable.
@@ -41,12 +45,20 @@ class SnapshotVerbs(ChangingInside):
             present = next((each for each in self.snapshots(where, row) if each.name == snapshot), None)
             if present is not None:
                 return present, False
-            if lun is None:
-                told = self.change_offline(where, row, "take_snapshot", name=snapshot)
-                return snapshot_record(image, told), True
-            with self.holding(target=lun.target):
-                pause_us = self.supervisor.take_snapshot(lun.target, address(lun), snapshot)
-            return replace(self.snapshot(where, row, snapshot), pause_us=pause_us), True
+
+            def work(run: Run | None = None) -> Snapshot:
+                if lun is None:
+                    return snapshot_record(
+                        image, self.change_offline(where, row, "take_snapshot", run=run, name=snapshot)
+                    )
+                with self.holding(target=lun.target):
+                    pause_us = self.supervisor.take_snapshot(lun.target, address(lun), snapshot)
+                return replace(self.snapshot(where, row, snapshot), pause_us=pause_us)
+
+            if not detached:
+                return work(), True
+            arguments = {"snapshot": snapshot}
+            return self.start_alone("create_snapshot", where, row, arguments, lambda run: asdict(work(run)))
 
     def list_snapshots(
         self, pool: str, image: str, *, limit: int | None = None, cursor: str | None = None
@@ -68,8 +80,11 @@ class SnapshotVerbs(ChangingInside):
             row = image_row(connection, where, image)
         return self.snapshot(where, row, snapshot)
 
-    def delete_snapshot(self, pool: str, image: str, snapshot: str, *, revision: int | None = None) -> bool:
-        """Forgets it and frees what it alone held, also under a running guest; False when there was none.
+    def delete_snapshot(
+        self, pool: str, image: str, snapshot: str, *, revision: int | None = None, detached: bool = False
+    ) -> bool | Job:
+        """Forgets it and frees what it alone held, also under a running guest; False when there was none. `detached`: a
+        job does it.
 
         Raises NotFound (the image), Stale, InUse, Locked, TargetUnavailable.
         """
@@ -82,11 +97,17 @@ class SnapshotVerbs(ChangingInside):
                 return False
             if revision not in (None, present.revision):
                 raise Stale(f"snapshot {snapshot} was taken again meanwhile; read it again and repeat the request")
-            if lun is None:
-                self.change_offline(where, row, "delete_snapshot", name=snapshot)
-            else:
+
+            def work(run: Run | None = None) -> dict[str, Any]:
+                if lun is None:
+                    return self.change_offline(where, row, "delete_snapshot", run=run, name=snapshot)
                 with self.holding(target=lun.target):
                     self.supervisor.delete_snapshot(lun.target, address(lun), present.id)
+                return {}
+
+            if detached:
+                return self.start_alone("delete_snapshot", where, row, {"snapshot": snapshot}, work)
+            work()
             return True
 
     def apply_snapshot(self, pool: str, image: str, snapshot: str, *, revision: int | None = None) -> Job:
