@@ -30,7 +30,7 @@ def under_load(backend: Backend, load: Load, seconds: float) -> Sample:
     """Raises RuntimeError when any request failed: numbers of a wrong answer are worth nothing."""
     argv = vubench(backend, *load.arguments(seconds), "--json")
     argv += ["--backend-pid", str(backend.process.pid), "--backend-children"]
-    argv += ["--prefill"] if backend.blank else []
+    argv += ["--prefill"] if backend.blank and not load.command else []
     done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds + 120, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{backend.device} {load}: vubench ended with {done.returncode}: {done.stdout}{done.stderr}")

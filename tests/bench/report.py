@@ -36,8 +36,9 @@ def finish(row: Row, vstore: list[float], peer: list[float], disturbance: float)
     """`vstore[i]` and `peer[i]` were measured one after the other."""
     ours = median(vstore)
     if row.against is None:
+        reached = ours < row.bar if row.quantity is Quantity.IDLE_CPU else ours >= row.bar
         return Line(
-            str(row), row.quantity.value, ours, None, None, None, None, row.bar, ours < row.bar, disturbance, vstore, []
+            str(row), row.quantity.value, ours, None, None, None, None, row.bar, reached, disturbance, vstore, []
         )
     theirs = median(peer)
     ratios = [a / b for a, b in zip(vstore, peer, strict=True)]
@@ -90,7 +91,8 @@ def markdown(lines: list[Line], conditions: dict[str, str]) -> str:
         idle = line.unit == Quantity.IDLE_CPU.value
         spread = "-" if line.lowest is None else f"{line.lowest:.2f}-{line.highest:.2f}"
         ratio = "-" if line.ratio is None else f"{line.ratio:.2f}x"
-        bar = f"< {line.bar}" if idle else f">= {line.bar}x" if line.bar else "-"
+        times = "" if line.ratio is None else "x"
+        bar = f"< {line.bar}" if idle else f">= {line.bar}{times}" if line.bar else "-"
         verdict = "" if not line.bar else "reached" if line.reached else "MISSED"
         body.append([line.row, line.unit, number(line.vstore), number(line.peer), ratio, spread, bar, verdict])
     widths = [max(len(cells[i]) for cells in [head, *body]) for i in range(len(head))]

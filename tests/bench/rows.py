@@ -15,12 +15,16 @@ class Quantity(Enum):
     IDLE_CPU = "% of a core, idle"
 
 
+# CDB, and room for what it answers.
+COMMANDS = {"TEST UNIT READY": ["000000000000"], "INQUIRY": ["12000000ff00", "--data-in", "255"]}
+
+
 @dataclass(frozen=True)
 class Load:
     """One load of vubench on one queue; polling: the front-end spins on the used ring and wants no interrupts.
 
     `requests`: that many instead of a time, for images that a load can use up; `flush_every`: a flush after so many
-    writes.
+    writes; `command`: nothing but this one, by name.
     """
 
     rw: str = "randread"
@@ -29,16 +33,20 @@ class Load:
     polling: bool = False
     requests: int | None = None
     flush_every: int | None = None
+    command: str | None = None
 
     def arguments(self, seconds: float) -> list[str]:
         mode = "--poll" if self.polling else "--irq"
         length = ["--ios", str(self.requests)] if self.requests else ["--runtime", str(seconds), "--ramp", "1"]
         flush = ["--flush-every", str(self.flush_every)] if self.flush_every else []
-        return ["--rw", self.rw, "--bs", str(self.block), "--iodepth", str(self.depth), mode, *length, *flush]
+        what = ["--cdb", *COMMANDS[self.command]] if self.command else ["--rw", self.rw]
+        return [*what, "--bs", str(self.block), "--iodepth", str(self.depth), mode, *length, *flush]
 
     def __str__(self) -> str:
         completion = "polling" if self.polling else "interrupts"
         flush = f", a flush every {self.flush_every}" if self.flush_every else ""
+        if self.command:
+            return f"{self.command} qd {self.depth}, {completion}"
         return f"{self.rw} {self.block // 1024} KiB qd {self.depth}, {completion}{flush}"
 
 
@@ -53,7 +61,8 @@ class Side(Enum):
 class Row:
     """vstore with one subject against another side with one, under `load`: the ratio has to reach `bar`.
 
-    Against nobody (an idle row), `bar` is a limit. `bar` 0: told, not judged.
+    Against nobody, `bar` is a number in the row's unit: the most of what an idle target may take, the least of others.
+    `bar` 0: told, not judged.
     """
 
     vstore: Subject
@@ -68,7 +77,8 @@ class Row:
         if self.quantity is Quantity.IDLE_CPU:
             return "idle target with a front-end attached"
         other = f"{self.side.value}: {self.against}"
-        against = f" ({other})" if self.against != self.vstore or self.side is not Side.PEER else ""
+        same = self.against in (None, self.vstore) and self.side is Side.PEER
+        against = "" if same else f" ({other})"
         suffix = ", per backend CPU" if self.quantity is Quantity.IOPS_PER_CPU else ""
         who = "peer's " if self.measured is Side.PEER else ""
         return f"{who}{self.vstore}, {self.load}{suffix}{against}"
@@ -130,8 +140,12 @@ def copy_on_write(place: Place) -> tuple[Row, ...]:
     )
 
 
+# Commands that Python answers.
+SLOW_PATH = (Row(MEMORY, None, Load(command="TEST UNIT READY"), 50), Row(MEMORY, None, Load(command="INQUIRY"), 0))
+
 TABLES = {
     "data-plane": DATA_PLANE,
+    "slow-path": SLOW_PATH,
     "copy-on-write": copy_on_write(Place.TMPFS),
     "copy-on-write-disk": copy_on_write(Place.DISK),
 }

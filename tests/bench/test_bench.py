@@ -31,6 +31,15 @@ def test_an_idle_target_must_stay_below_its_limit(used: float, reached: bool) ->
     assert (line.ratio, line.reached) == (None, reached)
 
 
+@pytest.mark.parametrize(("done", "reached"), [(50.0, True), (49.0, False)])
+def test_a_row_against_nobody_must_reach_its_number(done: float, reached: bool) -> None:
+    row = Row(TMPFS, None, Load(command="TEST UNIT READY"), 50)
+    line = finish(row, [done], [], 0.0)
+    assert (line.ratio, line.reached) == (None, reached)
+    assert ">= 50 " in markdown([line], {})
+    assert str(row) == "raw on tmpfs, TEST UNIT READY qd 32, interrupts"
+
+
 def test_sides_take_turns_and_the_next_repeat_turns_them_round() -> None:
     rows = [row for row in DATA_PLANE if row.quantity is Quantity.IOPS]
     for repeat, first in ((0, Side.VSTORE), (1, Side.PEER), (2, Side.VSTORE)):

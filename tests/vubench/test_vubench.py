@@ -110,3 +110,21 @@ def test_a_front_end_that_came_first_is_served_by_the_first_target_that_comes(pr
             name, at_socket, other, at_read = waiting.stdout.readline().split()
     assert (name, other) == ("socket_ns", "read_ns")
     assert int(at_socket) < int(at_read)
+
+
+@pytest.mark.parametrize(
+    "command", [["000000000000"], ["12000000ff00", "--data-in", "255"], ["120000000a00", "--data-in", "255"]]
+)
+def test_one_command_over_and_over(program: Path, target: Exported, command: list[str]) -> None:
+    argv = [str(program), "--socket", str(target.socket), "--json", "--ios", "200", "--iodepth", "8", "--cdb", *command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["cdb"]["ios"], report["errors"], report["used_len_mismatch"]) == (200, 0, 0)
+
+
+def test_one_command_is_not_verified(program: Path, target: Exported) -> None:
+    argv = [str(program), "--socket", str(target.socket), "--verify", "--cdb", "000000000000"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 2
+    assert "--verify" in done.stderr

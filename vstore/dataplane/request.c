@@ -204,10 +204,12 @@ void request_to_python(struct vs_request *request)
 	request->ring->counters.slow++;
 	request->next = NULL;
 	pthread_mutex_lock(&device->notice_lock);
+	bool first = !device->notices; /* of the others the descriptor tells already */
 	*device->notices_tail = request;
 	device->notices_tail = &request->next;
 	pthread_mutex_unlock(&device->notice_lock);
-	poke(device->notice_fd);
+	if (first)
+		poke(device->notice_fd);
 }
 
 /* ---- in flight --------------------------------------------------------------------------------- */

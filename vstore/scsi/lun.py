@@ -1,5 +1,6 @@
 """Logical unit numbers: the eight bytes of a virtio-scsi request, and those that REPORT LUNS returns (SAM-5 4.7)."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 MAXIMUM_LUN = 0x3FFF
@@ -18,6 +19,7 @@ class LunAddress(NamedTuple):
     lun: int
 
 
+@lru_cache(1024)
 def parse_lun(address: bytes) -> LunAddress:
     """Of `01h, target, two bytes of single-level LUN, four zero bytes` (virtio 1.2 5.6.6.1), or of the REPORT LUNS well
     known logical unit, which stands in place of all of it and is taken as target 0's. InvalidLun for anything else."""

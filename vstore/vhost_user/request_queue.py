@@ -21,6 +21,10 @@ from vstore.vhost_user.layout import Code, CommandHeader, CommandResponse
 
 log = logging.getLogger(__name__)
 
+# Fields by position, without a record for each: this is done fifty thousand times a second.
+_pack = CommandResponse.codec.pack
+_ATTRIBUTES = {attribute.value: attribute for attribute in TaskAttribute}
+
 PATIENCE = 10.0  # seconds, for commands to end by themselves before somebody who waits for their unit ends them
 
 Running = Coroutine[Any, Any, Response]
@@ -79,20 +83,19 @@ class RequestQueue:
         if notice.header_length != CommandHeader.octets or notice.response_room != CommandResponse.octets:
             self._completions.break_ring(notice, f"a command of {notice.header_length} bytes")
             return
-        header = CommandHeader.unpack(notice.header[: CommandHeader.octets])
+        address_bytes, tag, attribute, _, _, cdb = CommandHeader.codec.unpack_from(notice.header)
         try:
-            address = parse_lun(header.lun)
+            address = parse_lun(address_bytes)
             target = self._targets[address.target]
         except (ValueError, KeyError):
             self.refuse(notice, Code.BAD_TARGET)
             return
-        if header.attribute > max(TaskAttribute) or (notice.data_out and notice.data_in):
+        if attribute not in _ATTRIBUTES or (notice.data_out and notice.data_in):
             self.refuse(notice, Code.FAILURE)  # 5.6.6.1.1: both buffers need VIRTIO_SCSI_F_INOUT, which is not offered
             return
         data_out = GuestDataOut(self._device, notice)
-        attribute = TaskAttribute(header.attribute)
-        task = Task(nexus, address.lun, header.tag, attribute, header.cdb, data_out, notice.data_in)
-        self._start(Command(notice, address.target, task), target)
+        task = Task(nexus, address.lun, tag, _ATTRIBUTES[attribute], cdb, data_out, notice.data_in)
+        self._start(notice, address.target, task, target)
 
     async def end(self, commands: Iterable[Command], code: Code) -> None:
         """Returns when these commands have been answered, with `code` unless they had ended by themselves."""
@@ -120,15 +123,16 @@ class RequestQueue:
         """Commands for this address that are not answered yet."""
         return [command for command in self.waiting if (command.target, command.task.lun) == (target, lun)]
 
-    def _start(self, command: Command, target: Target) -> None:
+    def _start(self, notice: Notice, number: int, task: Task, target: Target) -> None:
         try:
-            running = target.execute(command.task)
+            running = target.execute(task)
             waited = running.send(None)
         except StopIteration as end:
-            self._respond(command.notice, end.value)
+            self._respond(notice, end.value)
         except Exception:
-            self._fail(command)
+            self._fail(Command(notice, number, task))
         else:
+            command = Command(notice, number, task)
             self.waiting.add(command)
             command.future = asyncio.get_running_loop().create_task(self._go_on(command, running, waited))
 
@@ -150,15 +154,9 @@ class RequestQueue:
             self.refuse(notice, Code.OVERRUN)
             return
         moved = len(response.data_in) if notice.data_in else response.data_out_used
-        answer = CommandResponse(
-            sense_length=len(response.sense),
-            residual=(notice.data_in or notice.data_out) - moved,
-            status_qualifier=response.status_qualifier,
-            status=response.status,
-            response=Code.OK,
-            sense=response.sense,
-        )
-        self._completions.add(notice, answer.pack(), response.data_in)
+        residual, sense = (notice.data_in or notice.data_out) - moved, response.sense
+        answer = _pack(len(sense), residual, response.status_qualifier, response.status, Code.OK, sense)
+        self._completions.add(notice, answer, response.data_in)
 
     def refuse(self, notice: Notice, code: Code) -> None:
         """Answers a command that no status describes."""
