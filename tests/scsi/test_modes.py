@@ -19,6 +19,7 @@ CONTROL = "0a 0a 02 10 00 00 00 00 00 00 00 00"
 CONTROL_EXTENSION = "4a 01 00 1c 06" + " 00" * 27  # TCMOS, SCSIP
 POWER_CONDITION = "1a 26" + " 00" * 38
 EXCEPTIONS = "1c 0a 08" + " 00" * 9  # DEXCPT
+THRESHOLDS = "5c 02 00 1c" + " 00" * 13 + " 01" + " 00" * 6 + " 01 02" + " 00" * 6
 NO_CACHING = CACHING.replace("04", "00")
 MODE_PARAMETERS_CHANGED = (6, 0x2A, 0x01)
 HEADER6, HEADER10 = bytes(4), bytes(8)
@@ -47,7 +48,7 @@ def test_a_page_has_the_bytes_that_are_printed(page: int, body: str) -> None:
 def test_all_pages_come_in_ascending_order() -> None:
     whole = (RECOVERY, CACHING, CONTROL, POWER_CONDITION, EXCEPTIONS)
     assert sense6(Initiator(), 0x3F)[4:].hex(" ") == " ".join(whole)
-    with_subpages = (*whole[:3], CONTROL_EXTENSION, *whole[3:])
+    with_subpages = (*whole[:3], CONTROL_EXTENSION, *whole[3:], THRESHOLDS)
     assert sense6(Initiator(), 0x3F, subpage=0xFF)[4:].hex(" ") == " ".join(with_subpages)
     assert sense6(Initiator(), 0x0A, subpage=1)[4:].hex(" ") == CONTROL_EXTENSION
     assert sense6(Initiator(), 0x0A, subpage=0xFF)[4:].hex(" ") == f"{CONTROL} {CONTROL_EXTENSION}"

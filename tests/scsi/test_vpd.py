@@ -96,7 +96,7 @@ def test_block_device_characteristics(tmp_path: Path) -> None:
         assert page(Initiator(make_unit(rotation_rate=rate)), 0xB1)[4:6] == rate.to_bytes(2)
 
 
-@pytest.mark.parametrize(("thin", "body"), [(True, "00 e4 02 00"), (False, "00 00 00 00")])
+@pytest.mark.parametrize(("thin", "body"), [(True, "0b e4 02 00"), (False, "00 00 00 00")])
 def test_logical_block_provisioning_is_true_to_the_unit(thin: bool, body: str) -> None:
     assert page(Initiator(make_unit(thin=thin)), 0xB2)[4:].hex(" ") == body
 

@@ -61,12 +61,13 @@ def _check_settings(logical_block_length: int, physical_block_exponent: int, rot
         )
 
 
-def _mode_parameters(*, write_cache: bool, state: State | None) -> ModeParameters:
+def _mode_parameters(*, write_cache: bool, state: State | None, thin: bool) -> ModeParameters:
     return ModeParameters(
         Caching.of(wce=int(write_cache)),
         # One task set for all nexuses, reordered at will; no log page is saved, no ACA, no protection.
         Control.of(gltsd=1, queue_algorithm_modifier=1),
         KeptBytes(state.section("modes") if state else None),
+        thin=thin,
     )
 
 
@@ -100,9 +101,9 @@ class DirectAccessDevice(Counting, Reservable):
         self._thin = medium.deallocates if thin is None else thin
         self.rotation_rate = rotation_rate
         self.stopped = False
-        self.modes = _mode_parameters(write_cache=write_cache, state=state)
         self.identifying_information = KeptBytes(state.section("identifying_information") if state else None)
         self._read_only = read_only
+        self.modes = _mode_parameters(write_cache=write_cache, state=state, thin=self.thin)
         self._listeners: list[Callable[[], None]] = []
         self.operation: Operation | None = None  # that keeps the unit from being ready
         self.failure: Failure | None = None  # of the last such operation
@@ -256,12 +257,18 @@ class DirectAccessDevice(Counting, Reservable):
             self.self_tests.abort()
             self.reservation.clear()
             self.modes.revert()
+            self.watch_space()
             if cause is ResetCause.POWER_ON:
                 self.persistent = self.persistent.power_on()
                 self.clock.power_on()
+                self.tell_again()
                 self.buffers = Buffers()  # what a former machine left there is no other's business
         self.attentions.establish(cause.value, told)
         self.changed()
+
+    def add_nexus(self, nexus: ITNexus) -> None:
+        super().add_nexus(nexus)
+        self.watch_space()
 
     def remove_nexus(self, nexus: ITNexus) -> None:
         self.reservation.release(nexus)
@@ -335,4 +342,5 @@ class DirectAccessDevice(Counting, Reservable):
     async def settle(self) -> None:
         """Gives up, and returns when no background work is left; call it before the medium is closed."""
         self.give_up()
+        self.watch_no_more()
         await self.background.settled()

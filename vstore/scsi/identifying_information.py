@@ -9,7 +9,7 @@ from vstore.scsi.commands import ReportIdentifyingInformation, SetIdentifyingInf
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.field import Position
-from vstore.scsi.pages import IdentifyingInformationDescriptor, IdentifyingInformationHeader
+from vstore.scsi.report_parameters import IdentifyingInformationDescriptor, IdentifyingInformationHeader
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 

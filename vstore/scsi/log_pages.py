@@ -1,7 +1,7 @@
 """The log pages of a logical unit, a row each (SPC-4 7.3, SBC-3 6.4): its parameters, and where their values are from.
 
 What is counted stands in statistics.py. A parameter whose values are None is not there now. Nothing is kept over a
-restart of the process (DS and TSD are one), and nothing is compared with a threshold.
+restart of the process (DS and TSD are one), and no counter is compared with a threshold.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,6 +14,7 @@ from vstore.scsi.pages import (
     ModePageHeader,
     ModeSubpageHeader,
     PowerCondition,
+    ProvisioningThresholds,
     ReadWriteErrorRecovery,
 )
 
@@ -49,6 +50,7 @@ CONTROL = PageAddress(0x0A)
 CONTROL_EXTENSION = PageAddress(0x0A, 0x01)
 POWER_CONDITION = PageAddress(0x1A)
 INFORMATIONAL_EXCEPTIONS_CONTROL = PageAddress(0x1C)
+PROVISIONING_THRESHOLDS = PageAddress(0x1C, 0x02)
 
 MODE_PAGES: Mapping[PageAddress, ModePage] = {
     READ_WRITE_ERROR_RECOVERY: ModePage("Read-Write Error Recovery", ReadWriteErrorRecovery),
@@ -57,6 +59,7 @@ MODE_PAGES: Mapping[PageAddress, ModePage] = {
     CONTROL_EXTENSION: ModePage("Control Extension", ControlExtension),
     POWER_CONDITION: ModePage("Power Condition", PowerCondition),
     INFORMATIONAL_EXCEPTIONS_CONTROL: ModePage("Informational Exceptions Control", InformationalExceptionsControl),
+    PROVISIONING_THRESHOLDS: ModePage("Logical Block Provisioning", ProvisioningThresholds),
 }
 
 
@@ -64,6 +67,10 @@ _FIXED: dict[PageAddress, Layout] = {
     # The clock is the host's until SET TIMESTAMP, which then has precedence (SPC-4 5.2).
     CONTROL_EXTENSION: ControlExtension.of(tcmos=1, scsip=1),
     INFORMATIONAL_EXCEPTIONS_CONTROL: InformationalExceptionsControl.of(dexcpt=1),
+    # Soft thresholds: what is available (01h) is armed for its decrease, what is used (02h) for its increase.
+    PROVISIONING_THRESHOLDS: ProvisioningThresholds.of(
+        available_threshold_resource=1, used_threshold_arming=1, used_threshold_resource=2
+    ),
 }
 
 
@@ -79,10 +86,13 @@ class ModeParameters:
     """One layout per page address; what a page holds without its header. `kept`: where saved values outlive the unit;
     a page can be saved if there is such a place, and something in it can change."""
 
-    def __init__(self, caching: Caching, control: Control, kept: KeptBytes | None = None) -> None:
-        """Of a page that neither is given nor has values that never change, every default is zero."""
+    def __init__(self, caching: Caching, control: Control, kept: KeptBytes | None = None, *, thin: bool = True) -> None:
+        """Of a page that neither is given nor has values that never change, every default is zero. Only a thin unit has
+        thresholds."""
         zeros: dict[PageAddress, Layout] = {address: page.layout() for address, page in MODE_PAGES.items()}
         self.defaults: Mapping[PageAddress, Layout] = zeros | _FIXED | {CACHING: caching, CONTROL: control}
+        if not thin:
+            self.defaults = {at: page for at, page in self.defaults.items() if at != PROVISIONING_THRESHOLDS}
         self._kept = kept or KeptBytes(None)
         self.saved = {address: self._restored(address, page) for address, page in self.defaults.items()}
         self.current = dict(self.saved)
@@ -120,6 +130,12 @@ class ModeParameters:
         page = self.current[CONTROL]
         assert isinstance(page, Control)
         return page
+
+    @property
+    def thresholds(self) -> ProvisioningThresholds:
+        """Of a unit that is not thin, none is enabled."""
+        page = self.current.get(PROVISIONING_THRESHOLDS)
+        return page if isinstance(page, ProvisioningThresholds) else ProvisioningThresholds()
 
     def revert(self) -> None:
         """To the saved values, as every reset does; where nothing was saved these are the default ones."""

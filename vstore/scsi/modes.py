@@ -199,6 +199,7 @@ async def _apply(unit: DirectAccessDevice, task: Task, chosen: dict[PageAddress,
         return
     cached = not unit.write_through
     unit.modes.current.update(changed)
+    unit.watch_space()
     # SPC-4 6.11: every other nexus is told.
     unit.establish(AdditionalSense.MODE_PARAMETERS_CHANGED, but=task.nexus)
     if cached and unit.write_through:

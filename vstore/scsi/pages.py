@@ -136,48 +136,6 @@ class EchoBufferDescriptor(Layout, length=4):
     buffer_capacity_low = u8(3)
 
 
-class TargetPortGroupsExtendedHeader(Layout, length=8):
-    """SPC-4 6.36.2; target port group descriptors follow. Without the header their length alone precedes them."""
-
-    return_data_length = u32(0)
-    format_type = bits(4, 6, 4)
-    implicit_transition_time = u8(5)
-
-
-class TargetPortGroup(Layout, length=8):
-    """SPC-4 6.36.2; a descriptor for each of its target ports follows."""
-
-    pref = bit(0, 7)
-    asymmetric_access_state = bits(0, 3, 0)
-    t_sup = bit(1, 7)
-    o_sup = bit(1, 6)
-    lbd_sup = bit(1, 4)
-    u_sup = bit(1, 3)
-    s_sup = bit(1, 2)
-    an_sup = bit(1, 1)
-    ao_sup = bit(1, 0)
-    target_port_group = u16(2)
-    status_code = u8(5)
-    target_port_count = u8(7)
-
-
-class TargetPortDescriptor(Layout, length=4):
-    relative_target_port = u16(2)
-
-
-class IdentifyingInformationHeader(Layout, length=4):
-    """SPC-4 6.34.2; the information follows, or descriptors of the supported types."""
-
-    identifying_information_length = u16(2)
-
-
-class IdentifyingInformationDescriptor(Layout, length=4):
-    """SPC-4 6.34.3."""
-
-    identifying_information_type = bits(0, 7, 1)
-    maximum_identifying_information_length = u16(2)
-
-
 class ExtendedInquiry(Layout, length=60):
     """VPD page 86h (SPC-4 7.8.7), without the VPD header."""
 
@@ -347,6 +305,23 @@ class InformationalExceptionsControl(Layout, length=10):
     mrie = bits(1, 3, 0)
     interval_timer = u32(2)
     report_count = u32(6)
+
+
+class ProvisioningThresholds(Layout, length=28):
+    """Mode page 1Ch/02h, Logical Block Provisioning (SBC-3 6.5.7), without the page header: two threshold descriptors,
+    of what is available and of what is used."""
+
+    situa = bit(0, 0)
+    available_enabled = bit(12, 7, CHANGEABLE)
+    available_threshold_type = bits(12, 5, 3)
+    available_threshold_arming = bits(12, 2, 0)
+    available_threshold_resource = u8(13)
+    available_threshold_count = u32(16, CHANGEABLE)
+    used_enabled = bit(20, 7, CHANGEABLE)
+    used_threshold_type = bits(20, 5, 3)
+    used_threshold_arming = bits(20, 2, 0)
+    used_threshold_resource = u8(21)
+    used_threshold_count = u32(24, CHANGEABLE)
 
 
 class ReadWriteErrorRecovery(Layout, length=10):

@@ -5,7 +5,7 @@ one group, which is always active/optimized, because whatever port a command com
 from vstore.scsi.commands import ReportTargetPortGroups
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import DirectAccessDevice
-from vstore.scsi.pages import TargetPortDescriptor, TargetPortGroup, TargetPortGroupsExtendedHeader
+from vstore.scsi.report_parameters import TargetPortDescriptor, TargetPortGroup, TargetPortGroupsExtendedHeader
 from vstore.scsi.task import Task
 
 TARGET_PORT_GROUP = 1

@@ -73,7 +73,7 @@ def _of_port(kind: int, value: int) -> bytes:
 
 
 def extended_inquiry(_: DirectAccessDevice) -> bytes:
-    """Every task attribute but ACA; a volatile cache; LUICLR: REPORT LUNS ends its attention for the nexus that asks."""
+    """Every task attribute but ACA; a volatile cache; LUICLR: REPORT LUNS ends its attention for whoever asks."""
     return ExtendedInquiry.of(headsup=1, ordsup=1, simpsup=1, v_sup=1, luiclr=1).encode()
 
 
@@ -113,7 +113,12 @@ def logical_block_provisioning(unit: DirectAccessDevice) -> bytes:
     if not unit.thin:
         return LogicalBlockProvisioning().encode()
     return LogicalBlockProvisioning.of(
-        lbpu=1, lbpws=1, lbpws10=1, lbprz=1, provisioning_type=_THIN_PROVISIONED
+        threshold_exponent=unit.threshold_exponent,
+        lbpu=1,
+        lbpws=1,
+        lbpws10=1,
+        lbprz=1,
+        provisioning_type=_THIN_PROVISIONED,
     ).encode()
 
 
