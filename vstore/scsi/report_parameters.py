@@ -1,5 +1,5 @@
-"""Parameter data of REPORT TARGET PORT GROUPS and REPORT IDENTIFYING INFORMATION, as SPC-4 prints them. Only bytes stand
-here."""
+"""Parameter data of REPORT TARGET PORT GROUPS and REPORT IDENTIFYING INFORMATION, as SPC-4 prints them. Only bytes
+stand here."""
 
 from vstore.scsi.field import Layout, bit, bits, u8, u16, u32
 
