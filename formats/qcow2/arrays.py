@@ -67,6 +67,14 @@ def copied(descriptors: Words) -> Truths:
     return found
 
 
+def wrong_l1(entries: Words, cluster_size: int, end: int) -> tuple[Truths, Truths]:
+    """Which have reserved bits, or flags without a table; and whose tables can lie nowhere in a file of `end` bytes."""
+    tables = entries & _OFFSET
+    strange: Truths = (entries & ~(_OFFSET | _COPIED) != _ZERO) | ((tables == _ZERO) & (entries != _ZERO))
+    misplaced: Truths = (tables & np.uint64(cluster_size - 1) != _ZERO) | (tables >= np.uint64(end))
+    return strange, misplaced
+
+
 def alike(one: Words, two: Words) -> Truths:
     """Where both name the same place, whatever the flags and sub-clusters."""
     difference = one ^ two

@@ -10,6 +10,8 @@ out of its table. The numbers are those that `qemu-img check` prints.
 
 import heapq
 import itertools
+import operator
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -56,6 +58,11 @@ class Report:
         names = (*problems, "allocated_clusters", "fragmented_clusters", "compressed_clusters")
         found = {name.replace("_", "-"): getattr(self, name) for name in names}
         return always | {name: value for name, value in found.items() if value}
+
+
+def _used(counts: list[int]) -> int:
+    """How many there are without the zeros at the end."""
+    return next(itertools.compress(range(len(counts), 0, -1), reversed(counts)), 0)
 
 
 REPAIRS = ("none", "leaks", "all")
@@ -130,35 +137,46 @@ class Examination:
         start = self.header.start
         length = start.refcount_table_clusters * self._size
         self._walk.counts.add(start.refcount_table_offset // self._size, start.refcount_table_clusters)
-        table = widths.words_of(self.file.pread(start.refcount_table_offset, length))
-        self._blocks: dict[int, int] = {}
+        self._blocks = widths.words_of(self.file.pread(start.refcount_table_offset, length))
         self._broken = False
-        self._structure = [start.refcount_table_offset // self._size + n for n in range(start.refcount_table_clusters)]
-        for index, word in enumerate(table):
-            if word:
-                self._take_block(index, word & REFCOUNT_BLOCK_OFFSET)
-            if word & ~REFCOUNT_BLOCK_OFFSET:
-                self._broken = True
-                self._corrupt(f"refcount table entry {index} is {word:#x}: reserved bits are set")
-        for cluster in self._structure:
-            if self._walk.counts.get(cluster) != 1:
-                self._broken = True
-                self._corrupt(f"host cluster {cluster} of the refcount structures has other uses")
+        self._check_blocks()
+        first = start.refcount_table_offset // self._size
+        structure = array("Q", range(first, first + start.refcount_table_clusters))
+        structure.extend(offset // self._size for offset in self._blocks if offset)
+        self._walk.counts.add_each(structure[start.refcount_table_clusters :])
+        self._structure = structure
+        for cluster in self._walk.counts.not_once(structure):
+            self._broken = True
+            self._corrupt(f"host cluster {cluster} of the refcount structures has other uses")
 
-    def _take_block(self, index: int, offset: int) -> None:
+    def _check_blocks(self) -> None:
+        """Words of the refcount table become offsets; 0 where there is none, or where none can be."""
+        most = (self.file.length - 1) // self._size * self._size
+        whole = REFCOUNT_BLOCK_OFFSET & -self._size
+        for index, word in enumerate(self._blocks):
+            if word & ~whole or word > most:
+                self._blocks[index] = self._checked_block(index, word)
+
+    def _checked_block(self, index: int, word: int) -> int:
+        offset = word & REFCOUNT_BLOCK_OFFSET
         if offset % self._size or offset + self._size - self.file.length >= self._size:
             self._broken = True
             self._corrupt(f"refcount table entry {index} is {offset:#x}, which no refcount block can lie at")
-            return
-        self._blocks[index] = offset
-        self._structure.append(offset // self._size)
-        self._walk.counts.add(offset // self._size, 1)
+            offset = 0
+        if word & ~REFCOUNT_BLOCK_OFFSET:
+            self._broken = True
+            self._corrupt(f"refcount table entry {index} is {word:#x}: reserved bits are set")
+        return offset
+
+    def _block(self, index: int) -> int:
+        """Where the refcount block of this number lies, 0 where there is none."""
+        return self._blocks[index] if index < len(self._blocks) else 0
 
     def _disk_counts(self, first: int, count: int) -> list[int]:
         """Counts on disk of clusters inside one page of a block."""
         index, within = divmod(first, self._per_block)
-        block = self._blocks.get(index)
-        if block is None:
+        block = self._block(index)
+        if not block:
             return [0] * count
         page = block + within // self._per_page * self._pages.size
         at = within % self._per_page
@@ -180,8 +198,8 @@ class Examination:
 
     def _told(self) -> Iterator[tuple[int, int]]:
         """Ranges of clusters, first and length, whose counts the file has."""
-        there = set(self._walk.in_data(sorted(self._blocks.values())))
-        for index, offset in self._blocks.items():  # in order, as the table has them
+        there = set(self._walk.in_data(sorted(filter(None, self._blocks))))
+        for index, offset in enumerate(self._blocks) if there else ():
             for start, end in self.file.written(offset, self._size) if offset in there else ():
                 first = (start - offset) * 8 // self._bits
                 yield index * self._per_block + first, -(-(end - offset) * 8 // self._bits) - first
@@ -196,31 +214,34 @@ class Examination:
         for first, count in self._spans(loose=False):
             seen.add(first // self._per_page)
             told, named = self._disk_counts(first, count), self._walk.counts.span(first, count)
-            last = next((n for n in range(count - 1, -1, -1) if told[n] or named[n]), None)
-            highest = highest if last is None else first + last
+            used = max(_used(told), _used(named))
+            highest = first + used - 1 if used else highest
             if told == named:
                 continue
-            for n, (count_told, count_named) in enumerate(zip(told, named, strict=True)):
-                self._judge(first + n, count_told, count_named)
+            for n in itertools.compress(range(count), map(operator.ne, told, named)):
+                self._judge(first + n, told[n], named[n])
+        cluster = highest
         for cluster, named_times in self._walk.counts.loose():
-            highest = max(highest, cluster)
             if cluster // self._per_page not in seen:
                 self._judge(cluster, 0, named_times)
+        highest = max(highest, cluster)
         self.report.image_end_offset = (highest + 1) * self._size
 
     def _judge(self, cluster: int, told: int, named: int) -> None:
         if told > named:
             self.report.leaks += 1
-            self.report.tell(f"Leaked cluster {cluster} refcount={told} reference={named}")
-        elif told < named:
-            self._corrupt(f"cluster {cluster} refcount={told} reference={named}")
+        else:
+            self.report.corruptions += 1
+        if len(self.report.findings) < _TOLD:
+            kind = "Leaked" if told > named else "ERROR"
+            self.report.tell(f"{kind} cluster {cluster} refcount={told} reference={named}")
 
     # flags
 
     def _lying_flags(self) -> Iterator[tuple[int, int, str]]:
         """Place, right word and a sentence for each COPIED flag of the active tables that is not what refcounts say."""
         start, length = self.header.start, self.file.length
-        for index, word in self._walk.words(start.l1_table_offset, start.l1_size):
+        for index, word in self._walk.entries(start.l1_table_offset, start.l1_size, again=True):
             place, table = start.l1_table_offset + index * WORD, word & OFFSET
             if table and not table % self._size and table < length:
                 yield from self._lying(place, word, "L1")
@@ -275,8 +296,8 @@ class Examination:
             right = [b if (b < a) == lower else a for a, b in zip(told, named, strict=True)]
             if right == told:
                 continue
-            block = self._blocks.get(first // self._per_block)
-            if block is None or max(right) > self._maximum:
+            block = self._block(first // self._per_block)
+            if not block or max(right) > self._maximum:
                 return False
             page = block + first % self._per_block // self._per_page * self._pages.size
             whole = list(widths.unpack(self._pages.read(page, self._pages.size), self._bits))

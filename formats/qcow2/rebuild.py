@@ -6,6 +6,8 @@
 The old structures are not named by anything afterwards, and their clusters are free.
 """
 
+from collections.abc import Sequence
+
 from formats.errors import UnsupportedFeature
 from formats.host_file import HostFile
 from formats.qcow2 import widths
@@ -14,7 +16,7 @@ from formats.qcow2.references import Counts
 from formats.qcow2.structures import MAX_REFCOUNT_TABLE_BYTES, WORD
 
 
-def rebuild(file: HostFile, header: Header, counts: Counts, structure: list[int]) -> None:
+def rebuild(file: HostFile, header: Header, counts: Counts, structure: Sequence[int]) -> None:
     """`counts` are all references, those of the old refcount structures (`structure`, by cluster) included; they are
     taken out of it. UnsupportedFeature where a count does not fit its width, OSError."""
     for cluster in structure:

@@ -20,8 +20,11 @@ from formats.qcow2.sparse_counts import SparseCounts
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD, ZERO
 
 _CHUNK = 4096
-_MOST_CHUNKS = 4096  # 128 MiB, enough for all of a disk of 1 TiB in the usual clusters
+_MOST_CHUNKS = 4096  # 64 MiB, enough for all of a disk of 1 TiB in the usual clusters
+_MOST_COUNTED = (1 << 32) - 1  # in a piece, until a cluster in it has more
 _MOST_FINDINGS = 1 << 16
+_LONG = 1 << 16  # words of a table that is read in large pieces:
+_PIECE = 1 << 19  # bytes
 _MOST_BYTES = 2 << 30  # of all L1 tables of snapshots, or all tables of bitmaps
 
 
@@ -40,12 +43,46 @@ class Counts:
             if counts is None:
                 self._scattered.add(cluster, times)
             else:
-                counts[place] += times
+                self._count(chunk, place, times)
+
+    def _count(self, chunk: int, place: int, times: int) -> None:
+        try:
+            self._chunks[chunk][place] += times
+        except OverflowError:  # a snapshot table of 65,536 times one L1 table of 65,536 times one L2 table
+            self._chunks[chunk] = array("Q", self._chunks[chunk])
+            self._chunks[chunk][place] += times
+
+    def add_each(self, clusters: Sequence[int]) -> None:
+        """One reference more to each, of which there may be millions."""
+        chunks, scattered = self._chunks, array("Q")
+        for cluster in clusters:
+            counts = chunks.get(cluster // _CHUNK)
+            if counts is None and len(chunks) < _MOST_CHUNKS:
+                counts = self._new_chunk(cluster // _CHUNK)
+            if counts is None:
+                scattered.append(cluster)
+            elif counts[cluster % _CHUNK] < _MOST_COUNTED:
+                counts[cluster % _CHUNK] += 1
+            else:
+                self._count(cluster // _CHUNK, cluster % _CHUNK, 1)
+        self._scattered.add_each(scattered)
+
+    def not_once(self, clusters: Sequence[int]) -> Iterator[int]:
+        """Those of them whose count is not 1."""
+        chunks, scattered = self._chunks, array("Q")
+        for cluster in clusters:
+            counts = chunks.get(cluster // _CHUNK)
+            if counts is None:
+                scattered.append(cluster)
+            elif counts[cluster % _CHUNK] != 1:
+                yield cluster
+        times = self._scattered.get_each(scattered)
+        yield from (cluster for cluster, count in zip(scattered, times, strict=True) if count != 1)
 
     def _new_chunk(self, chunk: int) -> "array[int] | None":
         if len(self._chunks) >= _MOST_CHUNKS:
             return None
-        self._chunks[chunk] = array("Q", bytes(_CHUNK * 8))
+        self._chunks[chunk] = array("I", bytes(_CHUNK * 4))
         return self._chunks[chunk]
 
     def get(self, cluster: int) -> int:
@@ -80,11 +117,11 @@ class Counts:
     @property
     def end(self) -> int:
         """One more than the last cluster that is named."""
-        for chunk in reversed(self._numbers()):
-            last = max((n + 1 for n, count in enumerate(self.span(chunk * _CHUNK, _CHUNK)) if count), default=0)
-            if last:
-                return chunk * _CHUNK + last
-        return 0
+        for chunk in sorted(self._chunks, reverse=True):
+            if any(self._chunks[chunk]):
+                last = max(n for n, count in enumerate(self._chunks[chunk]) if count)
+                return max(chunk * _CHUNK + last + 1, self._scattered.end)
+        return self._scattered.end
 
 
 @dataclass(frozen=True)
@@ -167,7 +204,7 @@ class Walk:
 
     def _l1(self, offset: int, size: int, named: SparseCounts, times: int = 1) -> None:
         """Adds the offsets of the L2 tables that it names."""
-        for index, word in self.words(offset, size):
+        for index, word in self.entries(offset, size):
             table = word & OFFSET
             patch = (offset + index * WORD, bytes(WORD))
             if word & ~(OFFSET | COPIED) or not table:
@@ -184,6 +221,24 @@ class Walk:
                     self._find(f"L1 entry {index} is {word:#018x}: on something that is no L2 table", patch)
                 else:
                     named.add(table, times)
+
+    def entries(self, offset: int, size: int, *, again: bool = False) -> Iterator[tuple[int, int]]:
+        """As `words`, of an L1 table; where no more findings are kept, what is plainly wrong is only counted."""
+        if size <= _LONG:
+            yield from self.words(offset, size)
+            return
+        from formats.qcow2 import arrays  # which takes longer to load than a short table to read
+
+        for start, end in self.file.written(offset, size * WORD):
+            for at in range(start - (start - offset) % WORD, end, _PIECE):
+                words = arrays.words(self.file.pread(at, min(_PIECE, offset + size * WORD - at)))
+                kept = words != 0
+                if len(self.findings) >= _MOST_FINDINGS:
+                    strange, misplaced = arrays.wrong_l1(words, self._size, self._file_end)
+                    self.more += 0 if again else int(strange.sum()) + int(misplaced.sum())
+                    kept &= ~(strange | misplaced)
+                first = (at - offset) // WORD
+                yield from ((first + n, int(words[n])) for n in kept.nonzero()[0].tolist())
 
     def _may_be_table(self, table: int) -> bool:
         """What a snapshot calls one may be the disk's data, and what the disk calls one the table of snapshots."""

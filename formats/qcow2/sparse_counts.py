@@ -3,7 +3,8 @@
 Only where there are very many is numpy loaded, which takes longer than to look at a small image.
 """
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,12 +27,28 @@ class SparseCounts:
         if len(self._new) >= _WAITING and (self._sorted is None or len(self._new) >= len(self._sorted[0]) // 8):
             self._sort_in()
 
+    def add_each(self, numbers: "array[int]") -> None:
+        """One more to each, of which there may be millions."""
+        if len(numbers) < _WAITING:
+            for number in numbers:
+                self.add(number, 1)
+            return
+        import numpy as np
+
+        self._sort_in()
+        self._merge(np.array(numbers, np.int64), np.ones(len(numbers), np.int64))
+
     def _sort_in(self) -> None:
         import numpy as np
 
         numbers = np.fromiter(self._new.keys(), np.int64, len(self._new))
         counts = np.fromiter(self._new.values(), np.int64, len(self._new))
         self._new.clear()
+        self._merge(numbers, counts)
+
+    def _merge(self, numbers: "NDArray[np.int64]", counts: "NDArray[np.int64]") -> None:
+        import numpy as np
+
         if self._sorted is not None:
             numbers, counts = np.concatenate([self._sorted[0], numbers]), np.concatenate([self._sorted[1], counts])
         order = np.argsort(numbers, kind="stable")
@@ -46,6 +63,19 @@ class SparseCounts:
             if at < len(self._sorted[0]) and self._sorted[0][at] == number:
                 count += int(self._sorted[1][at])
         return count
+
+    def get_each(self, numbers: "array[int]") -> Iterable[int]:
+        """The counts of these, of which there may be millions."""
+        if self._sorted is None or not len(self._sorted[0]):
+            return (self._new.get(number, 0) for number in numbers)
+        import numpy as np
+
+        self._sort_in()
+        known, counts = self._sorted
+        wanted = np.array(numbers, np.int64)
+        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        found: NDArray[np.int64] = np.where(known[at] == wanted, counts[at], 0)
+        return array("q", found.tobytes())
 
     def _span(self, first: int, count: int) -> list[int]:
         import numpy as np
@@ -73,6 +103,17 @@ class SparseCounts:
             self._sort_in()
         for at in range(0, len(self._sorted[0]), _WAITING):
             yield from zip(*(part[at : at + _WAITING].tolist() for part in self._sorted), strict=True)
+
+    @property
+    def end(self) -> int:
+        """One more than the last number that has a count."""
+        if self._sorted is None:
+            return max((number + 1 for number, count in self._new.items() if count), default=0)
+        if self._new:
+            self._sort_in()
+        numbers, counts = self._sorted
+        there = counts.nonzero()[0]
+        return int(numbers[there[-1]]) + 1 if len(there) else 0
 
     def chunks(self, length: int) -> set[int]:
         """Numbers of the pieces of `length` numbers that have counts."""

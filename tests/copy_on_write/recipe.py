@@ -21,6 +21,9 @@ MIB = 1 << 20
 DEEPEST = 8
 LEAST_LIMIT = MIB  # bytes of a map
 ENCRYPTED = 0.15  # of the images
+# Of an encrypted image, in clusters of 128 KiB or more: qemu-img compare (7.2) dies of an assertion in
+# bdrv_co_block_status where nothing is allocated for so many bytes.
+QEMU_GIVES_UP = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _layer(source: random.Random, name: str, length: int, bits: int, parent: Lay
     format = source.choices(["qcow2", "raw", "luks"], [14, 5, 1])[0] if parent is None else "qcow2"
     if format == "luks" and (name == "top" or length > 16 * MIB):
         format = "raw"
-    options = {} if format != "qcow2" else _options(source, bits, parent)
+    options = {} if format != "qcow2" else _options(source, bits, length, parent)
     empty = Layer(f"{name}.{format}", format, length, options, source.random() < 0.4)
     drawn = fills(source, empty, length, source.choice([0, 3, 12]), new=True)
     if format == "luks":  # what was never written to it is noise
@@ -105,7 +108,7 @@ def _layer(source: random.Random, name: str, length: int, bits: int, parent: Lay
     return replace(empty, fills=drawn)
 
 
-def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str, str]:
+def _options(source: random.Random, bits: int, length: int, parent: Layer | None) -> dict[str, str]:
     options = {"cluster_size": str(1 << bits)}
     if source.random() < 0.15:
         return options | {"compat": "0.10"}
@@ -121,7 +124,7 @@ def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str
         options["data_file"] = "on"
         if parent is None and source.random() < 0.5:
             options["data_file_raw"] = "on"
-    elif source.random() < ENCRYPTED:
+    elif source.random() < ENCRYPTED and not (bits > 16 and length >= QEMU_GIVES_UP):
         options["encrypt.format"] = "luks"
     elif parent is None and source.random() < 0.2:
         options["preallocation"] = source.choice(["metadata", "falloc", "full"])
@@ -130,7 +133,7 @@ def _options(source: random.Random, bits: int, parent: Layer | None) -> dict[str
 
 def options_over(source: random.Random, length: int, parent: Layer | None) -> dict[str, str]:
     """For one more image of `length` bytes, over this parent or none."""
-    options = _options(source, _bits(source, length), parent)
+    options = _options(source, _bits(source, length), length, parent)
     for name in ("preallocation", "data_file", "data_file_raw"):
         options.pop(name, None)
     return options

@@ -314,7 +314,7 @@ MAKERS = [one_l1_of_all, l1_tables_in_each_other, l1_tables_in_holes, bad_entrie
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("make", [many_snapshots, *MAKERS])
+@pytest.mark.parametrize("make", [many_snapshots, huge_refcount_table, huge_l1, *MAKERS])
 def test_checking_huge_tables_takes_bounded_time_and_memory(path: Path, make: Callable[[Path], None]) -> None:
     make(path)
     checked = subprocess.run(
