@@ -119,6 +119,7 @@ def measure(rows: Sequence[Row], folder: Path, place: str, repeats: int, length:
                 runs.append((" ".join(setting), lambda argv=argv: argv))  # type: ignore[misc]
             for side, command in runs if repeat % 2 == 0 else reversed(runs):
                 target.unlink(missing_ok=True)
+                os.sync()  # what was written before is not written back meanwhile
                 times.setdefault((row.name, side), Times()).add(command())
                 last = times[row.name, side]
                 print(

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,28 @@ def test_a_draft_to_be_resumed_stays_and_is_found_again(tmp_path: Path) -> None:
         assert draft.begun
     with Draft(tmp_path / "another", resume=True) as draft:
         assert not draft.begun
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_file_is_durable_before_it_has_its_name_and_its_name_when_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    done: list[str] = []
+
+    def recorded(name: str) -> None:
+        call = getattr(os, name)
+
+        def record(*arguments: Any, **options: Any) -> Any:
+            synced = os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}")) if name == "fsync" else ""
+            done.append(f"{name} {synced}".strip())
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(os, name, record)
+
+    for name in ("fsync", "link", "unlink", "replace"):
+        recorded(name)
+    with Draft(tmp_path / "out", force=force) as draft:
+        fill(draft, b"content")
+        draft.publish()
+    named = ["replace"] if force else ["link", "unlink"]
+    assert done == [f"fsync {draft.name}", *named, f"fsync {tmp_path.name}"]
