@@ -19,12 +19,17 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """`command`: without the disk, which comes last. `told`: what its output must have."""
+    """`command`: without the disk, which comes last, or stands, as a generic device, where SG is. `told`: what its output
+    must have."""
 
     command: str
     status: int = DONE
     told: str = ""
     why: str = ""
+
+    def on(self, disk: str, generic: str) -> str:
+        """The line for the shell."""
+        return self.command.replace("SG", generic) if "SG" in self.command else f"{self.command} {disk}"
 
 
 PREPARATION = "head -c 4096 /dev/zero > /tmp/zero; head -c 65536 /dev/urandom > /tmp/noise; echo name > /tmp/name"
@@ -50,6 +55,20 @@ TABLE = (
     Row("sg_senddiag --test"),
     Row("sg_senddiag --selftest=1"),
     Row("sg_verify --0 --lba=0 --count=8"),
+    Row("sg_persist --in --report-capabilities", told="Persist through power loss"),
+    Row("sg_persist --out --register --param-sark=0x123"),
+    Row("sg_persist --in --read-keys", told="0x123"),
+    Row("sg_persist --out --reserve --param-rk=0x123 --prout-type=5"),
+    Row("sg_persist --in --read-reservation", told="Write Exclusive, registrants only"),
+    Row("sg_persist --in --read-full-status", told="Reservation holder"),
+    Row("sg_persist --out --release --param-rk=0x123 --prout-type=5"),
+    Row("sg_persist --out --clear --param-rk=0x123"),
+    Row("sg_ident --set < /tmp/name"),
+    Row("sg_ident --ascii", told="name"),
+    Row("sg_rtpg --decode", told="active/optimized"),
+    Row("sg_stpg --active"),
+    Row("sg_xcopy if=SG of=SG count=8 bs=512 seek=1000", told="8 blocks, 1 command"),
+    Row("sg_copy_results --params", told="Maximum"),
     Row("sg_sync --16 --lba=0 --count=8"),
     Row("sg_write_verify --lba=0 --num=8 --ilen=4096 --in=/tmp/noise"),
     Row("sg_write_verify --16 --bytchk=1 --lba=0 --num=8 --ilen=4096 --in=/tmp/noise"),
@@ -73,11 +92,11 @@ TABLE = (
     Row("sg_turs --number=2", told="unit attention"),
     Row("sg_get_elem_status", ILLEGAL, why="no physical elements"),
     Row("sg_referrals", ILLEGAL, why="no referrals"),
-    Row("sg_stpg --active", ILLEGAL, why="TPGS is 0 or implicit"),
     Row("sg_senddiag --list", ILLEGAL, why="no diagnostic pages"),
     Row("sg_read_long --16 --lba=0", ILLEGAL, why="there is no ECC beneath"),
     Row("sg_write_long --16 --lba=0 --xfer_len=520 --in=/tmp/noise", INVALID_OPCODE, why="there is no ECC beneath"),
     Row("sg_bg_ctl", ILLEGAL, why="nothing runs in the background"),
+    Row("sg_copy_results --status --list_id=0", ILLEGAL, why="no such copy is known"),
     Row("sg_stream_ctl --get", ILLEGAL, why="no streams"),
     Row("sg_prevent --allow", INVALID_OPCODE, why="nothing can be taken out"),
     Row("sg_seek --lba=10", INVALID_OPCODE, why="obsolete"),
@@ -90,7 +109,7 @@ TABLE = (
 
 def reference() -> str:
     """docs/sg3_utils.md."""
-    lines = [f"| `{row.command} DISK` | {OUTCOMES[row.status]} | {row.why} |" for row in TABLE]
+    lines = [f"| `{row.on('DISK', 'SG')}` | {OUTCOMES[row.status]} | {row.why} |" for row in TABLE]
     return "\n".join([*_HEAD, *lines, ""])
 
 

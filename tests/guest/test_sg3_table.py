@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.backend import Export
-from tests.guest.disks import find_disk
+from tests.guest.disks import find_disk, generic
 from tests.guest.guest import Guest
 from tests.guest.outside import make_image
 from tests.guest.sg3_table import PREPARATION, TABLE, Row, reference
@@ -31,7 +31,7 @@ def disk(guest: Guest) -> str:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.command)
 def test_a_program_of_sg3_utils_ends_as_the_table_says(row: Row, guest: Guest, disk: str) -> None:
-    result = guest.run(f"{row.command} {disk} 2>&1", SECONDS)
+    result = guest.run(f"{row.on(disk, generic(guest, disk))} 2>&1", SECONDS)
     assert result.status == row.status, result.output
     assert row.told.lower() in result.output.lower()
 
