@@ -19,8 +19,8 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """`command`: without the disk, which comes last, or stands, as a generic device, where SG is. `told`: what its output
-    must have."""
+    """`command`: without the disk, which comes last, or stands, as a generic device, where SG is. `told`: what it must
+    print."""
 
     command: str
     status: int = DONE
