@@ -28,6 +28,7 @@ PROGRAM = Path(sys.executable).parent / "vstore"
 LENGTH = 1 << 40
 SECTOR = 305419896  # somewhere in the middle
 PATIENCE = 30.0  # seconds
+_PAUSE = 2.5  # seconds, so that what the last one left to do is over: the daemon's next spare
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class Daemon:
             self._client.call("PUT", "/v1/targets/vm/luns/0", {"image": "big"})
             return int(made["process"]["pid"])
 
-        time.sleep(1.5)  # what the last one left to do is over, as it is for people
         try:
             yield Order(self._folder / "run" / "targets" / "vm" / "vhost.sock", "scsi", give)
         finally:
@@ -178,6 +178,7 @@ def main() -> int:
         rows = orders(Path(name), daemon.make_image(), daemon)
         for _ in range(arguments.repeats):
             for row, side in rows.items():
+                time.sleep(_PAUSE)
                 with side() as order:
                     found.setdefault(row, []).append(opening(order, arguments.seconds))
                 print(f"{row}: {found[row][-1]}", file=sys.stderr, flush=True)
