@@ -5,6 +5,7 @@ that a repair can overwrite it. A table that several L1 tables share is read onc
 """
 
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ class Walk:
             external=header.has_data_file,
         )
         self.tables = SparseCounts()  # the disk's L2 tables, by their offsets
+        self._apart_tables: list[tuple[int, int]] = []  # offsets and ends, sorted, of what is not repaired in place now
         self.more = 0  # findings that are not kept
         self._snapshots: Sequence[snapshot_table.Snapshot] = ()
         self._bitmaps: Sequence[bitmap_directory.BitmapEntry] = ()
@@ -173,8 +175,10 @@ class Walk:
         self._guarded("the LUKS header", self._encryption)
         self._guarded("the snapshots", self._read_snapshots)
         self._guarded("the bitmaps", self._read_bitmaps)
+        self._apart_tables = self._snapshot_tables()
         self._l1(start.l1_table_offset, start.l1_size, self.tables)
         self._l2_tables(self.tables, active=True)
+        self._apart_tables = []
         self._guarded("the snapshots", self._walk_snapshots)
         self._guarded("the bitmaps", self._walk_bitmaps)
 
@@ -196,7 +200,7 @@ class Walk:
 
     def _find(self, sentence: str, patch: tuple[int, bytes] | None = None) -> None:
         if len(self.findings) < _MOST_FINDINGS:
-            self.findings.append(Finding(sentence, patch))
+            self.findings.append(Finding(sentence, None if patch and self._lies_apart(patch[0]) else patch))
         else:
             self.more += 1
 
@@ -335,6 +339,19 @@ class Walk:
     def _read_snapshots(self) -> None:
         self._snapshots = snapshot_table.read(self.file, self.header)
         self.name(self.header.start.snapshots_offset, snapshot_table.length(self._snapshots), "the snapshot table")
+
+    def _snapshot_tables(self) -> list[tuple[int, int]]:
+        """Where snapshots have their L1 tables. What an L1 entry of the disk calls an L2 table may be one of these, and
+        zeros for what cannot be in an L2 table would destroy the snapshot."""
+        found, end = [], 0
+        for offset, size in sorted({(each.start.l1_table_offset, each.start.l1_size) for each in self._snapshots}):
+            end = max(end, offset + size * WORD)
+            found.append((offset, end))  # perhaps with what lies between two: harmless
+        return found
+
+    def _lies_apart(self, place: int) -> bool:
+        at = bisect_right(self._apart_tables, (place, 1 << 65))
+        return at > 0 and place < self._apart_tables[at - 1][1]
 
     def _walk_snapshots(self) -> None:
         places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in self._snapshots)

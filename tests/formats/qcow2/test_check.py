@@ -8,7 +8,7 @@ import pytest
 from formats.host_file import HostFile
 from formats.qcow2.check import Report, check
 from formats.qcow2.header import Header
-from formats.qcow2.structures import Extension
+from formats.qcow2.structures import OFFSET, Extension
 from tests.formats.qcow2 import oracle
 from tests.formats.qcow2.oracle import assert_clean, qemu_create
 from tests.formats.reference import qemu_io, run
@@ -159,3 +159,26 @@ def test_a_repair_writes_nothing_into_what_only_seems_to_be_an_l2_table(tmp_path
         assert run("qemu-img", "bitmap", "--remove", path, "dirty").returncode == 0
         assert run("qemu-img", "snapshot", "-a", "one", path).returncode == 0
         qemu_io("qcow2", path, "read -P 2 0 100k")
+
+
+def test_a_repair_writes_nothing_into_a_snapshots_l1_table_that_seems_to_be_an_l2_table(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_create(path, 64 << 20, cluster_size=16384, extended_l2="on")
+    qemu_io("qcow2", path, "write -P 2 0 100k", "write -P 3 16M 100k")
+    assert run("qemu-img", "snapshot", "-c", "one", path).returncode == 0
+    before = header(path)
+    whole = path.read_bytes()
+    table = int.from_bytes(whole[before.start.snapshots_offset :][:8], "big")
+    second = int.from_bytes(whole[table + 8 :][:8], "big") & OFFSET
+    damage(path, 1 << 31, whole[second : second + 16384])
+    words = whole[table : table + 8] + (1 << 63 | 1 << 31).to_bytes(8, "big")  # as L2: it contradicts itself
+    damage(path, table, words)
+    damage(path, before.start.l1_table_offset, (1 << 63 | table).to_bytes(8, "big"))
+    checked(path, "all")
+    with path.open("rb") as file:
+        file.seek(table)
+        kept = file.read(16)
+    assert [int.from_bytes(word, "big") & OFFSET for word in (kept[:8], kept[8:])] == [
+        int.from_bytes(words[:8], "big") & OFFSET,
+        1 << 31,
+    ]
