@@ -183,6 +183,20 @@ static ssize_t move_plainly(int fd, const struct io *io)
 		    : pwritev(fd, iov, (int)io->data_count, (off_t)io->offset);
 }
 
+/* What a plain call moved is in memory; next time it may be copied. Pages that were just made are not mapped here, and the
+ * fault would cost more than another call; nor is a file that grows looked through for what else it has by now. */
+static void note_moved(struct layer *layer, const struct io *io, uint64_t offset, uint64_t length)
+{
+	bool instant = layer->flags & VS_FILE_INSTANT, wrote = io->operation == IO_WRITE;
+
+	if (instant && io->claim)
+		return;
+	if (!instant || wrote)
+		layer_note_resident(layer, offset, length);
+	if (instant && !(wrote && atomic_load_explicit(&layer->grows, memory_order_relaxed)))
+		layer_note_found(layer, offset, length);
+}
+
 static int start_blocking(struct layer *layer, struct io *io)
 {
 	if (io->operation == IO_FLUSH)
@@ -194,11 +208,7 @@ static int start_blocking(struct layer *layer, struct io *io)
 	if (!(layer->flags & VS_FILE_DIRECT) && !io->durable && io->data_count <= IOV_MAX) {
 		ssize_t moved = move_plainly(layer->fd, io);
 		if (LIKELY(moved == (ssize_t)length)) {
-			bool instant = layer->flags & VS_FILE_INSTANT;
-			if (!instant || io->operation == IO_WRITE)
-				layer_note_resident(layer, offset, length);
-			if (instant)
-				layer_note_found(layer, offset, length);
+			note_moved(layer, io, offset, length);
 			return 0;
 		}
 	}

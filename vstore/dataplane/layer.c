@@ -117,6 +117,7 @@ void layer_grown(struct vs_volume *volume, struct layer *layer)
 	struct mapping *old = atomic_load(&layer->mapping);
 	uint64_t file_end = old ? mappable(layer) : 0;
 
+	atomic_store_explicit(&layer->grows, true, memory_order_relaxed);
 	if (file_end > (old ? old->length : UINT64_MAX))
 		replace_mapping(volume, layer, file_end);
 	else if (file_end)

@@ -32,6 +32,7 @@ struct layer {
 	uint32_t flags, alignment;
 	struct mapping *_Atomic mapping; /* NULL: no copying from memory here */
 	_Atomic bool no_nowait;          /* RWF_NOWAIT refused for writes */
+	_Atomic bool grows;              /* blocks are allocated at its end */
 	bool local;                      /* a file system on a disk of this host */
 	_Atomic uint64_t slow_until;     /* ns, CLOCK_MONOTONIC: until then plain writes may wait */
 	_Atomic int lost;                /* -errno of a flush that failed: see layer_synced() */
@@ -50,18 +51,19 @@ struct extent {
  * allocate.c. `zero`, `held`: one bit a unit, for formats that keep masks. */
 enum { STATE_FRESH = 7, MOST_SUBS = 512 };
 struct fresh {
-	uint64_t block;
-	uint64_t entry;   /* DATA at its own place; 0: it has none */
-	uint64_t old;     /* what shows through where no bit says otherwise */
-	uint64_t lent;    /* SHARED: where the `held` units lie, a place of this image that a snapshot uses too */
+	uint64_t entry; /* DATA at its own place; 0: it has none */
+	uint64_t zero, held;
 	uint32_t writers; /* I/O under way into units that are not valid yet */
 	uint32_t pins;    /* threads that wait to be exclusive, or are */
 	bool exclusive, queued, committing;
 	bool zeroed; /* its own place reads as zeros where nothing was written */
 	bool told;   /* its own place was named to the format */
-	struct fresh *next, *committing_next;
-	uint64_t zero, held;
-	uint64_t valid[MOST_SUBS / 64]; /* units that lie in its own place */
+	uint64_t block;
+	struct fresh *next;
+	uint64_t valid[MOST_SUBS / 64]; /* units that lie in its own place; what few writes look at stands behind it */
+	uint64_t old;                   /* what shows through where no bit says otherwise */
+	uint64_t lent; /* SHARED: where the `held` units lie, a place of this image that a snapshot uses too */
+	struct fresh *committing_next;
 };
 
 /* Blocks that have no record, and were zeroed: the map says so already, the tables will. */
