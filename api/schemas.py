@@ -146,6 +146,9 @@ class TargetSpec(Body):
     )
     socket_owner: str | None = Field(None, description="user, by name or number, whose VMM connects")
     socket_group: str | None = Field(None, description="group, by name or number, whose members' VMM connects")
+    beside: str | None = Field(
+        None, description="target in whose process this one is served, so that both may share disks; null: in its own"
+    )
     labels: dict[str, str] | None = None
 
 
@@ -169,6 +172,9 @@ class LunSpec(Body):
         "unref",
         description="what becomes of the place of a qcow2 cluster that the guest discards: unref (free for others), "
         "punch (kept, but the host gets its space back), keep (kept, and as full as it was)",
+    )
+    shared: bool = Field(
+        False, description="several targets of one process (see `beside`) write to the image as one logical unit"
     )
     serial: str | None = Field(None, description="unit serial number; null: made from the image's id")
     labels: dict[str, str] | None = None

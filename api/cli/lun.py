@@ -35,6 +35,7 @@ def lun() -> None:
 @click.option("--direct", is_flag=True, default=None, help="Bypass the host's page cache (O_DIRECT).")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), help="Logical block length in bytes (512).")
 @discard_option
+@click.option("--shared", is_flag=True, default=None, help="Other targets of the process may write to it too.")
 @click.option("--serial", help="Unit serial number; by default made from the image's id.")
 @label_option
 @pool_option

@@ -39,6 +39,7 @@ def target() -> None:
 @click.option("--socket-mode", help="Who may connect: 0600, 0660 or 0666 (0600; 0660 with --socket-group).")
 @click.option("--socket-owner", metavar="USER", help="User whose VMM connects, such as libvirt-qemu.")
 @click.option("--socket-group", metavar="GROUP", help="Group whose members' VMM connects, such as kvm.")
+@click.option("--beside", metavar="TARGET", help="Serve it in the process of TARGET, so that both can share disks.")
 @label_option
 @json_option
 @pass_client

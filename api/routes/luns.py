@@ -24,6 +24,7 @@ EXAMPLE: dict[str, Any] = {
     "direct": False,
     "logical_block_length_bytes": 512,
     "discard": "unref",
+    "shared": False,
     "serial": "01a207a4bba073fab3e7183abdf9284e",
     "created_at": "2026-11-23T09:02:46.176303Z",
     "revision": 1,

@@ -23,6 +23,8 @@ EXAMPLE: dict[str, Any] = {
     "socket_mode": "0660",
     "socket_owner": None,
     "socket_group": "kvm",
+    "beside": None,
+    "port": 1,
     "process": {"state": "connected", "pid": 4711, "restarts": 0, "problem": None},
     "luns": ["0", "1"],
     "created_at": "2026-11-23T09:02:46.176303Z",

@@ -131,6 +131,10 @@ def answer(target: FakeTarget, packet: Packet, faults: Path) -> dict[str, Any]:
     try:
         if fault and not fault.endswith("_after"):
             raise TargetError(ErrorCode(fault), f"{verb.name} fails as it was told to")
+        if message.get("state"):
+            state = packet.descriptors.take()
+            assert state is not None, "no state came along"
+            os.close(state)
         outcome = getattr(target, verb.name)(parse(verb.request, message), packet.descriptors.take())
         if fault and fault != "die_after":
             raise TargetError(ErrorCode(fault.removesuffix("_after")), f"{verb.name} fails once it is done")

@@ -21,7 +21,7 @@ from vstore.store.identifiers import LunAddress
 from vstore.store.plans import LunPlan, TargetPlan
 from vstore.store.records import Process
 from vstore.store.running import RunningTarget
-from vstore.target.errors import TargetError
+from vstore.target.errors import ErrorCode, TargetError
 from vstore.target.verbs import Event, FrontendConnected, FrontendDisconnected, Mapped
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Ground:
     """What a keeper needs of the world: how to reach a process, what it should be, and the lock to work under."""
 
     adopt: Callable[["TargetKeeper"], RunningTarget | None]
-    spawn: Callable[["TargetKeeper"], RunningTarget]
+    spawn: Callable[["TargetKeeper", str | None], RunningTarget]  # beside another target, if it has no process
     plan: Callable[[], TargetPlan]
     lock: Callable[[], AbstractContextManager[None]]
     length_told: Callable[[LunPlan, int], None]  # the length that a mapped image really has
@@ -129,7 +129,7 @@ class TargetKeeper:
             try:
                 plan = self._ground.plan()
                 self._ended = False
-                running = self._ground.adopt(self) or self._spawn()
+                running = self._ground.adopt(self) or self._spawn(plan.beside)
                 _configure(running, plan)
                 problem = self._mend(running, plan)
             except Exception as error:  # whatever it is: a thread that ended would never try again
@@ -140,9 +140,9 @@ class TargetKeeper:
             self._settle(running, problem)
         return running is not None
 
-    def _spawn(self) -> RunningTarget:
+    def _spawn(self, beside: str | None) -> RunningTarget:
         self._starts += 1
-        return self._ground.spawn(self)
+        return self._ground.spawn(self, beside)
 
     def _settle(self, running: RunningTarget | None, problem: str | None) -> None:
         with self._changed:
@@ -236,6 +236,12 @@ def _configure(running: RunningTarget, plan: TargetPlan) -> None:
 
 
 def map_lun(running: RunningTarget, plan: LunPlan) -> Mapped:
-    """Raises TargetError, StoreError."""
+    """Raises TargetError, StoreError. Of a shared LUN the files are opened, and locked, once for all targets."""
+    if plan.request.shared:
+        try:
+            return running.client.map_lun(plan.request)
+        except TargetError as error:
+            if error.code is not ErrorCode.NOT_OPEN:
+                raise
     with plan.descriptors() as descriptors:
         return running.client.map_lun(plan.request, *descriptors)

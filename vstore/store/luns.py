@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_
+from sqlalchemy import Connection, Row, Select, and_, delete, insert, or_, select
 
 from formats.image import Discard
 from vstore.store import schema
@@ -17,6 +17,7 @@ from vstore.store.catalog import birth
 from vstore.store.chains import check_childless, parents
 from vstore.store.errors import InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_serial
+from vstore.store.mappings import mappings
 from vstore.store.parts import (
     Parts,
     check_revision,
@@ -47,16 +48,18 @@ class LunVerbs(Parts):
         direct: bool = False,
         logical_block_length_bytes: int = 512,
         discard: str = "unref",
+        shared: bool = False,
         serial: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Lun, bool]:
         """Puts an image behind `lun` (LUN or TARGET:LUN), also under a running guest, and True; or False: it is there.
+        `shared`: several targets of one process may have it so, as one logical unit.
 
         Raises NotFound, InvalidArgument, AlreadyExists, InUse (mapped elsewhere), Locked, Conflict, TargetUnavailable.
         """
         address, where = LunAddress.parse(lun), self.pool(pool)
-        wanted: dict[str, Any] = {"read_only": read_only, "direct": direct, "discard": _check_discard(discard)}
-        wanted["logical_block_length_bytes"] = _check_block_length(logical_block_length_bytes)
+        wanted: dict[str, Any] = {"read_only": read_only, "direct": direct, "shared": shared}
+        wanted |= _checked(discard, logical_block_length_bytes)
         if labels is not None:
             wanted["labels"] = check_labels(labels)
         with self.holding(images=[f"{pool}/{image}"], target=target):
@@ -68,7 +71,7 @@ class LunVerbs(Parts):
                 if present is not None:
                     same_or_taken(present, wanted, f"LUN {address} of target {target}")
                     return _record(present), False
-                _check_mappable(connection, source, wanted)
+                _check_mappable(connection, source, host, wanted)
                 above = parents(connection, source.id)
             self._check_claims(pool, source, above, read_only=read_only)
             row = {"labels": {}, **birth(), **wanted, **_place(host, address)}
@@ -112,7 +115,11 @@ class LunVerbs(Parts):
                 return False
             self.supervisor.unmap_lun(target, address)
             with self.catalog.write() as connection:
-                return bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
+                gone = bool(connection.execute(delete(schema.luns).where(schema.luns.c.id == row.id)).rowcount)
+                last = not mappings(connection, row.image_id)
+            if last and row.file is not None:
+                self.pool(row.pool).drop_state(row.file, if_empty=True)
+            return gone
 
     def _check_claims(self, pool: str, source: Row[Any], above: Sequence[Row[Any]], *, read_only: bool) -> None:
         """Raises InUse when a job has the image, or changes a parent of it."""
@@ -138,6 +145,13 @@ def _planned(pool: Pool, source: Row[Any], row: Mapping[str, Any], above: Sequen
     return LunPlan.of(pool, source.name, SimpleNamespace(**{**source._mapping, **row}), above)
 
 
+def _checked(discard: str, logical_block_length: int) -> dict[str, Any]:
+    return {
+        "discard": _check_discard(discard),
+        "logical_block_length_bytes": _check_block_length(logical_block_length),
+    }
+
+
 def _check_block_length(length: int) -> int:
     if length not in LOGICAL_BLOCK_LENGTHS:
         right = f"choose {' or '.join(map(str, LOGICAL_BLOCK_LENGTHS))}"
@@ -151,8 +165,8 @@ def _check_discard(discard: str) -> str:
     return discard
 
 
-def _check_mappable(connection: Connection, source: Row[Any], wanted: Mapping[str, Any]) -> None:
-    """One writer or many readers; whole logical blocks; no two disks under one serial number."""
+def _check_mappable(connection: Connection, source: Row[Any], host: Row[Any], wanted: Mapping[str, Any]) -> None:
+    """One writer, many readers, or targets of one process; whole logical blocks; no two disks under one serial."""
     if not wanted["read_only"]:
         check_childless(connection, source, "mapped writable")
     block = wanted["logical_block_length_bytes"]
@@ -170,8 +184,34 @@ def _check_mappable(connection: Connection, source: Row[Any], wanted: Mapping[st
             raise InvalidArgument(
                 "serial", f"LUN {where} has {other.serial!r} for image {other.image}", "choose another or leave it out"
             )
-        if not (other.read_only and wanted["read_only"]):
-            raise InUse(f"image {source.name} is mapped as LUN {where}; only read-only mappings may share an image")
+        if other.shared or wanted["shared"]:
+            _check_shareable(connection, other, host, wanted, f"image {source.name} is mapped as LUN {where}")
+        elif not (other.read_only and wanted["read_only"]):
+            raise InUse(
+                f"image {source.name} is mapped as LUN {where}; only read-only mappings may share an image, or those "
+                "with `shared` behind targets of one process"
+            )
+
+
+_ALIKE = ("shared", "read_only", "direct", "logical_block_length_bytes", "discard", "serial")
+
+
+def _check_shareable(
+    connection: Connection, other: Row[Any], host: Row[Any], wanted: Mapping[str, Any], mapped: str
+) -> None:
+    """Raises InUse. One logical unit has one process, one set of settings, and one place in each target."""
+    for field in _ALIKE:
+        if getattr(other, field) != wanted[field]:
+            raise InUse(f"{mapped} with {field} {getattr(other, field)!r}; who shares it has to have the same")
+    if other.target_id == host.id:
+        raise InUse(f"{mapped}; a target has a shared image once")
+    table = schema.targets.c
+    there = connection.execute(select(table.id, table.beside_id).where(table.id == other.target_id)).one()
+    if (there.beside_id or there.id) != (host.beside_id or host.id):
+        raise InUse(
+            f"{mapped}, and target {host.name} is served by another process; only targets that were created with "
+            "`beside` share a disk"
+        )
 
 
 def _record(row: Row[Any]) -> Lun:
@@ -188,6 +228,7 @@ def _record(row: Row[Any]) -> Lun:
         direct=row.direct,
         logical_block_length_bytes=row.logical_block_length_bytes,
         discard=row.discard,
+        shared=row.shared,
         serial=row.serial,
         created_at=row.created_at,
         revision=row.revision,

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 
 from vstore.store import schema
 from vstore.store.access import SocketAccess
@@ -59,6 +59,8 @@ class LunPlan:
             lun=row.lun,
             image=source,
             read_only=row.read_only,
+            shared=row.shared,
+            state=bool(row.file) and not row.read_only,
             logical_block_length=row.logical_block_length_bytes,
             discard=row.discard,
             serial=row.serial,
@@ -76,6 +78,8 @@ class LunPlan:
         settings = self.request
         found = []
         with ExitStack() as closing:
+            if settings.state:
+                found.append(closing.enter_context(self.pool.state_of(self.files[0])))
             for depth, name in enumerate(self.files):
                 read_only = bool(depth) or settings.read_only
                 file = self.pool.open(name, read_only=read_only, direct=settings.image.direct)
@@ -88,6 +92,7 @@ class TargetPlan:
     configure: Configure
     access: SocketAccess
     luns: dict[LunAddress, LunPlan]
+    beside: str | None = None  # the target in whose process it is served
 
     @contextmanager
     def listening(self) -> Iterator[int]:
@@ -113,14 +118,22 @@ def load_plan(catalog: Catalog, pools: Mapping[str, Pool], name: str, socket: st
             raise NotFound(f"there is no target {name}")
         rows = connection.execute(LUN_ROWS.where(schema.luns.c.target_id == row.id)).all()
         above = chains(connection, {lun.image_id for lun in rows})
+        beside = beside_of(connection, row)
     plans = [LunPlan.of(pools[lun.pool], lun.image, lun, above[lun.image_id]) for lun in rows]
     access = SocketAccess(row.socket_mode, row.socket_owner, row.socket_group)
-    return TargetPlan(_configure(row, socket), access, {plan.address: plan for plan in plans})
+    return TargetPlan(_configure(row, socket), access, {plan.address: plan for plan in plans}, beside)
+
+
+def beside_of(connection: Connection, row: Row[Any]) -> str | None:
+    """The name of the target in whose process this one is served."""
+    table = schema.targets.c
+    return connection.scalars(select(table.name).where(table.id == row.beside_id)).one_or_none()
 
 
 def _configure(row: Row[Any], socket: str) -> Configure:
     return Configure(
         name=row.name,
+        port=row.port,
         socket=socket,
         request_queues=row.request_queues,
         threads=row.threads,
@@ -130,4 +143,5 @@ def _configure(row: Row[Any], socket: str) -> Configure:
 
 
 def _without_length(settings: MapLun) -> MapLun:
-    return replace(settings, image=replace(settings.image, length=None))
+    """What may differ: a process of an earlier version keeps no state, and goes on until it is started again."""
+    return replace(settings, state=False, image=replace(settings.image, length=None))

@@ -28,6 +28,8 @@ from vstore.store.refusals import refusals_told
 _INTENT = re.compile(r"\.(creating|deleting)-([0-9a-f-]{36})\.(.+)")
 _log = logging.getLogger(__name__)
 
+STATE = ".vstore-state"  # behind the image's name: vstore.target.state_file
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -62,6 +64,26 @@ class Pool:
         """
         with refusals_told(f"cannot open {file}"):
             return open_beneath(self._descriptor, file, read_only=read_only, direct=direct, lock=lock)
+
+    @contextmanager
+    def state_of(self, file: str) -> Iterator[int]:
+        """A descriptor of the file with what the unit of an image keeps over a restart; empty at first.
+
+        Raises StoreError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with refusals_told(f"cannot open {file}{STATE}"):
+            descriptor = os.open(file + STATE, flags, 0o600, dir_fd=self._descriptor)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def drop_state(self, file: str, *, if_empty: bool) -> None:
+        """Nobody has it open any more."""
+        with contextlib.suppress(OSError):
+            if not if_empty or not os.stat(file + STATE, dir_fd=self._descriptor, follow_symlinks=False).st_size:
+                os.unlink(file + STATE, dir_fd=self._descriptor)
 
     def allocated_bytes(self, file: str) -> int | None:
         """What the file takes of the host's disk; None: there is no such file."""
@@ -126,6 +148,7 @@ class Pool:
         except BaseException:
             self._restore(doomed, file)
             raise
+        self.drop_state(file, if_empty=False)
         self._clear_away(doomed)
 
     def sweep(self, known_ids: Collection[str]) -> None:

@@ -89,7 +89,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Target:
-    """A virtual SCSI target: one vhost-user socket, one process."""
+    """A virtual SCSI target: one vhost-user socket; its process may be another target's."""
 
     id: str
     name: str
@@ -101,6 +101,8 @@ class Target:
     socket_mode: str  # octal
     socket_owner: str | None  # None: the daemon's user
     socket_group: str | None  # None: the daemon's group
+    beside: str | None  # the target in whose process it is served; None: in its own
+    port: int  # relative target port identifier
     process: Process
     luns: list[str]
     created_at: str
@@ -124,6 +126,7 @@ class Lun:
     direct: bool
     logical_block_length_bytes: int
     discard: str  # unref, punch, keep: what becomes of a discarded cluster's place in the image
+    shared: bool  # one logical unit with that of other targets of the same process
     serial: str
     created_at: str
     revision: int

@@ -34,7 +34,9 @@ class RunningTarget:
         self._child = child  # to be reaped; None: it was adopted
         self._pidfd = -1
         try:
-            self.pid = client.status().pid
+            status = client.status()
+            self.pid = status.pid
+            self._hosted = status.hosted  # its end is not that of the process
             with contextlib.suppress(ProcessLookupError):  # it died just now; the connection will tell
                 self._pidfd = os.pidfd_open(self.pid)
         except TargetError:
@@ -67,6 +69,9 @@ class RunningTarget:
 
     def _end(self) -> None:
         """Waits for its end, and helps it along when it does not come."""
+        if self._hosted:
+            self.release()
+            return
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self._ended(_STOP_TIMEOUT if number == signal.SIGTERM else _KILL_TIMEOUT):
                 break

@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 4
+VERSION = 5
 
 STEPS = {  # a version: what lifts a catalog from there to the next one
     1: (
@@ -40,6 +40,11 @@ STEPS = {  # a version: what lifts a catalog from there to the next one
         "CREATE INDEX ix_jobs_state ON jobs (state)",
     ),
     3: ("ALTER TABLE luns ADD COLUMN discard TEXT DEFAULT 'unref' NOT NULL",),
+    4: (
+        "ALTER TABLE targets ADD COLUMN beside_id TEXT REFERENCES targets (id)",
+        "ALTER TABLE targets ADD COLUMN port INTEGER DEFAULT '1' NOT NULL",
+        "ALTER TABLE luns ADD COLUMN shared BOOLEAN DEFAULT '0' NOT NULL",
+    ),
 }
 
 metadata = MetaData()
@@ -93,6 +98,8 @@ targets = Table(
     Column("socket_mode", Text, nullable=False, server_default="0600"),
     Column("socket_owner", Text),  # NULL: the daemon's user
     Column("socket_group", Text),  # NULL: the daemon's group
+    Column("beside_id", ForeignKey("targets.id")),  # in whose process it is served; NULL: in its own
+    Column("port", Integer, nullable=False, server_default="1"),  # relative identifier, unique in its process
 )
 
 luns = Table(
@@ -108,6 +115,7 @@ luns = Table(
     Column("logical_block_length_bytes", Integer, nullable=False),
     Column("serial", Text, nullable=False),
     Column("discard", Text, nullable=False, server_default="unref"),
+    Column("shared", Boolean, nullable=False, server_default="0"),  # by several targets of one process
     UniqueConstraint("target_id", "scsi_target", "lun"),
 )
 

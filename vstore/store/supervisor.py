@@ -198,9 +198,11 @@ class Supervisor:
         directory = self._directory / keeper.name
         return RunningTarget.adopt(directory / _CONTROL, on_event=keeper.on_event, on_end=keeper.on_end)
 
-    def _spawn(self, keeper: TargetKeeper) -> RunningTarget:
+    def _spawn(self, keeper: TargetKeeper, beside: str | None) -> RunningTarget:
         directory = self._directory / keeper.name
         make(directory, PASSABLE)
+        if beside is not None:
+            return self._host(keeper, beside)
         child = self._spawn_process(str(directory / _CONTROL), directory / _LOG)
         try:
             running = RunningTarget.adopt(directory / _CONTROL, child, on_event=keeper.on_event, on_end=keeper.on_end)
@@ -210,6 +212,14 @@ class Supervisor:
             child.kill()
             child.wait()
             raise
+        return running
+
+    def _host(self, keeper: TargetKeeper, beside: str) -> RunningTarget:
+        """In the process of another target, which has to be up."""
+        self._keeper(beside).running().client.host(str(self._directory / keeper.name / _CONTROL))
+        running = self._adopt(keeper)
+        if running is None:
+            raise TargetError(ErrorCode.NOT_STARTED, f"the process of target {beside} does not serve it")
         return running
 
     def _keeper(self, name: str) -> TargetKeeper:

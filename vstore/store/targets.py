@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, or_, select
 
 from vstore.store import attach, schema
 from vstore.store.access import SocketAccess
@@ -24,6 +24,7 @@ from vstore.store.parts import (
     same_or_taken,
     target_row,
 )
+from vstore.store.plans import beside_of
 from vstore.store.records import Attach, Page, Target
 
 MAX_REQUEST_QUEUES = 64  # the data plane has 66 vrings: control, event, 64 request queues
@@ -44,9 +45,11 @@ class TargetVerbs(Parts):
         socket_mode: str | None = None,
         socket_owner: str | None = None,
         socket_group: str | None = None,
+        beside: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Target, bool]:
         """A new target whose process listens for a VMM, and True; or the one that is there just so, and False.
+        `beside`: the target in whose process this one is served, so that both can share LUNs.
 
         Raises InvalidArgument, AlreadyExists (it is there and differs), Conflict, TargetUnavailable.
         """
@@ -61,15 +64,21 @@ class TargetVerbs(Parts):
             wanted["labels"] = check_labels(labels)
         self.supervisor.check_socket_path(check_name("target", name))
         with self.holding(target=name):
+            with self.catalog.read() as connection:
+                wanted["beside_id"] = None if beside is None else _leader(connection, name, beside).id
             with self.catalog.read() as connection, suppress(NotFound):
                 row = same_or_taken(target_row(connection, name), wanted, f"target {name}")
-                return self._target(row, _mapped(connection, row)), False
+                return self._target(connection, row), False
             self.supervisor.check_free(name)
-            with self.catalog.write() as connection:
-                connection.execute(insert(schema.targets).values(**{"labels": {}, **birth(), **wanted, "name": name}))
+            self._insert({"labels": {}, **birth(), **wanted, "name": name}, beside)
             self.supervisor.start(name)
         self._wait_until_up(name)
         return self.show_target(name), True
+
+    def _insert(self, values: Mapping[str, Any], beside: str | None) -> None:
+        with self.catalog.write() as connection:
+            port = _free_port(connection, values["name"], beside)
+            connection.execute(insert(schema.targets).values(**values, port=port))
 
     def list_targets(self, *, limit: int | None = None, cursor: str | None = None) -> Page[Target]:
         """The targets by name. Raises InvalidArgument (limit, cursor)."""
@@ -77,14 +86,14 @@ class TargetVerbs(Parts):
         query = select(table).where(table.c.name > decode_cursor(cursor)).order_by(table.c.name).limit(limit + 1)
         with self.catalog.read() as connection:
             rows = connection.execute(query).all()
-            items = [self._target(row, _mapped(connection, row)) for row in rows[:limit]]
+            items = [self._target(connection, row) for row in rows[:limit]]
         return Page(items, encode_cursor(items[-1].name) if len(rows) > limit else None)
 
     def show_target(self, name: str) -> Target:
         """Raises NotFound."""
         with self.catalog.read() as connection:
             row = target_row(connection, name)
-            return self._target(row, _mapped(connection, row))
+            return self._target(connection, row)
 
     def update_target(
         self, name: str, *, labels: Mapping[str, str | None] | None = None, revision: int | None = None
@@ -124,13 +133,14 @@ class TargetVerbs(Parts):
                 mapped = _mapped(connection, row)
                 if mapped:
                     raise InUse(f"target {name} has LUN {', '.join(mapped)}; unmap it first")
+                _check_alone(connection, row)
                 connection.execute(delete(schema.targets).where(schema.targets.c.id == row.id))
         except NotFound:
             return False
         self.supervisor.stop(name)
         return True
 
-    def _target(self, row: Row[Any], mapped: list[str]) -> Target:
+    def _target(self, connection: Connection, row: Row[Any]) -> Target:
         return Target(
             id=row.id,
             name=row.name,
@@ -142,8 +152,10 @@ class TargetVerbs(Parts):
             socket_mode=row.socket_mode,
             socket_owner=row.socket_owner,
             socket_group=row.socket_group,
+            beside=beside_of(connection, row),
+            port=row.port,
             process=self.supervisor.process(row.name),
-            luns=mapped,
+            luns=_mapped(connection, row),
             created_at=row.created_at,
             revision=row.revision,
             labels=row.labels,
@@ -155,6 +167,37 @@ def _mapped(connection: Connection, row: Row[Any]) -> list[str]:
     query = select(lun.target_id, schema.targets.c.name, lun.scsi_target, lun.lun).join(schema.targets)
     query = query.where(lun.target_id == row.id).order_by(lun.scsi_target, lun.lun)
     return [name.partition("/")[2] for name in lun_names(connection, query).get(row.id, [])]
+
+
+def _leader(connection: Connection, name: str, beside: str) -> Row[Any]:
+    """The target that has a process. Raises InvalidArgument."""
+    try:
+        row = target_row(connection, beside)
+    except NotFound as error:
+        raise InvalidArgument("beside", error.detail, "name a target that there is") from None
+    if beside == name or row.beside_id is not None:
+        own = beside_of(connection, row)
+        right = "leave it out" if own is None else f"choose {own}"
+        raise InvalidArgument("beside", f"target {beside} has no process of its own yet", right)
+    return row
+
+
+def _free_port(connection: Connection, name: str, beside: str | None) -> int:
+    """The lowest identifier that no other target of the process has."""
+    if beside is None:
+        return 1
+    leader, table = _leader(connection, name, beside), schema.targets.c
+    query = select(table.port).where(or_(table.id == leader.id, table.beside_id == leader.id))
+    taken = set(connection.scalars(query))
+    return next(port for port in range(1, 65536) if port not in taken)
+
+
+def _check_alone(connection: Connection, row: Row[Any]) -> None:
+    """Raises InUse when other targets are served by its process."""
+    table = schema.targets.c
+    beside = list(connection.scalars(select(table.name).where(table.beside_id == row.id).order_by(table.name)))
+    if beside:
+        raise InUse(f"the process of target {row.name} serves {', '.join(beside)} too; delete that first")
 
 
 def _check_count(field: str, value: int, low: int, high: int) -> int:
