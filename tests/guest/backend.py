@@ -154,8 +154,8 @@ class Daemon:
             raise BackendError(f"{method} {path}: {job}")
         return job
 
-    def create_target(self, name: str, *, queues: int = 1) -> None:
-        self._ask("PUT", f"targets/{name}", {"request_queues": queues})
+    def create_target(self, name: str, *, queues: int = 1, beside: str | None = None) -> None:
+        self._ask("PUT", f"targets/{name}", {"request_queues": queues, "beside": beside})
         directory = self._runtime / "targets" / name
         self._shown.append(show_on_failure(f"log of target {name}", directory / "log"))
         self._shown.append(show_on_failure(f"vrings of target {name}", partial(_vrings, directory / "ctl.sock")))
