@@ -45,7 +45,7 @@ def serve(paths: Paths, listen: Address | None, *, keep_targets: bool) -> None:
         sockets = [cleanup.enter_context(_unix_socket(paths))]
         if listen is not None:
             sockets.append(cleanup.enter_context(_tcp_socket(listen)))
-        spare = cleanup.enter_context(Spare())
+        spare = cleanup.enter_context(Spare(paths.runtime))
         store = Store(paths.state, paths.runtime, spawn=spare.spawn)
         cleanup.callback(store.close, stop_targets=not keep_targets)
         app = create_app(store, kept_digest(paths.token))

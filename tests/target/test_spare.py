@@ -27,10 +27,10 @@ def waiting(kept: Spare) -> int:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spare]:
+def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Spare]:
     """A spare that is there, and followed by another at once."""
     monkeypatch.setattr(spare, "_PAUSE", 0.0)
-    with Spare() as kept:
+    with Spare(tmp_path) as kept:
         until(lambda: waiting(kept))
         yield kept
 
@@ -74,7 +74,7 @@ def test_once_it_has_its_orders_it_imports_nothing_more_for_a_disk(
     monkeypatch.setattr(spare, "_PAUSE", 0.0)
     image = tmp_path / "disk.qcow2"
     create_image("qcow2", image, MIB)
-    with Spare() as kept:
+    with Spare(tmp_path) as kept:
         until(lambda: waiting(kept))
         for target in running(tmp_path, kept.spawn):
             target.configure()
@@ -88,6 +88,7 @@ def test_once_it_has_its_orders_it_imports_nothing_more_for_a_disk(
 
 def test_another_one_follows(kept: Spare, tmp_path: Path) -> None:
     first = waiting(kept)
+    assert str(tmp_path) in Path(f"/proc/{first}/cmdline").read_text()
     process = kept.spawn(str(tmp_path / "control.sock"), tmp_path / "log")
     with ended(process):
         assert process.pid == first
@@ -118,7 +119,7 @@ def test_nobody_waits_for_a_daemon_that_needs_none(kept: Spare) -> None:
 
 def test_nobody_waits_for_a_daemon_that_was_killed() -> None:
     script = (
-        "import time; from vstore.target import spare; spare._PAUSE = 0; kept = spare.Spare(); time.sleep(0.5);"
+        "import time; from vstore.target import spare; spare._PAUSE = 0; kept = spare.Spare('/tmp'); time.sleep(0.5);"
         "print(kept._waiting._process.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as daemon:

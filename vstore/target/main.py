@@ -60,6 +60,7 @@ def _options(arguments: Sequence[str] | None) -> "argparse.Namespace":
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--control", metavar="PATH", help="control socket to make")
     which.add_argument("--spare-fd", metavar="N", type=int, help="descriptor that will tell which; until then it waits")
+    parser.add_argument("--of", metavar="DIR", help="whose spare it is; for people who look at processes")
     parser.add_argument("--ready-fd", metavar="N", type=int, help="descriptor that gets a line once the socket listens")
     return parser.parse_args(arguments)
 

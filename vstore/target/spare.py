@@ -32,7 +32,9 @@ _END_TIMEOUT = 5.0
 class Spare:
     """`spawn` may be called from any thread; close it, also to be rid of a process that nobody needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemon: Path) -> None:
+        """`daemon`: a directory of the daemon's, by which people tell whose process it is."""
+        self._daemon = daemon
         self._lock = threading.Lock()
         self._waiting: _Waiting | None = None
         self._next: threading.Timer | None = None
@@ -74,18 +76,18 @@ class Spare:
     def _keep(self) -> None:
         with self._lock, contextlib.suppress(OSError):  # without a spare all goes as well, but slower
             if not self._closed and self._waiting is None:
-                self._waiting = _Waiting()
+                self._waiting = _Waiting(self._daemon)
 
 
 class _Waiting:
     """A process that has no target yet. Raises OSError where none can be started."""
 
-    def __init__(self) -> None:
+    def __init__(self, daemon: Path) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(self._orders.close)
             number = theirs.fileno()
-            self._process = target_process("--spare-fd", str(number), output=2, pass_fds=[number])
+            self._process = target_process("--spare-fd", str(number), "--of", str(daemon), output=2, pass_fds=[number])
             undo.pop_all()
 
     def become(self, control: str, output: int, ready: int) -> subprocess.Popen[bytes]:
