@@ -102,6 +102,7 @@ def crash(
     with scratch() as folder, small_numbers(variant.cluster_size):
         record(folder, variant, seed, mutant, fault)
         recording = Recording.load(folder)
+        assert any(event.kind == Kind.FILE for event in recording.events), "the recorder was not loaded"
         outcome.events = len(recording.events)
         judge = _judge(folder, recording)
         for state in states.states(recording, most, seed):
