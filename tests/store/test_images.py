@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from vstore.store.errors import (
     PoolFull,
     Stale,
 )
+from vstore.store.jobs import _MOST_RUNNING
 from vstore.store.records import Job
 
 
@@ -255,3 +257,32 @@ def test_an_image_is_resized_by_a_job_where_nobody_wants_to_wait(store: Store, f
     assert (store.show_job(job.id).result or {})["virtual_size_bytes"] == 3 * MIB
     with pytest.raises(Conflict, match="shrink"):
         store.update_image("default", "a", virtual_size_bytes=MIB, detached=True)
+
+
+@pytest.mark.parametrize("verb", ["resize", "delete_snapshot"])
+def test_a_job_changes_no_image_that_took_the_place_of_its_own(store: Store, world: World, verb: str) -> None:
+    """Its turn comes late: meanwhile its image was unmapped, and another one mapped there."""
+    for name in "ab":
+        store.create_image("default", name, virtual_size_bytes=4 * MIB, format="qcow2")
+        store.create_snapshot("default", name, "s")
+    store.create_target("t")
+    store.map_lun("t", "0", image="a")
+    turn = threading.Event()
+    for _ in range(_MOST_RUNNING):
+        store.jobs._threads.submit(turn.wait)
+    try:
+        if verb == "resize":
+            job = store.update_image("default", "a", virtual_size_bytes=8 * MIB, detached=True)
+        else:
+            job = store.delete_snapshot("default", "a", "s", detached=True)  # type: ignore[assignment]
+        store.unmap_lun("t", "0")
+        store.map_lun("t", "0", image="b")
+    finally:
+        turn.set()
+    assert isinstance(job, Job)
+    assert ended(store, job.id) == "failed"
+    assert "unmapped meanwhile" in (store.show_job(job.id).error or {})["detail"]
+    store.unmap_lun("t", "0")
+    with (world.pool() / "b.qcow2").open("rb") as file:
+        assert int.from_bytes(file.read(32)[24:]) == 4 * MIB
+    assert len(store.list_snapshots("default", "b").items) == 1

@@ -17,7 +17,7 @@ from vstore.store.identifiers import LunAddress, check_labels, check_name, check
 from vstore.store.image_spec import ImageSpec, effective, file_name, offered
 from vstore.store.inside import Run
 from vstore.store.jobs import JobPlan, RunningJob
-from vstore.store.mappings import check_still, mappings, place
+from vstore.store.mappings import check_still, check_there, mappings, place
 from vstore.store.parts import (
     Parts,
     change,
@@ -273,6 +273,8 @@ class ImageVerbs(Parts):
 
         def resize(_run: Run) -> None:
             with self.holding(target=mapping.target):
+                with self.catalog.read() as connection:
+                    check_there(connection, mapping)
                 self.supervisor.resize_lun(mapping.target, address, size)
 
         return resize

@@ -1,7 +1,8 @@
 """What an image keeps inside it beside its disk (snapshots, bitmaps), and who may change that: under a running guest
 its target process, because it is the one that writes to the image; otherwise a worker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Row
@@ -11,7 +12,7 @@ from vstore.store.errors import InUse
 from vstore.store.identifiers import LunAddress
 from vstore.store.jobs import JobPlan
 from vstore.store.looks import Looking
-from vstore.store.mappings import mappings, place
+from vstore.store.mappings import check_there, mappings, place
 from vstore.store.parts import image_row
 from vstore.store.pool import Pool
 from vstore.store.records import Job
@@ -45,6 +46,14 @@ class ChangingInside(Looking):
         """Of an image that nobody has open. `run`: who has a worker do it, if it is a job."""
         with image_files(pool, [row], writable=1) as files:
             return (run or self.workers.do)(verb, str(row.file), {"image": files}, **options)
+
+    @contextmanager
+    def holding_lun(self, lun: Row[Any]) -> Iterator[None]:
+        """Its target's lock, while the LUN is there. Raises Conflict."""
+        with self.holding(target=lun.target):
+            with self.catalog.read() as connection:
+                check_there(connection, lun)
+            yield
 
     def start_alone(self, verb: str, pool: Pool, row: Row[Any], arguments: Mapping[str, Any], work: Detached) -> Job:
         """A job that has the image for itself. The caller holds its lock. Raises InUse, Busy."""

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from vstore.store import schema
-from vstore.store.errors import InUse
+from vstore.store.errors import Conflict, InUse
 from vstore.store.identifiers import LunAddress
 
 _LUNS = select(schema.luns, schema.targets.c.name.label("target")).join(schema.targets)
@@ -20,6 +20,12 @@ def mappings(connection: Connection, image_id: str) -> Sequence[Row[Any]]:
 def place(lun: Row[Any]) -> str:
     """TARGET/LUN."""
     return f"{lun.target}/{LunAddress(lun.scsi_target, lun.lun)}"
+
+
+def check_there(connection: Connection, lun: Row[Any]) -> None:
+    """Raises Conflict when the LUN was unmapped since: another image may be behind its address. Hold its target."""
+    if connection.scalar(select(schema.luns.c.id).where(schema.luns.c.id == lun.id)) is None:
+        raise Conflict(f"LUN {place(lun)} was unmapped meanwhile; repeat the request")
 
 
 def check_unmapped(connection: Connection, row: Row[Any], doing: str) -> None:

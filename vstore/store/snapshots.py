@@ -51,7 +51,7 @@ class SnapshotVerbs(ChangingInside):
                     return snapshot_record(
                         image, self.change_offline(where, row, "take_snapshot", run=run, name=snapshot)
                     )
-                with self.holding(target=lun.target):
+                with self.holding_lun(lun):
                     pause_us = self.supervisor.take_snapshot(lun.target, address(lun), snapshot)
                 return replace(self.snapshot(where, row, snapshot), pause_us=pause_us)
 
@@ -101,7 +101,7 @@ class SnapshotVerbs(ChangingInside):
             def work(run: Run | None = None) -> dict[str, Any]:
                 if lun is None:
                     return self.change_offline(where, row, "delete_snapshot", run=run, name=snapshot)
-                with self.holding(target=lun.target):
+                with self.holding_lun(lun):
                     self.supervisor.delete_snapshot(lun.target, address(lun), present.id)
                 return {}
 
