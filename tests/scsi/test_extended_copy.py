@@ -350,3 +350,25 @@ def test_the_operating_parameters_are_what_is_held_to(length: int) -> None:
         "0000002a 01000000 0040 0040 00000f00 04000000 00000000 000003c0 00000000 0000 0010 10 09 00 00 000000 02 02 e4"
     )
     assert initiator().good(asked) == whole[:length]
+
+
+async def test_a_copy_stops_where_its_nexus_loses_the_destination_and_an_abort_there_waits_for_what_is_written() -> (
+    None
+):
+    medium = FaultyMedium(8 << 20)
+    made = initiator(unit("one", MemoryMedium(8 << 20)), unit("two", medium))
+    medium.gate = asyncio.Event()
+    data = listed(both(made), [segment(0, 1, 1, 0, 8192)], identifier=5, usage=0)
+    going = asyncio.get_running_loop().create_task(made.target.execute(made.task(*command(data))))
+    await asyncio.sleep(0)
+    other = Initiator(made.target, lun=1)
+    other.good(Reserve6.build())
+    aborting = asyncio.get_running_loop().create_task(made.target.luns[1].abort([], None))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert not aborting.done()
+    medium.gate.set()
+    assert (await going).status is Status.CHECK_CONDITION
+    await aborting
+    assert numbers(made.target.luns[1], 2046, 4) == [2047, 2048, 2048, 2049]
+    assert status_of(made, 5)[12:14] == "02"

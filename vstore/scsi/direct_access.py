@@ -5,7 +5,7 @@ Everything runs on one event loop, so there are no locks; between two `await`s n
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -27,6 +27,7 @@ from vstore.scsi.reservable import Reservable
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
 from vstore.scsi.task import ITNexus, Response, Status, Task
 from vstore.scsi.task_set import TaskSet
+from vstore.scsi.transport_id import NexusName
 
 MIB = 1 << 20
 MAXIMUM_TRANSFER_BYTES = 32 * MIB
@@ -111,6 +112,8 @@ class DirectAccessDevice(Counting, Reservable):
         self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
         self._writers = 0
         self._no_writers = asyncio.Event()
+        self._receiving = 0
+        self._received = asyncio.Event()
         self.blocks = self._count_blocks()
 
     def _count_blocks(self) -> int:
@@ -194,6 +197,24 @@ class DirectAccessDevice(Counting, Reservable):
             self._writers -= 1
             if not self._writers:
                 self._no_writers.set()
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Around a write that a command of another unit makes: `abort` waits for it, and cannot end it."""
+        self._receiving += 1
+        try:
+            yield
+        finally:
+            self._receiving -= 1
+            if not self._receiving:
+                self._received.set()
+
+    async def abort(self, nexuses: Collection[NexusName], but: Task | None) -> None:
+        """Also what came by EXTENDED COPY is written then, and what comes later is admitted as things are now."""
+        await super().abort(nexuses, but)
+        if self._receiving:
+            self._received.clear()
+            await self._received.wait()
 
     # ---- what others are told ---------------------------------------------------------------------------
 

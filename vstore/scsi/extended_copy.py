@@ -35,7 +35,7 @@ from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.field import Field, Position
 from vstore.scsi.held_copies import MOST_HELD, Copy
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense, SenseKey
-from vstore.scsi.task import Status, Task
+from vstore.scsi.task import ReservationConflict, Status, Task
 from vstore.scsi.vpd import designators
 
 MOST_CSCDS, MOST_SEGMENTS = 64, 64
@@ -87,7 +87,10 @@ async def extended_copy(unit: DirectAccessDevice, cdb: ExtendedCopy, task: Task)
     if header.list_id_usage in _HELD:
         copy = unit.copies.begin(task.nexus, header.list_identifier)
     try:
-        await _copy(segments, copy)
+        await _copy(segments, copy, task)
+    except BaseException:  # aborted, too
+        copy.failure = copy.failure or _FAILED
+        raise
     finally:
         copy.running = False
     return b""
@@ -176,23 +179,24 @@ def _segment(data: bytes, at: int, units: Sequence[DirectAccessDevice], task: Ta
     )
 
 
-async def _copy(segments: Sequence[_Segment], copy: Copy) -> None:
+async def _copy(segments: Sequence[_Segment], copy: Copy, task: Task) -> None:
     """CheckCondition with COPY ABORTED when a unit fails; what was moved before stays."""
     try:
         for segment in segments:
             with segment.destination.writing():
-                await _copy_segment(segment, copy)
+                await _copy_segment(segment, copy, task)
                 await make_durable(segment.destination)
             copy.segments += 1
-    except OSError as error:
-        cause = sense_of(error, Access.WRITE)
+    except (OSError, CheckCondition, ReservationConflict) as error:
+        cause = sense_of(error, Access.WRITE) if isinstance(error, OSError) else _FAILED
         # A lack of room says more by its own name: the initiator can do something about it.
         copy.failure = cause if cause.key is SenseKey.DATA_PROTECT else _FAILED
         raise CheckCondition(copy.failure) from error
 
 
-async def _copy_segment(segment: _Segment, copy: Copy) -> None:
-    """Piece by piece; from the end, where the destination overlaps what is still to be read."""
+async def _copy_segment(segment: _Segment, copy: Copy, task: Task) -> None:
+    """Piece by piece; from the end, where the destination overlaps what is still to be read. Each is admitted anew: a
+    nexus that lost its registration meanwhile must not go on writing to a unit that the command did not come to."""
     steps = list(
         pieces(
             segment.source,
@@ -203,7 +207,10 @@ async def _copy_segment(segment: _Segment, copy: Copy) -> None:
     if segment.source is segment.destination and segment.source_at < segment.destination_at:
         steps.reverse()
     for offset, length in steps:
-        await _copy_piece(segment, offset, length)
+        segment.source.admit(Read16(), task)
+        segment.destination.admit(Write16(), task)
+        with segment.destination.receiving():
+            await _copy_piece(segment, offset, length)
         copy.moved += length
 
 
