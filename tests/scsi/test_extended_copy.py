@@ -352,9 +352,7 @@ def test_the_operating_parameters_are_what_is_held_to(length: int) -> None:
     assert initiator().good(asked) == whole[:length]
 
 
-async def test_a_copy_stops_where_its_nexus_loses_the_destination_and_an_abort_there_waits_for_what_is_written() -> (
-    None
-):
+async def test_a_copy_stops_where_its_nexus_loses_the_destination_and_an_abort_waits_for_the_last_piece() -> None:
     medium = FaultyMedium(8 << 20)
     made = initiator(unit("one", MemoryMedium(8 << 20)), unit("two", medium))
     medium.gate = asyncio.Event()
