@@ -1,4 +1,5 @@
 import os
+import stat
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from formats.registry import create_image, open_chain
 from vstore.scsi.commands import ModeSelect6, ModeSense6, ReportIdentifyingInformation, SetIdentifyingInformation
 from vstore.scsi.task import BytesOut, ITNexus, Response, Status, Task, TaskAttribute
 from vstore.target.errors import TargetError
-from vstore.target.export import state_beside
+from vstore.target.export import _state, state_beside
 from vstore.target.lun import MappedLun
 from vstore.target.verbs import ImageSource, MapLun
 
@@ -67,3 +68,12 @@ async def test_a_link_in_place_of_the_file_is_not_followed(image: Path) -> None:
     os.symlink("/etc/passwd", f"{image}.vstore-state")
     with pytest.raises(TargetError, match="symbolic link"):
         await mapped(image)
+
+
+def test_nothing_is_promised_beside_a_device_whose_directory_is_empty_after_a_boot(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _state(image)
+    device = os.stat_result([stat.S_IFBLK | 0o600, *os.stat(image)[1:]])
+    monkeypatch.setattr(os, "stat", lambda _: device)
+    assert _state(image) is None

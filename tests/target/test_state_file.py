@@ -135,3 +135,15 @@ def test_a_file_that_cannot_be_read_is_an_error_and_is_closed(tmp_path: Path) ->
         StateFile(lambda _: directory)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(directory)
+
+
+async def test_what_is_lost_stays_lost_when_something_else_is_saved(tmp_path: Path) -> None:
+    """Else a guest that saves a mode parameter would lift a reservation that nobody can read."""
+    path = tmp_path / "state"
+    path.write_bytes(bytes(2 * SLOT))
+    await saved(path, one="a")
+    assert loaded(path, "one") == [b"a"]
+    with pytest.raises(StateLost):
+        loaded(path, "other")
+    await saved(path, other="b")
+    assert loaded(path, "one", "other") == [b"a", b"b"]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -51,7 +52,7 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     end = end_on_signals(process)
     try:
         for lun, path in request.luns:
-            await process.map_images(lun, partial(_opened, lun, path, request), state_beside(path) if path else None)
+            await process.map_images(lun, partial(_opened, lun, path, request), _state(path))
         if request.handed_socket is not None and not _listens(request.handed_socket):
             process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
         with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
@@ -96,10 +97,30 @@ def state_beside(image: str | os.PathLike[str]) -> Opener:
     def open_file(make: bool) -> int | None:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if make else 0)
         with contextlib.suppress(FileNotFoundError):
-            return os.open(f"{os.fspath(image)}.vstore-state", flags, 0o600)
+            descriptor = os.open(f"{os.fspath(image)}.vstore-state", flags, 0o600)
+            if make:
+                _keep_name(image)
+            return descriptor
         return None
 
     return open_file
+
+
+def _keep_name(image: str | os.PathLike[str]) -> None:
+    """A file that was made is durable when its directory is."""
+    directory = os.open(os.path.dirname(os.path.abspath(image)), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _state(path: Path | None) -> Opener | None:
+    """Not beside a device: what is made in /dev is gone after the next boot, with reservations that were promised."""
+    try:
+        return state_beside(path) if path and not stat.S_ISBLK(os.stat(path).st_mode) else None
+    except OSError:  # to open the image tells why
+        return None
 
 
 def _opened(lun: MapLun, path: Path | None, request: Export) -> list[Image]:

@@ -23,6 +23,7 @@ from vstore.scsi.kept_state import StateLost
 SLOT = 1 << 20
 _HEAD = struct.Struct(">8sQII")
 _MAGIC = b"VSTSTATE"
+_LOST = "lost"  # a section that says: what has no section was perhaps kept, and cannot be read any more
 
 # Opens the file, and makes it if told to; None: there is none.
 Opener = Callable[[bool], int | None]
@@ -63,9 +64,9 @@ class StateFile:
     # ---- what a section does ----------------------------------------------------------------------------
 
     def load(self, name: str) -> bytes | None:
-        if self._lost:
-            raise StateLost
         text = self._sections.get(name)
+        if text is None and (self._lost or _LOST in self._sections):
+            raise StateLost
         return None if text is None else text.encode()
 
     async def save(self, name: str, data: bytes) -> None:
@@ -96,6 +97,8 @@ class StateFile:
             raise OSError(errno.EROFS, "there is no place for the state")
         if not self._generation:
             self._write_slot({}, 0)
+        if self._lost:  # the others stay lost, also over a restart: nobody knows what they were
+            sections = sections | {_LOST: ""}
         self._write_slot(sections, self._generation + 1)
         self._generation, self._sections, self._lost = self._generation + 1, sections, False
 
