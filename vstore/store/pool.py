@@ -71,9 +71,13 @@ class Pool:
 
         Raises StoreError.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         with refusals_told(f"cannot open {file}{STATE}"):
-            descriptor = os.open(file + STATE, flags, 0o600, dir_fd=self._descriptor)
+            try:
+                descriptor = os.open(file + STATE, flags, dir_fd=self._descriptor)
+            except FileNotFoundError:  # what is saved in it later is durable if its name is
+                descriptor = os.open(file + STATE, flags | os.O_CREAT, 0o600, dir_fd=self._descriptor)
+                os.fsync(self._descriptor)
         try:
             yield descriptor
         finally:
