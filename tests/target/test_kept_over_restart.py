@@ -77,3 +77,18 @@ def test_nothing_is_promised_beside_a_device_whose_directory_is_empty_after_a_bo
     device = os.stat_result([stat.S_IFBLK | 0o600, *os.stat(image)[1:]])
     monkeypatch.setattr(os, "stat", lambda _: device)
     assert _state(image) is None
+
+
+def test_a_disk_that_is_only_read_keeps_nothing_which_another_could_lose(image: Path) -> None:
+    assert _state(image, read_only=True) is None
+
+
+def test_two_names_of_one_image_have_one_state(image: Path) -> None:
+    link = image.with_name("link")
+    link.symlink_to(image)
+    opener = _state(link)
+    assert opener
+    descriptor = opener(True)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert sorted(path.name for path in image.parent.iterdir()) == ["disk", "disk.vstore-state", "link"]

@@ -52,7 +52,7 @@ async def _serve(request: Export, announce: Callable[[], None]) -> int:
     end = end_on_signals(process)
     try:
         for lun, path in request.luns:
-            await process.map_images(lun, partial(_opened, lun, path, request), _state(path))
+            await process.map_images(lun, partial(_opened, lun, path, request), _state(path, read_only=lun.read_only))
         if request.handed_socket is not None and not _listens(request.handed_socket):
             process.on_event(lambda event: end() if isinstance(event, FrontendDisconnected) else None)
         with Descriptors([] if request.handed_socket is None else [request.handed_socket]) as descriptors:
@@ -115,10 +115,14 @@ def _keep_name(image: str | os.PathLike[str]) -> None:
         os.close(directory)
 
 
-def _state(path: Path | None) -> Opener | None:
-    """Not beside a device: what is made in /dev is gone after the next boot, with reservations that were promised."""
+def _state(path: Path | None, *, read_only: bool = False) -> Opener | None:
+    """Beside the image itself, not a link to it. Not beside a device: what is made in /dev is gone after the next boot,
+    with reservations that were promised. Nor of a disk that is only read: others may keep theirs in the same file, which
+    has the image's lock alone."""
     try:
-        return state_beside(path) if path and not stat.S_ISBLK(os.stat(path).st_mode) else None
+        if path is None or read_only or stat.S_ISBLK(os.stat(path).st_mode):
+            return None
+        return state_beside(os.path.realpath(path))
     except OSError:  # to open the image tells why
         return None
 
