@@ -117,8 +117,8 @@ def _keep_name(image: str | os.PathLike[str]) -> None:
 
 def _state(path: Path | None, *, read_only: bool = False) -> Opener | None:
     """Beside the image itself, not a link to it. Not beside a device: what is made in /dev is gone after the next boot,
-    with reservations that were promised. Nor of a disk that is only read: others may keep theirs in the same file, which
-    has the image's lock alone."""
+    with reservations that were promised. Nor of a disk that is only read: others may keep theirs in the same file,
+    which has the image's lock alone."""
     try:
         if path is None or read_only or stat.S_ISBLK(os.stat(path).st_mode):
             return None
