@@ -30,6 +30,8 @@ def _target(*, config_space: bool = False, queues: int = 2, socket: str = SOCKET
         socket_mode="0600",
         socket_owner=None,
         socket_group=None,
+        beside=None,
+        port=1,
         process=Process("listening", 1, 0, None),
         luns=[],
         created_at="",

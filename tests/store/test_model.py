@@ -97,6 +97,7 @@ class StoreModel(RuleBasedStateMachine):
         told = {image.name: image.virtual_size_bytes for image in self.store.list_images("default").items}
         assert told == self.images
         assert self.world.files() == sorted(f"{name}.raw" for name in self.images)
+        assert self.world.states() <= {f"{name}.raw" for name, read_only in self.luns.values() if not read_only}
         for name, size in self.images.items():
             assert (self.world.pool() / f"{name}.raw").stat().st_size == size
         for target in self.store.list_targets().items:

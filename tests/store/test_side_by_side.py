@@ -22,6 +22,7 @@ def test_verbs_from_many_threads_leave_one_truth(store: Store, world: World) -> 
     assert faults == []
     images = {image.name: image for image in store.list_images("default").items}
     assert world.files() == sorted(str(image.file) for image in images.values())
+    assert world.states() <= {str(image.file) for image in images.values() if image.luns}
     for image in images.values():
         assert image.parent in (None, *images)
         assert all(images[child].parent == image.name for child in image.children)

@@ -17,6 +17,8 @@ from vstore.store import Store
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
+STATE = ".vstore-state"
+
 
 class World:
     """`root` has a short name, because sockets live below it."""
@@ -61,7 +63,13 @@ class World:
         return self.state / "pools" / "default"
 
     def files(self) -> list[str]:
-        return sorted(os.listdir(self.pool()))
+        """All that lies in the pool, but what units keep beside images that are there."""
+        return sorted(set(os.listdir(self.pool())) - {f"{name}{STATE}" for name in self.states()})
+
+    def states(self) -> set[str]:
+        """The images beside which their units keep something."""
+        names = set(os.listdir(self.pool()))
+        return {name for name in names if f"{name}{STATE}" in names}
 
     def close(self) -> None:
         for store in self.stores:
