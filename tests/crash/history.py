@@ -224,7 +224,7 @@ class History:
     def _asked_snapshot(self, position: int, mark: dict[str, Any]) -> None:
         """What is under way may be in it or not, and so may what is still to be asked for: see the answer."""
         under_way = {id(step) for request in self._by_number.values() for step in request.steps}
-        content = [_up_to(steps, under_way) for steps in self.sectors[: self._length]]
+        content = [_up_to(self._steps(sector), under_way) for sector in range(self._length)]
         self.snapshots[mark["name"]] = Kept(content, position)
 
     def _answered_snapshot(self, position: int, asked: dict[str, Any], since: int) -> None:
