@@ -117,7 +117,7 @@ class Daemon:
         return self.image_path(name)
 
     def image_path(self, name: str) -> Path:
-        (path,) = self._state.rglob(f"{name}.*")
+        (path,) = (path for path in self._state.rglob(f"{name}.*") if path.suffix != ".vstore-state")
         return path
 
     def resize_image(self, name: str, mebibytes: int) -> None:

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "commands.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -13,13 +14,13 @@
 enum { HEADER = sizeof(struct virtio_scsi_cmd_req), RESPONSE = sizeof(struct virtio_scsi_cmd_resp) };
 
 static const struct setup plain = { .features = FEATURE(INDIRECT) };
-static long look_ns, clock_ns;
+static _Atomic long look_ns, clock_ns; /* the loop looks too */
 
 int clock_gettime(clockid_t id, struct timespec *now)
 {
 	(void)id;
-	clock_ns += look_ns;
-	*now = (struct timespec){ .tv_sec = 1 + clock_ns / 1000000000, .tv_nsec = clock_ns % 1000000000 };
+	long ns = atomic_fetch_add(&clock_ns, look_ns) + look_ns;
+	*now = (struct timespec){ .tv_sec = 1 + ns / 1000000000, .tv_nsec = ns % 1000000000 };
 	return 0;
 }
 
