@@ -130,7 +130,7 @@ _LIST_DEVICES = (
 def _devices(control: Path) -> list[str]:
     """What was attached by -device, as QEMU tells it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(str(control))
+        eventually(lambda: connection.connect_ex(str(control)) == 0)  # QEMU makes it after it has come to us
         lines = connection.makefile("rw", buffering=1)
         lines.readline()
         for command in (
