@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from formats.errors import InvalidArgument, ReadOnlyImage
 from formats.host_file import HostFile
-from formats.qcow2 import rebuild, widths
+from formats.qcow2 import rebuild, snapshot_table, widths
 from formats.qcow2.header import Header, write_fixed
 from formats.qcow2.pages import Pages
 from formats.qcow2.references import Walk
@@ -118,6 +118,8 @@ class Examination:
         self._walk.run()
         for finding in self._walk.findings:
             self._corrupt(finding.sentence)
+        for number in snapshot_table.incomplete(self._walk.snapshots, self.header.start.version):
+            self._corrupt(f"snapshot table entry {number} is incomplete: version 3 demands the size of its disk")
         self.report.corruptions += self._walk.more
         self._read_structure()
         self._compare()
@@ -269,6 +271,8 @@ class Examination:
                 if finding.patch is not None:
                     self.file.pwrite(*finding.patch)
             self.file.fdatasync()
+            if snapshot_table.incomplete(self._walk.snapshots, self.header.start.version):
+                snapshot_table.move_completed(self.file, self.header, self._walk.snapshots)
             self.report = Report()
             self._look()
             self._raise()

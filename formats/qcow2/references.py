@@ -162,7 +162,7 @@ class Walk:
         self.tables = SparseCounts()  # the disk's L2 tables, by their offsets
         self._apart_tables: list[tuple[int, int]] = []  # offsets and ends, sorted, of what is not repaired in place now
         self.more = 0  # findings that are not kept
-        self._snapshots: Sequence[snapshot_table.Snapshot] = ()
+        self.snapshots: Sequence[snapshot_table.Snapshot] = ()
         self._bitmaps: Sequence[bitmap_directory.BitmapEntry] = ()
         self._next = 0  # where the next cluster would lie if nothing were fragmented
 
@@ -337,14 +337,14 @@ class Walk:
     # snapshots, bitmaps, encryption
 
     def _read_snapshots(self) -> None:
-        self._snapshots = snapshot_table.read(self.file, self.header)
-        self.name(self.header.start.snapshots_offset, snapshot_table.length(self._snapshots), "the snapshot table")
+        self.snapshots = snapshot_table.read(self.file, self.header)
+        self.name(self.header.start.snapshots_offset, snapshot_table.length(self.snapshots), "the snapshot table")
 
     def _snapshot_tables(self) -> list[tuple[int, int]]:
         """Where snapshots have their L1 tables. What an L1 entry of the disk calls an L2 table may be one of these, and
         zeros for what cannot be in an L2 table would destroy the snapshot."""
         found, end = [], 0
-        for offset, size in sorted({(each.start.l1_table_offset, each.start.l1_size) for each in self._snapshots}):
+        for offset, size in sorted({(each.start.l1_table_offset, each.start.l1_size) for each in self.snapshots}):
             end = max(end, offset + size * WORD)
             found.append((offset, end))  # perhaps with what lies between two: harmless
         return found
@@ -354,7 +354,7 @@ class Walk:
         return at > 0 and place < self._apart_tables[at - 1][1]
 
     def _walk_snapshots(self) -> None:
-        places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in self._snapshots)
+        places = Counter((each.start.l1_table_offset, each.start.l1_size) for each in self.snapshots)
         named = SparseCounts()
         for (offset, size), times in self._apart(places, "the L1 table of a snapshot"):
             if offset % self._size or size * WORD > disk.MAX_L1_BYTES:

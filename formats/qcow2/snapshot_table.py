@@ -1,11 +1,15 @@
 """The snapshot table: one entry per internal snapshot, each of its own length; parsed, checked, packed."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from formats.errors import CorruptImage, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.qcow2 import structures as disk
-from formats.qcow2.header import Header
+from formats.qcow2.header import Header, replace_start
+
+REQUIRED_EXTRA = 16  # bytes, by version 3: the size of the VM state and that of the disk
 
 _NO_ICOUNT = (1 << 64) - 1
 
@@ -30,6 +34,12 @@ class Snapshot(NamedTuple):
     def disk_size(self) -> int | None:
         """Bytes of the disk when it was taken; None where the entry does not tell."""
         return int.from_bytes(self.extra[8:16], "big") if len(self.extra) >= 16 else None
+
+    def completed(self, disk_size: int) -> "Snapshot":
+        """The entry with all the extra data that version 3 demands. `disk_size`: for an entry that does not tell."""
+        told = disk_size if self.disk_size is None else self.disk_size
+        extra = disk.SnapshotExtra(self.vm_state_size, told, 0).pack()[:REQUIRED_EXTRA] + self.extra[REQUIRED_EXTRA:]
+        return self._replace(start=dataclasses.replace(self.start, extra_data_size=len(extra)), extra=extra)
 
     @property
     def size(self) -> int:
@@ -122,3 +132,20 @@ def _entry(file: HostFile, data: bytes, at: int, number: int) -> Snapshot:
 def length(snapshots: list[Snapshot]) -> int:
     """Bytes of the table with these entries."""
     return sum(snapshot.size for snapshot in snapshots)
+
+
+def incomplete(snapshots: Sequence[Snapshot], version: int) -> list[int]:
+    """Numbers of the entries that lack extra data which the version of their image demands."""
+    return [n for n, each in enumerate(snapshots) if version >= 3 and len(each.extra) < REQUIRED_EXTRA]
+
+
+def move_completed(file: HostFile, header: Header, snapshots: Sequence[Snapshot]) -> None:
+    """Has a table of complete entries behind all that the file has, and the header name it. Nobody uses the image, and
+    counting the new table and not the old one is left to the caller. UnsupportedFeature, OSError."""
+    data = b"".join(snapshot.completed(header.start.size).pack() for snapshot in snapshots)
+    if len(data) > disk.MAX_SNAPSHOT_TABLE_BYTES:
+        raise UnsupportedFeature(f"{file.name} would need a snapshot table of {len(data)} bytes")
+    offset = -(-file.length // header.cluster_size) * header.cluster_size
+    file.pwrite(offset, data.ljust(-(-len(data) // header.cluster_size) * header.cluster_size, b"\0"))
+    file.fdatasync()
+    replace_start(file, header, dataclasses.replace(header.start, snapshots_offset=offset))

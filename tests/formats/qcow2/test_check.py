@@ -1,11 +1,13 @@
 """Checking: the numbers of qemu-img check, and repairs after which it finds nothing."""
 
+import dataclasses
 import random
 from pathlib import Path
 
 import pytest
 
 from formats.host_file import HostFile
+from formats.qcow2 import snapshot_table
 from formats.qcow2.check import Report, check
 from formats.qcow2.header import Header
 from formats.qcow2.structures import OFFSET, Extension
@@ -140,6 +142,28 @@ def test_an_l1_entry_of_flags_without_a_table_is_found_and_repaired(
     assert run("qemu-img", "check", "-f", "qcow2", path).returncode == 2
     assert checked(path, "all").corruptions == 0
     assert_clean(path)
+
+
+@pytest.mark.parametrize("told", [0, 8])
+def test_a_snapshot_entry_of_version_3_without_all_its_extra_data_is_found_and_completed(
+    tmp_path: Path, told: int
+) -> None:
+    path = make(tmp_path)
+    for name in ("one", "two"):
+        assert run("qemu-img", "snapshot", "-c", name, path).returncode == 0
+    table = header(path).start.snapshots_offset
+    with HostFile.from_path(path, read_only=True) as file:
+        first, second = snapshot_table.read(file, Header.read(file))
+    start = dataclasses.replace(first.start, extra_data_size=told)
+    damage(path, table, first._replace(start=start, extra=first.extra[:told]).pack() + second.pack())
+    assert run("qemu-img", "check", "-f", "qcow2", path).returncode == 2
+    assert checked(path).corruptions == 1
+    assert checked(path, "all").corruptions == 0
+    assert_clean(path)
+    qemu_io("qcow2", path, "write -P 9 0 100k")
+    for name in ("two", "one"):
+        assert run("qemu-img", "snapshot", "-a", name, path).returncode == 0
+        qemu_io("qcow2", path, "read -P 2 0 100k")
 
 
 def test_a_repair_writes_nothing_into_what_only_seems_to_be_an_l2_table(tmp_path: Path) -> None:
