@@ -2,9 +2,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.scsi.cluster import FULL_STATUS, IGNORE, cluster
 from tests.scsi.initiator import Initiator
 from tests.scsi.sg3 import decoded
 from vstore.scsi.commands import Inquiry, ReportTargetPortGroups
+from vstore.scsi.target import WELL_KNOWN_REPORT_LUNS, Target
+from vstore.scsi.task import ITNexus
 
 GROUP = "80 01 00 01 00 00 00 01 00 00 00 01"  # PREF, active/optimized; AO_SUP; group 1; one port: 1
 
@@ -37,3 +40,55 @@ def test_inquiry_says_the_same_of_the_port_as_the_report(tmp_path: Path) -> None
     assert "Target port group: 0x1" in told
     standard = initiator.good(Inquiry.build(allocation_length=96))
     assert standard[5] >> 4 & 3 == 0b01  # TPGS: implicit
+
+
+def relative_port(initiator: Initiator, lun: int = 0) -> int:
+    """Of the one designator of this kind in VPD page 83h."""
+    data = initiator.good(Inquiry.build(evpd=1, page_code=0x83, allocation_length=255), lun=lun)
+    found, at = [], 4
+    while at < len(data):
+        if data[at + 1] == 0x14:  # association: target port; relative target port identifier
+            assert data[at : at + 6].hex(" ") == "01 14 00 04 00 00"
+            found.append(int.from_bytes(data[at + 6 : at + 8]))
+        at += 4 + data[at + 3]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_each_nexus_is_told_the_port_that_it_came_through_and_all_of_them_all_the_ports() -> None:
+    nodes = cluster("one", "two", "three")
+    assert [relative_port(node) for node in nodes] == [1, 2, 3]
+    for node in nodes:
+        report = node.good(ReportTargetPortGroups.build(allocation_length=255))
+        assert report[11] == 3
+        assert [report[at : at + 4].hex() for at in range(12, 24, 4)] == ["00000001", "00000002", "00000003"]
+        ports = node.good(Inquiry.build(evpd=1, page_code=0x88, allocation_length=255))[4:]
+        assert [ports[at : at + 4].hex() for at in range(0, 36, 12)] == ["00000001", "00000002", "00000003"]
+
+
+def test_a_registration_names_the_port_that_inquiry_names() -> None:
+    nodes = cluster("one", "two")
+    for node in nodes:
+        node.does(IGNORE, 0, 7)
+    status = nodes[0].asks(FULL_STATUS)
+    told, at = set(), 8
+    while at < len(status):
+        told.add(int.from_bytes(status[at + 18 : at + 20]))
+        at += 24 + int.from_bytes(status[at + 20 : at + 24])
+    assert told == {relative_port(node) for node in nodes}
+
+
+def test_a_port_that_nobody_has_noted_is_told_all_the_same() -> None:
+    initiator = Initiator()
+    initiator.nexus = ITNexus("late", 0x1234)
+    initiator.send("00 00 00 00 00 00")
+    assert relative_port(initiator) == 0x1234
+    assert initiator.good(Inquiry.build(evpd=1, page_code=0x88, allocation_length=255))[6:8].hex() == "1234"
+    assert initiator.good(ReportTargetPortGroups.build(allocation_length=255))[14:16].hex() == "1234"
+
+
+def test_the_well_known_unit_tells_the_port_too() -> None:
+    initiator = Initiator(Target(2))
+    initiator.nexus = ITNexus("vm1", 2)
+    initiator.send("00 00 00 00 00 00", lun=WELL_KNOWN_REPORT_LUNS)
+    assert relative_port(initiator, WELL_KNOWN_REPORT_LUNS) == 2

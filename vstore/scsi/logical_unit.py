@@ -64,8 +64,8 @@ class LogicalUnit(DirectAccessDevice):
 _NOBODY = Identity("0")
 
 
-async def _well_known_inquiry(unit: DeviceServer, cdb: Inquiry, _: Task) -> bytes:
-    return spc.inquiry_data(unit, cdb, spc.WELL_KNOWN_LOGICAL_UNIT, _NOBODY, WELL_KNOWN_VPD_PAGES)
+async def _well_known_inquiry(unit: DeviceServer, cdb: Inquiry, task: Task) -> bytes:
+    return spc.inquiry_data(unit, cdb, task, spc.WELL_KNOWN_LOGICAL_UNIT, identity=_NOBODY, pages=WELL_KNOWN_VPD_PAGES)
 
 
 async def _well_known_sense(unit: DeviceServer, cdb: RequestSense, task: Task) -> bytes:
@@ -87,8 +87,8 @@ class ReportLunsWellKnown(DeviceServer):
 _NOT_SUPPORTED = Sense.illegal(AdditionalSense.LOGICAL_UNIT_NOT_SUPPORTED)
 
 
-async def _absent_inquiry(unit: DeviceServer, cdb: Inquiry, _: Task) -> bytes:
-    return spc.inquiry_data(unit, cdb, spc.NOT_CAPABLE, _NOBODY, {})
+async def _absent_inquiry(unit: DeviceServer, cdb: Inquiry, task: Task) -> bytes:
+    return spc.inquiry_data(unit, cdb, task, spc.NOT_CAPABLE, identity=_NOBODY, pages={})
 
 
 async def _absent_sense(_: DeviceServer, cdb: RequestSense, __: Task) -> bytes:

@@ -71,12 +71,18 @@ async def report_readiness(unit: DirectAccessDevice, _: TestUnitReady, __: Task)
     return b""
 
 
-async def inquiry(unit: DirectAccessDevice, cdb: Inquiry, _: Task) -> bytes:
-    return inquiry_data(unit, cdb, DIRECT_ACCESS_BLOCK_DEVICE, unit.identity, VPD_PAGES)
+async def inquiry(unit: DirectAccessDevice, cdb: Inquiry, task: Task) -> bytes:
+    return inquiry_data(unit, cdb, task, DIRECT_ACCESS_BLOCK_DEVICE, identity=unit.identity, pages=VPD_PAGES)
 
 
 def inquiry_data(
-    unit: DeviceServer, cdb: Inquiry, peripheral: int, identity: Identity, pages: Mapping[int, VpdPage]
+    unit: DeviceServer,
+    cdb: Inquiry,
+    task: Task,
+    peripheral: int,
+    *,
+    identity: Identity,
+    pages: Mapping[int, VpdPage],
 ) -> bytes:
     """SPC-4 6.6.1: standard INQUIRY data, or with EVPD one of these pages."""
     if not cdb.evpd:
@@ -86,7 +92,7 @@ def inquiry_data(
     page = pages.get(cdb.page_code)
     if page is None:
         raise cdb.invalid(Inquiry.page_code if pages else Inquiry.evpd)
-    body = page.body(unit)
+    body = page.body(unit, task.nexus.identity.port)
     return VpdHeader.of(peripheral=peripheral, page_code=cdb.page_code, page_length=len(body)).encode() + body
 
 

@@ -10,19 +10,18 @@ from vstore.scsi.task import Task
 
 TARGET_PORT_GROUP = 1
 IMPLICIT_ACCESS = 0b01  # TPGS: REPORT TARGET PORT GROUPS, and nothing that SET TARGET PORT GROUPS could change
-RELATIVE_TARGET_PORT = 1  # where there is no other
 
 _ACTIVE_OPTIMIZED = 0x0
 _LENGTH_ONLY, _EXTENDED = 0b000, 0b001  # PARAMETER DATA FORMAT
 
 
-def ports_of(unit: DirectAccessDevice) -> list[int]:
-    """The relative identifiers of the target ports that lead to it."""
-    return sorted(unit.ports) or [RELATIVE_TARGET_PORT]
+def ports_of(unit: DirectAccessDevice, port: int) -> list[int]:
+    """The relative identifiers of the target ports that lead to it; the one that a command came through is one."""
+    return sorted(unit.ports | {port})
 
 
-async def report_target_port_groups(unit: DirectAccessDevice, cdb: ReportTargetPortGroups, _: Task) -> bytes:
-    ports = ports_of(unit)
+async def report_target_port_groups(unit: DirectAccessDevice, cdb: ReportTargetPortGroups, task: Task) -> bytes:
+    ports = ports_of(unit, task.nexus.identity.port)
     group = TargetPortGroup.of(
         pref=1,
         asymmetric_access_state=_ACTIVE_OPTIMIZED,

@@ -1,4 +1,7 @@
-"""Vital product data: the values of each page (SPC-4 7.8, SBC-3 6.6). SUPPORTED VPD PAGES is the registry itself."""
+"""Vital product data: the values of each page (SPC-4 7.8, SBC-3 6.6). SUPPORTED VPD PAGES is the registry itself.
+
+Each is asked through a target port, whose relative identifier the functions get beside the unit.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +19,9 @@ from vstore.scsi.pages import (
     ModePagePolicy,
     ScsiPort,
 )
-from vstore.scsi.target_ports import RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, ports_of
+from vstore.scsi.target_ports import TARGET_PORT_GROUP, ports_of
 
-Body = Callable[[Any], bytes]
+Body = Callable[[Any, int], bytes]
 
 _BINARY, _ASCII = 1, 2
 _T10_VENDOR_ID, _NAA, _RELATIVE_PORT, _TARGET_PORT_GROUP = 1, 3, 4, 5
@@ -35,25 +38,25 @@ class VpdPage(NamedTuple):
     layout: type[Layout] | None = None
 
 
-def supported_pages(_: DirectAccessDevice) -> bytes:
+def supported_pages(_: DirectAccessDevice, __: int) -> bytes:
     """The codes of these pages, ascending."""
     return bytes(sorted(VPD_PAGES))
 
 
-def unit_serial_number(unit: DirectAccessDevice) -> bytes:
+def unit_serial_number(unit: DirectAccessDevice, _: int) -> bytes:
     """The serial number, in ASCII."""
     return unit.identity.serial.encode("ascii")
 
 
-def device_identification(unit: DirectAccessDevice) -> bytes:
+def device_identification(unit: DirectAccessDevice, port: int) -> bytes:
     """Two designators of the logical unit: NAA, locally assigned, 8 bytes; T10 vendor identification and serial. Two of
-    the target port: its relative identifier, and its target port group."""
+    the target port that the command came through: its relative identifier, and its target port group."""
     named = b"".join(
         DesignationDescriptor.of(code_set=code_set, designator_type=kind, designator_length=len(designator)).encode()
         + designator
         for code_set, kind, designator in designators(unit)
     )
-    return named + _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT) + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
+    return named + _of_port(_RELATIVE_PORT, port) + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
 
 
 def designators(unit: DirectAccessDevice) -> list[tuple[int, int, bytes]]:
@@ -72,22 +75,22 @@ def _of_port(kind: int, value: int) -> bytes:
     return header.encode() + value.to_bytes(4)
 
 
-def extended_inquiry(_: DirectAccessDevice) -> bytes:
+def extended_inquiry(_: DirectAccessDevice, __: int) -> bytes:
     """Every task attribute but ACA; a volatile cache; LUICLR: REPORT LUNS ends its attention for whoever asks."""
     return ExtendedInquiry.of(headsup=1, ordsup=1, simpsup=1, v_sup=1, luiclr=1).encode()
 
 
-def mode_page_policy(_: DirectAccessDevice) -> bytes:
+def mode_page_policy(_: DirectAccessDevice, __: int) -> bytes:
     """Every page is shared by all nexuses."""
     return ModePagePolicy.of(policy_page_code=ALL_PAGES, policy_subpage_code=ALL_SUBPAGES).encode()
 
 
-def scsi_ports(unit: DirectAccessDevice) -> bytes:
-    """The target ports by their relative identifiers; they have no names."""
-    return b"".join(ScsiPort.of(relative_port=port).encode() for port in ports_of(unit))
+def scsi_ports(unit: DirectAccessDevice, port: int) -> bytes:
+    """The target ports that lead to the unit by their relative identifiers; they have no names."""
+    return b"".join(ScsiPort.of(relative_port=each).encode() for each in ports_of(unit, port))
 
 
-def block_limits(unit: DirectAccessDevice) -> bytes:
+def block_limits(unit: DirectAccessDevice, _: int) -> bytes:
     """The limits that the block commands hold to; without thin provisioning, those of UNMAP are zero."""
     physical_block = 1 << unit.physical_block_exponent
     return BlockLimits.of(
@@ -103,12 +106,12 @@ def block_limits(unit: DirectAccessDevice) -> bytes:
     ).encode()
 
 
-def block_device_characteristics(unit: DirectAccessDevice) -> bytes:
+def block_device_characteristics(unit: DirectAccessDevice, _: int) -> bytes:
     """A medium that does not rotate, unless told otherwise."""
     return BlockDeviceCharacteristics.of(medium_rotation_rate=unit.rotation_rate, fuab=1, vbuls=1).encode()
 
 
-def logical_block_provisioning(unit: DirectAccessDevice) -> bytes:
+def logical_block_provisioning(unit: DirectAccessDevice, _: int) -> bytes:
     """UNMAP, WRITE SAME (10) and WRITE SAME (16) deallocate, and what is deallocated reads as zeros; or all zero."""
     if not unit.thin:
         return LogicalBlockProvisioning().encode()
@@ -138,15 +141,15 @@ VPD_PAGES = {
 # ---- the well known logical unit -----------------------------------------------------------------------
 
 
-def well_known_supported_pages(_: DeviceServer) -> bytes:
+def well_known_supported_pages(_: DeviceServer, __: int) -> bytes:
     """The codes of these pages, ascending."""
     return bytes(sorted(WELL_KNOWN_VPD_PAGES))
 
 
-def well_known_identification(_: DeviceServer) -> bytes:
+def well_known_identification(_: DeviceServer, port: int) -> bytes:
     """One designator, of the target port it is reached by: its relative identifier. A well known logical unit has none
     of its own (SPC-4 7.8.6.2.2)."""
-    return _of_port(_RELATIVE_PORT, RELATIVE_TARGET_PORT)
+    return _of_port(_RELATIVE_PORT, port)
 
 
 WELL_KNOWN_VPD_PAGES = {
