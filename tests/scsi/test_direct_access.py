@@ -194,6 +194,15 @@ def test_listeners_hear_of_every_change(change: Any) -> None:
     assert heard
 
 
+def test_a_listener_that_was_forgotten_hears_nothing() -> None:
+    unit, heard = make_unit(), []
+    listener = lambda: heard.append(1)  # noqa: E731 - one object, to be forgotten again
+    unit.on_change(listener)
+    unit.forget_change(listener)
+    unit.changed()
+    assert not heard
+
+
 def test_listeners_hear_when_a_unit_attention_was_told_and_not_of_plain_commands() -> None:
     initiator = Initiator()
     initiator.unit.capacity_changed()

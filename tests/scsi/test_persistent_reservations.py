@@ -3,11 +3,13 @@
 import pytest
 
 from tests.scsi.cluster import (
+    APTPL,
     CLEAR,
     CONFLICT,
     EA,
     EA_AR,
     EA_RO,
+    FULL_STATUS,
     GOOD,
     IGNORE,
     PREEMPT,
@@ -26,6 +28,7 @@ from tests.scsi.cluster import (
     MemoryRecord,
     cluster,
     code_of,
+    generation_of,
     held,
     keys_of,
     out_cdb,
@@ -36,6 +39,7 @@ from tests.scsi.initiator import (
     INVALID_FIELD_IN_CDB,
     INVALID_FIELD_IN_PARAMETER_LIST,
 )
+from vstore.scsi.direct_access import ResetCause
 from vstore.scsi.task import ITNexus, Task
 
 BASIC = (REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, REPLACE)
@@ -211,3 +215,19 @@ def test_preempt_and_abort_ends_the_commands_of_those_it_removes() -> None:
     other.unit.forget_abort(abort)
     other.does(PREEMPT_AND_ABORT, 2, 2, EA_RO)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("flags", [0, APTPL])
+def test_a_power_on_leaves_what_aptpl_keeps_and_counts_generations_anew(flags: int) -> None:
+    (one,) = cluster("one", record=MemoryRecord())
+    one.does(REGISTER, 0, 7, flags=flags)
+    one.does(RESERVE, 7, kind=WE)
+    one.unit.reset(ResetCause.POWER_ON)
+    one.told()
+    assert (generation_of(one), keys_of(one), held(one)) == ((0, [7], (7, WE)) if flags else (0, [], None))
+
+
+def test_who_is_registered_where_nothing_is_reserved_holds_nothing() -> None:
+    (one,) = registered("one")
+    descriptor = one.asks(FULL_STATUS)[8:]
+    assert (descriptor[:8], descriptor[12], descriptor[13]) == ((1).to_bytes(8), 0, 0)
