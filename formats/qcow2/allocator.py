@@ -146,8 +146,8 @@ class Allocator:
     def cut(self) -> None:
         """Shortens the file by the free clusters at its end that this allocator had appended."""
         behind = end = max(self.end, -(-self._file.length // self._cluster_size))  # more where appending has failed
-        while end > self.first_appended and not self._refcounts.get(end - 1):
-            end -= 1
+        if end > self.first_appended:
+            end = self._refcounts.used_end(self.first_appended, end)
         if end < behind and not self._file.is_block_device:
             self._file.truncate(min(end * self._cluster_size, self._file.length))
 

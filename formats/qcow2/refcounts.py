@@ -228,13 +228,32 @@ class Refcounts:
             at += take
         return start
 
+    def used_end(self, floor: int, end: int) -> int:
+        """The end of the last cluster of `floor` .. `end` - 1 that is counted; `floor` where none is."""
+        while end > floor:
+            index = (end - 1) // self.per_block
+            page, place = self.page(end - 1)
+            first = max(floor, end - 1 - place if page else index * self.per_block)
+            if page:
+                (counts,) = self._pieces(first, end - first)
+                last = next((n for n in range(len(counts), 0, -1) if counts[n - 1]), 0)
+                if last:
+                    return first + last
+            end = first
+        return floor
+
     def extra(self, first: int, count: int) -> tuple[int, int]:
-        """How many clusters `extend` would lay in front: of blocks, and of a longer table."""
+        """How many clusters `extend` would lay in front: of blocks, and of a longer table. UnsupportedFeature where
+        that table would be too long."""
         blocks = table = 0
         while True:
             last = (first + blocks + table + count - 1) // self.per_block
-            missing = sum(not self.block(index) for index in range(first // self.per_block, last + 1))
             longer = 0 if last < self._room else -(-(last + 1) * WORD * 3 // 2 // self.cluster_size)
+            if longer * self.cluster_size > MAX_REFCOUNT_TABLE_BYTES:  # before what it would need in turn is counted
+                raise UnsupportedFeature(
+                    f"{self._file.name} would need a refcount table beyond {MAX_REFCOUNT_TABLE_BYTES} bytes"
+                )
+            missing = sum(not self.block(index) for index in range(first // self.per_block, last + 1))
             if (missing, longer) == (blocks, table):
                 return blocks, table
             blocks, table = missing, max(longer, table)
@@ -246,10 +265,6 @@ class Refcounts:
         `count` begin now; the blocks have been counted, they have not."""
         blocks, table = self.extra(first, count)
         start = first + blocks + table
-        if table * self.cluster_size > MAX_REFCOUNT_TABLE_BYTES:
-            raise UnsupportedFeature(
-                f"{self._file.name} would need a refcount table beyond {MAX_REFCOUNT_TABLE_BYTES} bytes"
-            )
         if table:
             self.table.extend([0] * (table * self.cluster_size // WORD - len(self.table)))
         place = first

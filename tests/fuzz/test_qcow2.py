@@ -3,11 +3,12 @@
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import qcow2, qcow2_session
+from tests.fuzz import pace, qcow2, qcow2_session
 from tests.fuzz.qcow2 import KEPT, Bench, FindingError
 from tests.fuzz.qcow2_bases import BASES
 from tests.fuzz.qcow2_layout import Layout
@@ -82,3 +83,30 @@ def test_a_case_is_kept_so_that_it_can_be_replayed(tmp_path: Path, monkeypatch: 
     path = qcow2.keep(damage, 12)
     assert parse(path.read_text()) == damage
     assert "# session 12" in path.read_text()
+
+
+def test_only_what_takes_too_long_each_time_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick, bench = Told("too long", slow=True), Told(), Bench(tmp_path)
+    answers = [slow, slow, quick, *[slow] * qcow2.TRIES]
+    monkeypatch.setattr(qcow2_session, "run", lambda *_, **__: answers.pop(0))
+    bench.run(Damage("plain", ()), seed=0, sampled=False)
+    with pytest.raises(FindingError, match="too long"):
+        bench.run(Damage("plain", ()), seed=0, sampled=False)
+    assert not answers
+
+
+@pytest.mark.parametrize("slowness", [0.5, 1, 1.9, 50])
+def test_a_phase_is_allowed_longer_where_everything_takes_longer_but_not_much(
+    monkeypatch: pytest.MonkeyPatch, slowness: float
+) -> None:
+    clock, allowed = [0.0], qcow2_session.SECONDS * min(max(1, slowness), pace.WORST)
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(pace, "_yardstick", lambda: work(slowness * pace.ALONE))
+    with qcow2_session.phase("look", Told()):
+        work(allowed - 0.01)
+    with pytest.raises(qcow2_session.SlowError, match="look took"), qcow2_session.phase("look", Told()):
+        work(allowed + 0.01)

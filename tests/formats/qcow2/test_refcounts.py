@@ -55,3 +55,20 @@ def test_a_table_that_could_not_grow_grows_later(tmp_path: Path, refused: str) -
             for n in range(run.count):
                 place = (run.entry & (1 << 48) - 1) * SECTOR + n * SECTOR
                 assert again.file.pread(place, 8) == (run.first + n).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("bits", [1, 16, 64])
+def test_the_last_cluster_in_use_is_found_across_pages_and_missing_blocks(tmp_path: Path, bits: int) -> None:
+    with HostFile.create(tmp_path / "disk") as file:
+        create(file, 64 << 20, options=Options(cluster_size=512, refcount_bits=bits))
+    with Qcow2(HostFile.from_path(tmp_path / "disk")) as image:
+        assert image.writer is not None
+        counts, ends = image.writer.refcounts, [20_000]
+        image.writer.allocator.take(3)
+        while (end := counts.used_end(0, ends[-1])) > 0:
+            assert counts.get(end - 1)
+            assert not any(counts.get(cluster) for cluster in range(end, ends[-1]))
+            ends.append(end - 1)
+        assert len(ends) > 3
+        assert counts.used_end(7, 7) == 7
+        assert counts.used_end(15_000, 20_000) == 15_000
