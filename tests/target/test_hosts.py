@@ -144,6 +144,7 @@ def test_a_shared_disk_outlives_each_target_that_has_it(
     assert second.client.status().hosted
     assert not target.client.status().hosted
     target.client.unmap_lun(0)
+    assert other.command(bytes(6)).sense[12:14] == b"\x3f\x03"  # INQUIRY DATA HAS CHANGED: it has one port less
     assert other.command(write_10(), b"\7" * 512).status == GOOD
     target.client.map_lun(request(0, str(disk), shared=True))
     second.client.unmap_lun(0)

@@ -7,6 +7,7 @@ from vstore.scsi.sense import AdditionalSense, Sense
 from vstore.scsi.task import ITNexus
 
 _RESET_ASC = 0x29
+_CLEARED = AdditionalSense.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR
 
 
 class Attentions:
@@ -53,6 +54,11 @@ class Attentions:
         """The nexus is known, and there is nothing to tell it."""
         return self._waiting.get(nexus) == []
 
+    def reset_waits(self, nexus: ITNexus) -> bool:
+        """It has not yet been told of a power on, of a reset, or of its own loss."""
+        waiting = self._waiting.get(nexus)
+        return waiting is None or any(sense.code.asc == _RESET_ASC for sense in waiting)
+
     def waiting(self, nexus: ITNexus) -> list[Sense]:
         """What it is to be told, in order."""
         return list(self._waiting.get(nexus, ()))
@@ -73,5 +79,6 @@ def _enqueue(waiting: list[Sense], sense: Sense) -> None:
     # not told as something weaker (SAM-5 5.14.1).
     if any(other.code is AdditionalSense.POWER_ON_OCCURRED for other in waiting):
         return
-    waiting[:] = [other for other in waiting if other.code.asc != _RESET_ASC]
+    # That commands were cleared goes without saying.
+    waiting[:] = [other for other in waiting if other.code.asc != _RESET_ASC and other.code is not _CLEARED]
     waiting.insert(sum(other.deferred for other in waiting), sense)

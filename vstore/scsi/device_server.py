@@ -128,10 +128,10 @@ class DeviceServer:
         access = Access.NONE
         try:
             if isinstance(row, CheckCondition):
-                self._report(task)
+                self._report(task, None)
                 raise row
             if not row.passes_attention:
-                self._report(task)
+                self._report(task, row)
             if task.attribute is TaskAttribute.ACA:
                 # There is no ACA condition here to which this attribute could belong (NormACA is 0).
                 raise CheckCondition(Sense.illegal(AdditionalSense.INVALID_MESSAGE_ERROR))
@@ -152,7 +152,8 @@ class DeviceServer:
             _log.exception("A defect of vstore: CDB %s ended in an exception", task.cdb.hex())
             return self._check(task, _FAILURE)
 
-    def _report(self, task: Task) -> None:
+    def _report(self, task: Task, row: type[Cdb] | None) -> None:  # noqa: ARG002 - a unit that can be reserved asks
+        """Raises CheckCondition when the nexus is to be told something first."""
         attention = self.attention_of(task)
         if attention is not None:
             raise CheckCondition(attention)

@@ -45,6 +45,8 @@ async def set_identifying_information(unit: DirectAccessDevice, cdb: SetIdentify
     information = task.fetch(length)
     if kind == _TEXT:
         _check_text(information)
+    if information == unit.identifying_information.values.get(_NAMES[kind], b""):
+        return b""  # nothing of which anybody was to be told
     await unit.identifying_information.save(**{_NAMES[kind]: information})
     unit.establish(AdditionalSense.DEVICE_IDENTIFIER_CHANGED, but=task.nexus)
     return b""

@@ -8,6 +8,7 @@ while one is registered RESERVE and RELEASE do, with the exceptions of SPC-4 5.1
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection
 
 from vstore.scsi.background import Background
@@ -41,15 +42,36 @@ class Reservable(DeviceServer):
         self._aborts: list[Abort] = []
         self._changing = asyncio.Lock()
 
+    def add_port(self, port: int) -> None:
+        """One more target port leads to the unit, as VPD page 88h and MULTIP say: those who know it are told."""
+        if port not in self.ports:
+            self.ports.add(port)
+            self.establish(AdditionalSense.INQUIRY_DATA_HAS_CHANGED)
+
+    def remove_port(self, port: int) -> None:
+        if port in self.ports:
+            self.ports.remove(port)
+            self.establish(AdditionalSense.INQUIRY_DATA_HAS_CHANGED)
+
     def check_reservations(self, cdb: Cdb, nexus: ITNexus) -> None:
         """Raises ReservationConflict, and CheckCondition while nobody knows what is reserved."""
-        if not cdb.passes_reservation and self.reservation.excludes(nexus):
+        if self._conflicts(cdb, nexus):
             raise ReservationConflict
-        beside = cdb.beside_reservation()
-        if self.persistent.withholds(beside):
+        if self.persistent.withholds(cdb.beside_reservation()):
             raise CheckCondition(LOST)
-        if self.persistent.conflicts(nexus.identity, beside):
-            raise ReservationConflict
+
+    def _conflicts(self, cdb: Cdb, nexus: ITNexus) -> bool:
+        if not cdb.passes_reservation and self.reservation.excludes(nexus):
+            return True
+        return self.persistent.conflicts(nexus.identity, cdb.beside_reservation())
+
+    def _report(self, task: Task, row: type[Cdb] | None) -> None:
+        """RESERVATION CONFLICT goes before all unit attentions but those of resets, and they stay (SAM-5 5.3.3)."""
+        if row and not self.attentions.none_wait(task.nexus) and not self.attentions.reset_waits(task.nexus):
+            with contextlib.suppress(CheckCondition):  # what cannot be decoded is refused after the unit attention
+                if self._conflicts(row.decode(task.cdb), task.nexus):
+                    raise ReservationConflict
+        super()._report(task, row)
 
     def known_persistent(self) -> PersistentReservations:
         """Raises CheckCondition where the state is lost."""

@@ -32,7 +32,7 @@ from vstore.scsi.pages import (
     VpdHeader,
 )
 from vstore.scsi.sense import NO_SENSE, NOT_STARTED, AdditionalSense, CheckCondition, Sense
-from vstore.scsi.target_ports import IMPLICIT_ACCESS
+from vstore.scsi.target_ports import IMPLICIT_ACCESS, ports_of
 from vstore.scsi.task import ReservationConflict, Task
 from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
@@ -44,8 +44,8 @@ _SPC_4 = 0x06
 _VERSION_DESCRIPTORS = {"SAM-5": 0x00A0, "SPC-4": 0x0460, "SBC-3": 0x04C0}
 
 
-def standard_inquiry(peripheral: int, identity: Identity) -> bytes:
-    """SPC-4 6.6.2: 96 bytes."""
+def standard_inquiry(peripheral: int, identity: Identity, ports: int = 1) -> bytes:
+    """SPC-4 6.6.2: 96 bytes. `ports`: target ports that lead to the unit."""
     sam, spc, sbc = _VERSION_DESCRIPTORS.values()
     return StandardInquiry.of(
         peripheral=peripheral,
@@ -55,6 +55,7 @@ def standard_inquiry(peripheral: int, identity: Identity) -> bytes:
         additional_length=StandardInquiry.length - 5,
         third_party_copy=int(peripheral == DIRECT_ACCESS_BLOCK_DEVICE),
         tpgs=IMPLICIT_ACCESS if peripheral == DIRECT_ACCESS_BLOCK_DEVICE else 0,
+        multip=int(ports > 1),
         cmdque=1,
         vendor=ascii_field(identity.vendor, 8),
         product=ascii_field(identity.product, 16),
@@ -72,7 +73,9 @@ async def report_readiness(unit: DirectAccessDevice, _: TestUnitReady, __: Task)
 
 
 async def inquiry(unit: DirectAccessDevice, cdb: Inquiry, task: Task) -> bytes:
-    return inquiry_data(unit, cdb, task, DIRECT_ACCESS_BLOCK_DEVICE, identity=unit.identity, pages=VPD_PAGES)
+    ports = len(ports_of(unit, task.nexus.identity.port))
+    kind = DIRECT_ACCESS_BLOCK_DEVICE
+    return inquiry_data(unit, cdb, task, kind, identity=unit.identity, pages=VPD_PAGES, ports=ports)
 
 
 def inquiry_data(
@@ -83,12 +86,13 @@ def inquiry_data(
     *,
     identity: Identity,
     pages: Mapping[int, VpdPage],
+    ports: int = 1,
 ) -> bytes:
-    """SPC-4 6.6.1: standard INQUIRY data, or with EVPD one of these pages."""
+    """SPC-4 6.6.1: standard INQUIRY data, or with EVPD one of these pages. `ports`: that lead to the unit."""
     if not cdb.evpd:
         if cdb.page_code:
             raise cdb.invalid(Inquiry.page_code)  # without EVPD it must be zero
-        return standard_inquiry(peripheral, identity)
+        return standard_inquiry(peripheral, identity, ports)
     page = pages.get(cdb.page_code)
     if page is None:
         raise cdb.invalid(Inquiry.page_code if pages else Inquiry.evpd)

@@ -106,10 +106,10 @@ class LunMap:
         if (target, lun) in self._mapped:
             raise ValueError(f"target {target}, LUN {lun} has a logical unit already")
         mapped = self._mapped[target, lun] = Mapped(target, lun, unit, volume)
+        unit.add_port(self._port)
         if self._nexus:
             unit.add_nexus(self._nexus)
         self.targets.setdefault(target, Target(self._port)).add(lun, unit)
-        unit.ports.add(self._port)
         mapped.heeds = lambda: self._push(mapped)
         unit.on_change(mapped.heeds)
         mapped.drains = lambda: self.drained([mapped])
@@ -138,9 +138,9 @@ class LunMap:
             mapped.unit.forget_change(mapped.heeds)
         if mapped.drains:
             mapped.unit.task_set.forget_drain(mapped.drains)
-        mapped.unit.ports.discard(self._port)
         if self._nexus:
             mapped.unit.remove_nexus(self._nexus)
+        mapped.unit.remove_port(self._port)
 
     @contextlib.contextmanager
     def held(self, units: Collection[Mapped]) -> Iterator[None]:
