@@ -184,6 +184,24 @@ static void test_what_comes_behind_an_ordered_task_is_left_to_python_until_that_
 	driver_free(driver);
 }
 
+static void test_an_ordered_task_that_outlives_its_lun_lets_nothing_pass_another_at_that_address(void **state)
+{
+	const vs_lun_settings settings = open_lun();
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	struct buffer in = data_in(driver, BLOCK);
+	struct answer of_gone = with_header(driver, 16, 1);
+
+	(void)state;
+	assert_int_equal(vs_lun_remove(driver->device, 0, 0), 0);
+	assert_int_equal(vs_lun_set(driver->device, 0, 0, driver->volume, &settings), 0);
+	struct answer of_next = with_header(driver, 16, 1);
+	finish(driver, of_gone);
+	finish(driver, command(driver, read_10(0, 1), NULL, 0, &in, 1));
+	finish(driver, of_next);
+	assert_good(command(driver, read_10(0, 1), NULL, 0, &in, 1), RESPONSE + BLOCK);
+	driver_free(driver);
+}
+
 static void test_an_ordered_task_that_outlives_its_lun_holds_nothing_up(void **state)
 {
 	const vs_lun_settings settings = open_lun();
@@ -301,6 +319,7 @@ int main(void)
 		cmocka_unit_test(test_both_lun_formats_reach_the_lun_and_others_python),
 		cmocka_unit_test(test_ordered_tasks_are_left_to_python),
 		cmocka_unit_test(test_what_comes_behind_an_ordered_task_is_left_to_python_until_that_has_ended),
+		cmocka_unit_test(test_an_ordered_task_that_outlives_its_lun_lets_nothing_pass_another_at_that_address),
 		cmocka_unit_test(test_an_ordered_task_that_outlives_its_lun_holds_nothing_up),
 		cmocka_unit_test(test_an_io_error_is_left_to_python),
 		cmocka_unit_test(test_a_write_to_a_read_only_layer_is_left_to_python),

@@ -21,11 +21,12 @@ from vstore.scsi.commands import (
     Reserve6,
     StartStopUnit,
 )
+from vstore.scsi.direct_access import ResetCause
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.target import Target
-from vstore.scsi.task import Status
+from vstore.scsi.task import ITNexus, Status
 
 BLOCKS = 2048
 NOT_REACHABLE, INEXACT, DEVICE_FAILURE = (0xA, 0x0D, 0x02), (0xA, 0x26, 0x0A), (0xA, 0x0D, 0x01)
@@ -370,3 +371,15 @@ async def test_a_copy_stops_where_its_nexus_loses_the_destination_and_an_abort_w
     await aborting
     assert numbers(made.target.luns[1], 2046, 4) == [2047, 2048, 2048, 2049]
     assert status_of(made, 5)[12:14] == "02"
+
+
+@pytest.mark.parametrize("cause", list(ResetCause))
+def test_what_became_of_a_copy_is_forgotten_with_its_nexus_and_by_every_reset(cause: ResetCause) -> None:
+    made = initiator()
+    made.good(*command(listed([], [], identifier=3, usage=0)))
+    made.unit.reset(cause, ITNexus("another"))
+    if cause is ResetCause.I_T_NEXUS_LOSS:
+        made.good("00")  # it was another's
+        made.unit.reset(cause, made.nexus)
+    made.check("00")
+    assert made.refused(ReceiveCopyStatus.build(list_identifier=3, allocation_length=12)) == (2, 7)

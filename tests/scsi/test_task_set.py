@@ -153,3 +153,23 @@ def test_the_listener_is_called_when_the_gate_must_change() -> None:
 def test_the_extended_inquiry_data_claims_the_attributes() -> None:
     data = Initiator().good(Inquiry.build(evpd=1, page_code=0x86, allocation_length=64))
     assert data[5] == 0x07  # HEADSUP, ORDSUP, SIMPSUP
+
+
+async def test_an_ordered_command_drains_only_the_target_ports_that_are_still_there() -> None:
+    tasks, drained = TaskSet(lambda: None), []
+
+    async def first() -> None:
+        drained.append("first")
+        tasks.forget_drain(first)
+        tasks.forget_drain(second)
+
+    async def second() -> None:
+        drained.append("second")
+
+    async def third() -> None:
+        drained.append("third")
+
+    for drain in (first, second, third):
+        tasks.on_drain(drain)
+    tasks.leave(await tasks.enter(ORDERED))
+    assert drained == ["first", "third"]

@@ -249,13 +249,14 @@ static struct lun **lun_slot(struct vs_device *device, uint32_t target, uint32_t
 	return &table->luns[lun];
 }
 
-static int fill_lun(const struct vs_device *device, struct lun **slot, vs_volume *volume,
-		    const vs_lun_settings *settings)
+static int fill_lun(struct vs_device *device, struct lun **slot, vs_volume *volume, const vs_lun_settings *settings)
 {
-	if (!*slot)
+	if (!*slot) {
 		*slot = calloc(1, sizeof(**slot) + device->loop_count * sizeof((*slot)->counts[0]));
-	if (!*slot)
-		return -ENOMEM;
+		if (!*slot)
+			return -ENOMEM;
+		(*slot)->number = ++device->luns_made;
+	}
 	struct lun *lun = *slot;
 	if (lun->volume != volume) {
 		if (lun->in_flight)

@@ -156,8 +156,8 @@ struct vs_request {
 	uint16_t head;
 	uint8_t kind;
 	bool slow;        /* Python has it */
-	bool barrier;     /* counted in its LUN's barriers */
 	bool counted;     /* in ring->in_flight */
+	uint64_t barrier; /* number of the LUN that counts it in its barriers; 0: none does */
 	uint32_t pending; /* segments not done yet */
 	int error;
 	uint32_t header_length, response_room;
@@ -257,6 +257,7 @@ struct lun_counts {
 struct lun {
 	vs_lun_settings settings;
 	struct vs_volume *volume;
+	uint64_t number; /* no other LUN ever has it, also at the same address */
 	_Atomic uint32_t in_flight;
 	_Atomic uint32_t barriers;  /* commands in Python's hands that no younger one may overtake */
 	struct lun_counts counts[]; /* one for each loop */
@@ -305,6 +306,7 @@ struct vs_device {
 	const vs_fast_row *fast[256];
 	vs_fast_row rows[256];
 	struct lun_table *targets[MAX_TARGETS];
+	uint64_t luns_made;
 	pthread_mutex_t notice_lock;
 	struct vs_request *notices, **notices_tail;
 	uint64_t notice_rings[2]; /* bit set: rings[i].notices is not 0 */

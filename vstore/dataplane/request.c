@@ -26,7 +26,8 @@ struct vs_request *request_new(struct loop *loop)
 	request->iov_count = request->out_count = 0;
 	request->lun = NULL;
 	request->error = 0;
-	request->slow = request->barrier = request->counted = request->io_busy = false;
+	request->barrier = 0;
+	request->slow = request->counted = request->io_busy = false;
 	return request;
 }
 
@@ -170,14 +171,13 @@ void request_finish(struct vs_request *request, const void *response, uint32_t l
 	request_dropped(request);
 }
 
-/* Its LUN may have gone meanwhile, and another one have come that knows nothing of it. */
+/* Its LUN may have gone meanwhile, and another one have come that counts barriers of its own. */
 static void request_lift_barrier(const struct vs_request *request)
 {
 	struct lun *lun = device_lun(request->ring->device, request->header);
-	uint32_t barriers = lun ? atomic_load(&lun->barriers) : 0;
 
-	while (barriers && !atomic_compare_exchange_weak(&lun->barriers, &barriers, barriers - 1))
-		;
+	if (lun && lun->number == request->barrier)
+		atomic_fetch_sub(&lun->barriers, 1);
 }
 
 /* The request is over, answered or not. */

@@ -184,7 +184,7 @@ static bool raise_barrier(struct vs_request *request)
 
 	if (lun) {
 		atomic_fetch_add(&lun->barriers, 1);
-		request->barrier = true;
+		request->barrier = lun->number;
 	}
 	return false;
 }

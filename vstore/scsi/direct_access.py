@@ -272,7 +272,10 @@ class DirectAccessDevice(Counting, Reservable):
         if cause is ResetCause.I_T_NEXUS_LOSS:
             told: Iterable[ITNexus] = [nexus] if nexus else []
             self.reservation.release(nexus)
+            if nexus:
+                self.copies.forget(nexus)
         else:
+            self.copies.forget(None)
             told = self.attentions.nexuses()
             self.stopped = False
             self.self_tests.abort()

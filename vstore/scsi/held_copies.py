@@ -39,3 +39,10 @@ class HeldCopies:
 
     def discard(self, nexus: ITNexus, identifier: int) -> None:
         self._copies.get(nexus, {}).pop(identifier, None)
+
+    def forget(self, nexus: ITNexus | None) -> None:
+        """All of a nexus that was lost, or of every nexus after a reset (SPC-4 5.16.4)."""
+        if nexus is None:
+            self._copies.clear()
+        else:
+            self._copies.pop(nexus, None)

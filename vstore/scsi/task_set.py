@@ -77,8 +77,9 @@ class TaskSet:
                 if each in self._entries:
                     await each.gone()
             if attribute is _ORDERED:
-                for drain in self._drains:
-                    await drain()
+                for drain in list(self._drains):
+                    if drain in self._drains:  # or its target port went while another one was drained
+                        await drain()
         except BaseException:
             self.leave(entry)
             raise
