@@ -241,12 +241,18 @@ vs_lun_settings open_lun(void)
 struct driver *driver_with_disk(enum medium medium, struct setup setup)
 {
 	struct driver *driver = driver_new(setup);
+
+	driver->volume = new_volume(medium, DISK_LENGTH, &driver->disk);
+	put_disk(driver);
+	return driver;
+}
+
+void put_disk(struct driver *driver)
+{
 	const vs_lun_settings settings = open_lun();
 
 	assert_int_equal(vs_device_set_fast_rows(driver->device, fast_rows, COUNT(fast_rows)), 0);
-	driver->volume = new_volume(medium, DISK_LENGTH, &driver->disk);
 	assert_int_equal(vs_lun_set(driver->device, 0, 0, driver->volume, &settings), 0);
-	return driver;
 }
 
 uint64_t new_header(struct driver *driver, struct cdb cdb, uint64_t tag)

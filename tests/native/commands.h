@@ -36,6 +36,8 @@ uint8_t pattern(uint64_t offset);
 vs_lun_settings open_lun(void);
 /* A driver with LUN 0 of target 0 on such a volume, gate open, and all fast rows. */
 struct driver *driver_with_disk(enum medium medium, struct setup setup);
+/* The same LUN behind another device. */
+void put_disk(struct driver *driver);
 
 struct answer {
 	bool used;       /* the chain came back through the used ring */

@@ -97,6 +97,36 @@ void driver_start_ring(struct driver *driver, uint32_t index)
 	assert_int_equal(vs_vring_enable(device, index, 1), 0);
 }
 
+static void new_device(struct driver *driver)
+{
+	const struct setup *setup = &driver->setup;
+	const vs_settings settings = { .vrings = setup->rings,
+				       .threads = setup->threads,
+				       .poll_ns = setup->poll_ns,
+				       .use_io_uring = setup->io_uring };
+
+	driver->device = vs_device_new(&settings);
+	assert_non_null(driver->device);
+	assert_int_equal(vs_device_set_features(driver->device, setup->features | FEATURE(VERSION_1)), 0);
+}
+
+void driver_take_over(struct driver *driver)
+{
+	vs_device_free(driver->device);
+	new_device(driver);
+	for (uint32_t i = 0; i < driver->setup.regions; i++) {
+		const struct region *region = &driver->regions[i];
+
+		assert_int_equal(vs_memory_add(driver->device, region->guest, region->size, region->user, region->fd,
+					       driver->setup.offset),
+				 0);
+	}
+	for (uint32_t i = 0; i < driver->setup.rings; i++) {
+		assert_int_equal(vs_vring_set_call(driver->device, i, driver->rings[i].call), 0);
+		assert_int_equal(vs_vring_set_error(driver->device, i, driver->rings[i].error), 0);
+	}
+}
+
 struct driver *driver_new(struct setup setup)
 {
 	struct driver *driver = calloc(1, sizeof(*driver));
@@ -107,13 +137,7 @@ struct driver *driver_new(struct setup setup)
 	setup.regions = setup.regions ? setup.regions : 1;
 	driver->setup = setup;
 	driver->disk = -1;
-	const vs_settings settings = { .vrings = setup.rings,
-				       .threads = setup.threads,
-				       .poll_ns = setup.poll_ns,
-				       .use_io_uring = setup.io_uring };
-	driver->device = vs_device_new(&settings);
-	assert_non_null(driver->device);
-	assert_int_equal(vs_device_set_features(driver->device, setup.features | FEATURE(VERSION_1)), 0);
+	new_device(driver);
 	for (uint32_t i = 0; i < setup.regions; i++)
 		add_region(driver, i);
 	for (uint32_t i = 0; i < setup.rings; i++) {

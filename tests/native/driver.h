@@ -86,6 +86,8 @@ struct buffer {
 
 struct driver *driver_new(struct setup setup);
 void driver_free(struct driver *driver);
+/* Another device that knows guest memory and nothing else, as in a process that takes over; its rings are to be started. */
+void driver_take_over(struct driver *driver);
 void driver_start_ring(struct driver *driver, uint32_t index);
 uint64_t driver_user(const struct driver *driver, uint64_t guest);
 

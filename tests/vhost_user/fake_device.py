@@ -57,6 +57,7 @@ class FakeDevice(Device):
         self.regions: dict[tuple[int, int, int], int] = {}
         self.features = 0
         self.log: int = -1
+        self.inflight: tuple[int, ...] | None = None  # (size of the file, size, offset, vrings, entries)
         self.luns: dict[tuple[int, int], LunSettings] = {}
         self.counts: dict[tuple[int, int], LunCounters] = {}  # of the fast path
         self.busy: dict[tuple[int, int], list[int]] = {}  # tags that the fast path has in flight
@@ -106,6 +107,13 @@ class FakeDevice(Device):
             self.notify(NoticeKind.IDLE, vring)
 
     # ---- the device ----
+
+    def set_inflight(self, fd: int, size: int, offset: int, vrings: int, entries: int) -> None:
+        if any(ring.started or ring.in_flight for ring in self.rings):
+            raise OSError(errno.EBUSY, "a ring is started")
+        if fd >= 0 and offset + size > os.fstat(fd).st_size:
+            raise OSError(errno.EFBIG, "the file is too small")
+        self.inflight = (os.fstat(fd).st_size, size, offset, vrings, entries) if fd >= 0 else None
 
     def memory_add(self, guest_address: int, size: int, user_address: int, fd: int, mmap_offset: int) -> None:
         self.calls.append(("memory_add", guest_address, size, user_address, mmap_offset))
@@ -186,7 +194,7 @@ class FakeDevice(Device):
 
     def vring_count(self, vring: int) -> Counters:
         ring = self.rings[vring]
-        return Counters(0, 0, 0, 0, 0, 0, 0, 0, ring.started, ring.enabled, ring.broken, ring.in_flight)
+        return Counters(0, 0, 0, 0, 0, 0, 0, 0, 0, ring.started, ring.enabled, ring.broken, ring.in_flight)
 
     def set_fast_rows(self, rows: Sequence[FastRowLike]) -> None:
         self.calls.append(("set_fast_rows", len(rows)))

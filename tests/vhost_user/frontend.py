@@ -32,6 +32,7 @@ FORMS = {
     "GET_CONFIG": (24, "=IIII"),
     "SET_CONFIG": (25, "=IIII"),
     "GET_INFLIGHT_FD": (31, "=QQHHI"),
+    "SET_INFLIGHT_FD": (32, "=QQHHI"),
     "RESET_DEVICE": (34, "="),
     "GET_MAX_MEM_SLOTS": (36, "="),
     "ADD_MEM_REG": (37, "=QQQQQ"),

@@ -24,6 +24,7 @@ __all__ = [
     "NoticeKind",
     "Partial",
     "Volume",
+    "inflight_size",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         LunSettings,
         Notice,
         NoticeKind,
+        inflight_size,
     )
     from vstore.dataplane.volume import Allocation, MapChange, Partial, Volume
 else:

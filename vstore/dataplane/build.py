@@ -14,7 +14,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext as _build_ext
 
 HERE = Path("vstore/dataplane")
-HEADERS = ("dataplane.h", "mover.h")
+HEADERS = ("dataplane.h", "inflight.h", "mover.h")
 LIBRARIES = ("liburing", "libdeflate", "libzstd")
 BEGIN, END = "/* cffi: begin */", "/* cffi: end */"
 

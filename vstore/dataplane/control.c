@@ -161,6 +161,9 @@ static unsigned start(void *argument)
 		return (unsigned)-error;
 	ring->started = true;
 	ring->broken = ring->wants_idle = ring->notify_on = false;
+	/* whoever served the ring before may have died between the used index and the interrupt for it */
+	if (ring->inflight && ring->call >= 0)
+		poke(ring->call);
 	loop_refresh(ring->loop);
 	return 0;
 }
@@ -188,12 +191,28 @@ int vs_vring_enable(vs_device *device, uint32_t vring, int enabled)
 	return unlock_ring(ring, 0);
 }
 
+/* What was in flight already when the ring started has to be used before the front-end hears that all is. */
+static unsigned fetch_the_rest(void *argument)
+{
+	struct vring *ring = argument;
+	bool enabled = ring->enabled;
+
+	ring->enabled = true;
+	scsi_serve(ring, ring->again_left);
+	ring->enabled = enabled;
+	if (!ring->broken)
+		vring_publish(ring);
+	return 0;
+}
+
 int vs_vring_stop(vs_device *device, uint32_t vring)
 {
 	struct vring *ring = lock_ring(device, vring);
 
 	if (!ring)
 		return -EINVAL;
+	if (ring->started && !ring->broken && ring->again_left)
+		loop_guarded(ring->loop, fetch_the_rest, ring);
 	ring->started = false;
 	loop_refresh(ring->loop);
 	if (ring->in_flight)

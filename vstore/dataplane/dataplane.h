@@ -252,9 +252,10 @@ int vs_vring_base(vs_device *device, uint32_t vring);
 int vs_vring_break(vs_device *device, uint32_t vring);
 int vs_vring_in_flight(vs_device *device, uint32_t vring);
 
-/* bytes_read, bytes_written: data-in and data-out of commands that ended with GOOD, on the fast path and the slow one. */
+/* bytes_read, bytes_written: data-in and data-out of commands that ended with GOOD, on the fast path and the slow one.
+ * resumed: chains that another process had fetched and not answered. */
 typedef struct {
-	uint64_t kicks, calls, fetched, completed, slow, batches, bytes_read, bytes_written;
+	uint64_t kicks, calls, fetched, completed, slow, batches, bytes_read, bytes_written, resumed;
 	uint32_t started, enabled, broken, in_flight;
 } vs_vring_counters;
 int vs_vring_count(vs_device *device, uint32_t vring, vs_vring_counters *counters);

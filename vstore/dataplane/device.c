@@ -111,6 +111,7 @@ void vs_device_free(vs_device *device)
 		next = request->next;
 		request_destroy(request);
 	}
+	inflight_unmap(device);
 	free(device->loops);
 	free_luns(device);
 	guest_memory_clear(&device->memory);

@@ -75,6 +75,7 @@ class Counters(NamedTuple):
     batches: int
     bytes_read: int
     bytes_written: int
+    resumed: int
     started: int
     enabled: int
     broken: int
@@ -88,6 +89,11 @@ class LunCounters(NamedTuple):
     writes: int
     bytes_read: int
     bytes_written: int
+
+
+def inflight_size(vrings: int, entries: int) -> int:
+    """Bytes of the memory that Device.set_inflight takes, for `vrings` vrings of `entries` entries."""
+    return int(lib.vs_inflight_size(vrings, entries))
 
 
 class FastRowLike(Protocol):
@@ -147,6 +153,10 @@ class Device:
 
     def set_log(self, fd: int, size: int, offset: int) -> None:
         checked(lib.vs_device_set_log(self._device, fd, size, offset), f"set_log(size {size}, offset {offset})")
+
+    def set_inflight(self, fd: int, size: int, offset: int, vrings: int, entries: int) -> None:
+        result = lib.vs_device_set_inflight(self._device, fd, size, offset, vrings, entries)
+        checked(result, f"set_inflight(size {size}, offset {offset}, {vrings} vrings of {entries})")
 
     # ---- vrings ----
 

@@ -4,8 +4,8 @@
  *   loop.c        one thread: looks at its rings, polls or sleeps          device.c   control calls, LUN table, slow path
  *     virtio_scsi.c   a chain becomes a request; media.c starts it         map.c      block map: cuts, says where bytes lie
  *       vring.c         fetch, push, publish                               io.c       moves bytes: mapping, inline call,
- *         guest_memory.c  translate, copy, dirty log                         uring.c    io_uring
- *                                                                          fault.c    a SIGBUS becomes an error
+ *         inflight.c      what a process that follows has to do again        uring.c    io_uring
+ *         guest_memory.c  translate, copy, dirty log                         fault.c    a SIGBUS becomes an error
  *
  * Locking: every loop has one lock, held while it works and given up while it sleeps or when somebody wants it. Whatever
  * a loop touches (its rings, their requests, LUN table, memory table, features) changes only under that lock, or under
@@ -14,6 +14,7 @@
 #ifndef VSTORE_INTERNAL_H
 #define VSTORE_INTERNAL_H
 
+#include "inflight.h"
 #include "volume.h"
 
 #include <liburing.h>
@@ -189,6 +190,10 @@ struct vring {
 	uint16_t next_avail, next_used, published;
 	uint32_t in_flight;
 	int kick, call, error;
+	struct inflight_queue *inflight; /* NULL: nobody keeps account of what is in flight */
+	uint64_t fetches;
+	struct fetch_again *again;
+	uint32_t again_count, again_left;
 	uint32_t notices; /* 1 << VS_NOTICE_* waiting for Python, under notice_lock */
 	vs_vring_counters counters;
 };
@@ -200,7 +205,7 @@ void vring_push(struct vring *ring, uint16_t head, uint32_t length);
 /* Makes what was pushed visible; interrupts if the driver wants it. */
 void vring_publish(struct vring *ring);
 bool vring_has_work(const struct vring *ring);
-uint16_t vring_waiting(const struct vring *ring);
+uint32_t vring_waiting(const struct vring *ring);
 void vring_notify(struct vring *ring, bool on);
 void vring_break(struct vring *ring);
 static inline bool vring_active(const struct vring *ring)
@@ -297,6 +302,7 @@ struct loop {
 
 struct vs_device {
 	vs_settings settings;
+	struct inflight_region inflight;
 	struct guest_memory memory;
 	uint64_t features;
 	bool event_index, indirect, logging;

@@ -130,9 +130,11 @@ static int walk_chain(struct walk *walk, uint16_t head)
 }
 
 /* Chains that the driver has made available and we have not fetched, if it tells the truth. */
-uint16_t vring_waiting(const struct vring *ring)
+uint32_t vring_waiting(const struct vring *ring)
 {
-	return (uint16_t)(atomic_load_explicit(&ring->avail->index, memory_order_acquire) - ring->next_avail);
+	uint16_t available = atomic_load_explicit(&ring->avail->index, memory_order_acquire);
+
+	return (uint16_t)(available - ring->next_avail) + ring->again_left;
 }
 
 bool vring_has_work(const struct vring *ring)
@@ -140,22 +142,44 @@ bool vring_has_work(const struct vring *ring)
 	return vring_waiting(ring);
 }
 
+static int fetch_chain(struct vring *ring, struct vs_request *request, uint16_t head)
+{
+	struct walk walk = { .ring = ring, .request = request };
+
+	request->head = head;
+	walk.budget = ring->size > MIN_HOP_BUDGET ? ring->size : MIN_HOP_BUDGET;
+	return walk_chain(&walk, head);
+}
+
+/* What a process before this one had fetched. It is marked already. */
+static int fetch_again(struct vring *ring, struct vs_request *request)
+{
+	int error = fetch_chain(ring, request, ring->again[ring->again_count - ring->again_left].head);
+
+	if (error)
+		return error;
+	ring->again_left--;
+	return 1;
+}
+
 int vring_fetch(struct vring *ring, struct vs_request *request)
 {
 	uint16_t available = atomic_load_explicit(&ring->avail->index, memory_order_acquire);
 	uint16_t waiting = (uint16_t)(available - ring->next_avail);
-	struct walk walk = { .ring = ring, .request = request };
 
+	if (UNLIKELY(ring->again_left))
+		return fetch_again(ring, request);
 	if (!waiting)
 		return 0;
 	if (waiting > ring->size)
 		return -EPROTO;
-	request->head =
+	uint16_t head =
 		atomic_load_explicit(&ring->avail->ring[ring->next_avail & (ring->size - 1)], memory_order_relaxed);
-	walk.budget = ring->size > MIN_HOP_BUDGET ? ring->size : MIN_HOP_BUDGET;
-	int error = walk_chain(&walk, request->head);
+	int error = fetch_chain(ring, request, head);
 	if (error)
 		return error;
+	if (ring->inflight && !inflight_fetched(ring, head))
+		return -EPROTO;
 	ring->next_avail++;
 	return 1;
 }
@@ -175,6 +199,9 @@ void vring_push(struct vring *ring, uint16_t head, uint32_t length)
 	ring->used->ring[slot] = (struct used_element){ head, length };
 	log_used(ring, offsetof(struct used_ring, ring) + slot * sizeof(struct used_element),
 		 sizeof(struct used_element));
+	KILL_POINT();
+	if (ring->inflight)
+		inflight_pushed(ring, head);
 	ring->next_used++;
 }
 
@@ -202,8 +229,11 @@ void vring_publish(struct vring *ring)
 	ring->driver_awake = !wants_interrupt(ring, before);
 	if (ring->call >= 0 && !ring->driver_awake) {
 		ring->counters.calls++;
+		KILL_POINT();
 		poke(ring->call);
 	}
+	if (ring->inflight)
+		inflight_published(ring, (uint16_t)(ring->published - before));
 }
 
 /* The event index behind the used elements: where the driver reads whether we want a kick. */
@@ -266,6 +296,7 @@ int vring_start(struct vring *ring)
 	if (!ring->started) {
 		uint16_t index = atomic_load_explicit(&used->index, memory_order_acquire);
 		ring->next_used = ring->published = index;
+		return ring->in_flight ? 0 : inflight_begin(ring);
 	}
 	return 0;
 }

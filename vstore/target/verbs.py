@@ -213,6 +213,7 @@ class VringStatus(Declaration):
     batches: int = declared(_bytes_count)
     bytes_read: int = declared(_bytes_count)  # data-in of commands that ended with GOOD, whoever answered them
     bytes_written: int = declared(_bytes_count)  # likewise data-out
+    resumed: int = declared(_bytes_count, 0)  # chains that a process before this one had fetched and not answered
 
 
 class LunStatus(Declaration):

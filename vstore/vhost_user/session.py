@@ -28,6 +28,7 @@ from vstore.vhost_user.channel import Channel, Message
 from vstore.vhost_user.complaints import Complaints
 from vstore.vhost_user.errors import ProtocolError, RefusalError
 from vstore.vhost_user.guest_memory import GuestMemory, Region, describe
+from vstore.vhost_user.inflight import Attached, InflightRegion
 from vstore.vhost_user.messages import (
     CONFIG_SPACE,
     MESSAGES,
@@ -36,6 +37,7 @@ from vstore.vhost_user.messages import (
     Answer,
     DeviceConfig,
     Feature,
+    Inflight,
     Integer,
     LogDescription,
     MemoryRegion,
@@ -90,7 +92,7 @@ class Endpoint(Protocol):
     def disconnected(self) -> None: ...
 
 
-Reply = Payload | None
+Reply = Payload | Attached | None
 Method = Callable[["Session", Any, list[int]], Reply | Awaitable[Reply]]
 
 
@@ -102,6 +104,7 @@ class Session:
         self._device = endpoint.device
         self._channel = Channel(connection)
         self._memory = GuestMemory(endpoint.device)
+        self._inflight = InflightRegion(endpoint.device, endpoint.name)
         self._features = Feature(0)
         self._protocol_features = ProtocolFeature(0)
         complaints = Complaints(log, endpoint.name)
@@ -153,6 +156,7 @@ class Session:
         self._vrings.forget_descriptors()
         with contextlib.suppress(OSError):
             self._device.set_log(-1, 0, 0)
+        self._inflight.clear()
         self._memory.clear()
         self._endpoint.disconnected()
 
@@ -171,7 +175,9 @@ class Session:
             if reply is None and (acknowledged or row.answer is Answer.ALWAYS):
                 reply = Integer(code)
         if reply is not None:
-            await self._channel.send(message.request, reply.pack())
+            with reply if isinstance(reply, Attached) else contextlib.nullcontext():
+                descriptors = [reply.descriptor] if isinstance(reply, Attached) else []
+                await self._channel.send(message.request, reply.pack(), descriptors)
 
     def _find(self, request: int) -> tuple[Row | None, Method | None]:
         row = MESSAGES.get(request)
@@ -279,6 +285,15 @@ class Session:
 
     def set_log_fd(self, _: Nothing, __: list[int]) -> Reply:
         """Optional: QEMU never sends it, and nobody would wait for its signal."""
+
+    def get_inflight_fd(self, wanted: Inflight, _: list[int]) -> Reply:
+        return self._inflight.made(wanted)
+
+    async def set_inflight_fd(self, told: Inflight, descriptors: list[int]) -> Reply:
+        if not await self._vrings.quiet():
+            raise RefusalError("the memory of what is in flight cannot change while rings run")
+        self._inflight.adopt(told, descriptors[0])
+        return None
 
     # ---- rings ----
 

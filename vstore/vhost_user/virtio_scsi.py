@@ -55,6 +55,7 @@ PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
 )
