@@ -15,7 +15,7 @@ from formats.image import Geometry, Image, Layer, LayerFlags, Run
 from formats.registry import create_image, open_image
 from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, Device, LunSettings, Volume
 from vstore.disk import Disk
-from vstore.scsi.medium import Held, Medium
+from vstore.scsi.medium import Medium
 
 MIB = 1 << 20
 
@@ -293,81 +293,6 @@ def test_the_alignment_of_a_disk_is_that_of_its_strictest_layer(disk: Disk, monk
     assert disk.alignment == 1
     monkeypatch.setattr(type(disk.image), "layers", [Layer(-1, alignment=512), Layer(-1, alignment=4096)])
     assert disk.alignment == 4096
-
-
-async def test_work_alone_with_a_range_reads_and_writes_and_its_result_or_error_comes_back(disk: Disk) -> None:
-    def work(held: Held) -> bytes:
-        old = held.read(510, 4)
-        held.write(511, b"xy")
-        held.flush()
-        return old + held.read(510, 4)
-
-    assert await disk.alone(510, 4, work) == bytes(5) + b"xy\0"
-
-    def fails(held: Held) -> None:
-        held.write(511, b"z")
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        await disk.alone(511, 1, fails)
-    await asyncio.wait_for(disk.write(511, b"!"), 30)  # the range is free again
-    assert await disk.read(510, 4) == b"\0!y\0"
-
-
-async def test_another_write_to_a_held_range_waits_and_one_beside_it_does_not(disk: Disk) -> None:
-    held, go_on = threading.Event(), threading.Event()
-
-    def work(medium: Held) -> None:
-        held.set()
-        assert go_on.wait(30)
-        medium.write(4096, b"mine")
-
-    alone = asyncio.create_task(disk.alone(4096, 512, work))
-    await asyncio.to_thread(held.wait, 30)
-    inside = asyncio.create_task(disk.write_zeroes(4600, 4096, deallocate=True))
-    await disk.write(0, b"beside")
-    assert not inside.done()
-    go_on.set()
-    await alone
-    await inside
-    assert await disk.read(4096, 4) == b"mine"
-
-
-async def test_steps_on_a_held_range_and_snapshots_flushes_and_commits_never_wait_for_each_other(
-    tmp_path: Path,
-) -> None:
-    """More steps than the disk has threads, all on one block, while the whole disk is quiesced again and again."""
-    create_image("qcow2", tmp_path / "disk", 4 * MIB, options={"cluster_size": 65536})
-    disk = Disk(open_image("qcow2", tmp_path / "disk"))
-
-    def count(medium: Held) -> None:
-        number = int.from_bytes(medium.read(0, 512))
-        medium.write(0, (number + 1).to_bytes(512))
-        if number % 8 == 0:
-            medium.flush()
-
-    async def snapshots() -> None:
-        for number in range(6):
-            await asyncio.to_thread(disk.snapshot, f"s{number}")
-            await asyncio.to_thread(disk.delete_snapshot, f"s{number}")
-
-    steps = [disk.alone(0, 512, count) for _ in range(120)]
-    others = [disk.write(65536 * (n % 60), bytes([n]) * 4096) for n in range(1, 60)]
-    flushes = [disk.flush() for _ in range(10)]
-    whole = [disk.alone(0, disk.length, lambda _: None) for _ in range(5)]
-    await asyncio.wait_for(asyncio.gather(*steps, *others, *flushes, *whole, snapshots()), 60)
-    assert int.from_bytes(await disk.read(0, 512)) == 120
-    disk.close()
-
-
-async def test_nobody_is_alone_outside_of_a_disk_or_with_one_that_is_read_only(disk: Disk, path: Path) -> None:
-    with pytest.raises(OSError, match="Errno 22"):
-        await disk.alone(4 * MIB, 1, bool)
-    disk.close()
-    protected = Disk(open_image("raw", path, read_only=True))
-    with pytest.raises(OSError, match="Errno 30"):
-        await protected.alone(0, 1, bool)
-    protected.close()
 
 
 def test_only_a_disk_without_direct_io_is_cached_by_the_host(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ that only the blocks which need help pay for it.
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 
 from formats.errors import ImageError
 from vstore import commits
@@ -41,10 +41,20 @@ class BlockIo:
         self._volume = volume
         self._map = block_map
         self._block_size = block_size
+        self._steps = itertools.count(1)
+        self._exclusive = 0  # of the last of them: a range began, or ceased, to be held against readers
 
     def read(self, offset: int, length: int) -> bytes:
         with _unless_unmapped():
             return self._volume.read(offset, length)
+        before = self._exclusive
+        data = self._read_pieces(offset, length)
+        if before == self._exclusive:
+            return data
+        with self._volume.held(offset, length):  # a step came between two pieces, which is to be seen whole
+            return self._read_pieces(offset, length)
+
+    def _read_pieces(self, offset: int, length: int) -> bytes:
         return b"".join(self._read_piece(at, count) for at, count in self._pieces(offset, length, self._block_size))
 
     def _read_piece(self, offset: int, length: int) -> bytes:
@@ -115,9 +125,18 @@ class BlockIo:
             return self._volume.status(offset, length)
         return min(length, self._block_size - offset % self._block_size), True  # to be composed, or dropped meanwhile
 
-    def held(self, offset: int, length: int) -> AbstractContextManager[None]:
-        """Inside, nobody but this thread writes to the range, on whatever path; others wait."""
-        return self._volume.held(offset, length)
+    @contextlib.contextmanager
+    def held(self, offset: int, length: int, *, exclusive: bool = False) -> Iterator[None]:
+        """Inside, nobody but this thread writes to the range, on whatever path; others wait. With `exclusive` nobody
+        reads there either."""
+        with self._volume.held(offset, length, exclusive=exclusive):
+            try:
+                if exclusive:
+                    self._exclusive = next(self._steps)
+                yield
+            finally:
+                if exclusive:
+                    self._exclusive = next(self._steps)
 
     def flush(self) -> None:
         """Makes everything written so far durable, with the tables that name it."""

@@ -121,8 +121,9 @@ class CipherIo:
         return min(length, alike * self._size - offset % self._size), states[0]
 
     @contextlib.contextmanager
-    def held(self, offset: int, length: int) -> Iterator[None]:
-        """Inside, nobody but this thread writes to the range: all take the lock, and the data plane never writes."""
+    def held(self, offset: int, length: int, *, exclusive: bool = False) -> Iterator[None]:
+        """Inside, nobody but this thread reads or writes: all take the lock, and the data plane does neither."""
+        del exclusive
         _check(offset, length, self._volume.length)
         with self._lock:
             yield

@@ -127,9 +127,10 @@ class Disk:
         """None where no file system says: an image in memory, a block device."""
         return await self._in_thread(self.space_blocking)
 
-    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
-        """What `work` returns; it runs in a thread, and meanwhile nobody else writes to the range, on whatever path."""
-        return await self._in_thread(self.alone_blocking, offset, length, work)
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T], *, exclusive: bool = False) -> _T:
+        """What `work` returns; it runs in a thread, and meanwhile nobody else writes to the range, on whatever path;
+        with `exclusive` nobody else reads there either."""
+        return await self._in_thread(self.alone_blocking, offset, length, work, exclusive=exclusive)
 
     async def flush(self) -> None:
         """Makes everything written so far durable."""
@@ -171,9 +172,9 @@ class Disk:
             free = [os.fstatvfs(descriptor) for descriptor in files]
             return Space(used, min(each.f_bavail * each.f_frsize for each in free))
 
-    def alone_blocking(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+    def alone_blocking(self, offset: int, length: int, work: Callable[[Held], _T], *, exclusive: bool = False) -> _T:
         """As `alone`, for threads that may wait. `work` calls nothing of this disk but what it is given."""
-        with self._moving(change=True), self._io.held(offset, length):
+        with self._moving(change=True), self._io.held(offset, length, exclusive=exclusive):
             return work(self._io)
 
     def flush_blocking(self) -> None:

@@ -78,6 +78,8 @@ TABLE = (
     Row("sg_write_verify --16 --bytchk=1 --lba=0 --num=8 --ilen=4096 --in=/tmp/noise"),
     Row("sg_write_x --normal --16 --num=8 --in=/tmp/noise --lba=8"),
     Row("sg_write_x --or --16 --num=8 --in=/tmp/noise --lba=8"),
+    Row("sg_write_x --atomic=0 --16 --num=8 --in=/tmp/noise --lba=8"),
+    Row("sg_write_x --atomic=8 --16 --num=8 --in=/tmp/noise --lba=8"),
     Row("sg_compare_and_write --lba=100 --num=1 --xferlen=1024 --in=/tmp/zero"),
     Row("sg_compare_and_write --lba=100 --num=1 --xferlen=1024 --in=/tmp/noise", MISCOMPARE),
     Row("sg_write_same --16 --unmap --lba=64 --num=64"),

@@ -229,7 +229,7 @@ static void test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is
 
 static int holds_and_releases(struct caller *caller)
 {
-	int error = vs_volume_hold(caller->volume, caller->offset, PAGE);
+	int error = vs_volume_hold(caller->volume, caller->offset, PAGE, 0);
 
 	return error ? error : vs_volume_release_hold(caller->volume, caller->offset, PAGE);
 }
@@ -251,7 +251,7 @@ static void test_a_held_range_waits_for_writes_under_way_and_holds_up_later_ones
 	passing = 1;
 	finish(&under_way);
 	finish(&other);
-	assert_int_equal(vs_volume_hold(volume, 0, PAGE + 1), 0);
+	assert_int_equal(vs_volume_hold(volume, 0, PAGE + 1, 0), 0);
 	start_at(&into, volume, writes, PAGE);
 	start_at(&other, volume, holds_and_releases, PAGE);
 	start_at(&beside, volume, writes, 2 * PAGE);
@@ -264,10 +264,56 @@ static void test_a_held_range_waits_for_writes_under_way_and_holds_up_later_ones
 	finish(&into);
 	finish(&other);
 	assert_int_equal(vs_volume_release_hold(volume, 0, PAGE + 1), -EINVAL);
-	assert_int_equal(vs_volume_hold(volume, DISK_LENGTH - 1, 2), -EINVAL);
-	assert_int_equal(vs_volume_hold(volume, UINT64_MAX, 2), -EINVAL);
+	assert_int_equal(vs_volume_hold(volume, DISK_LENGTH - 1, 2, 0), -EINVAL);
+	assert_int_equal(vs_volume_hold(volume, UINT64_MAX, 2, 0), -EINVAL);
 	vs_volume_release(volume);
 	close(fd);
+}
+
+static void test_a_range_held_exclusively_holds_up_reads_of_others_too(void **state)
+{
+	struct caller into, beside;
+	uint8_t bytes[PAGE];
+	int fd;
+	vs_volume *volume = new_volume(ON_TMPFS, DISK_LENGTH, &fd);
+
+	(void)state;
+	assert_int_equal(vs_volume_hold(volume, PAGE, PAGE, 1), 0);
+	assert_int_equal(vs_volume_read(volume, 0, bytes, PAGE), 0);
+	assert_int_equal(vs_volume_read(volume, PAGE, bytes, PAGE), 0);
+	start_at(&into, volume, reads, PAGE);
+	start_at(&beside, volume, reads, 2 * PAGE);
+	finish(&beside);
+	usleep(A_WHILE_US);
+	assert_false(into.done);
+	assert_int_equal(vs_volume_release_hold(volume, PAGE, PAGE), 0);
+	finish(&into);
+	assert_int_equal(vs_volume_hold(volume, PAGE, PAGE, 0), 0);
+	start_at(&into, volume, reads, PAGE);
+	finish(&into);
+	assert_int_equal(vs_volume_release_hold(volume, PAGE, PAGE), 0);
+	vs_volume_release(volume);
+	close(fd);
+}
+
+static void test_loops_leave_reads_of_a_range_held_exclusively_to_threads_that_may_wait(void **state)
+{
+	struct driver *driver = driver_with_disk(ON_MEMORY, inline_io);
+	struct buffer in = data_in(driver, PAGE);
+
+	(void)state;
+	assert_int_equal(vs_volume_hold(driver->volume, PAGE, PAGE, 1), 0);
+	assert_good(command(driver, read_10(0, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	struct answer answer = command(driver, read_10(8, 8), NULL, 0, &in, 1);
+	vs_completion completion = { .request = answer.notice.request, .response_length = RESPONSE };
+	struct vring_used_elem used;
+
+	assert_slow(answer);
+	assert_int_equal(vs_complete(driver->device, &completion, 1), 0);
+	assert_true(driver_used(driver, REQUEST, &used));
+	assert_int_equal(vs_volume_release_hold(driver->volume, PAGE, PAGE), 0);
+	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
+	driver_free(driver);
 }
 
 static void test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and_no_others(void **state)
@@ -276,7 +322,7 @@ static void test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and
 	struct buffer out = data_out(driver, PAGE, 1), in = data_in(driver, PAGE);
 
 	(void)state;
-	assert_int_equal(vs_volume_hold(driver->volume, PAGE, PAGE), 0);
+	assert_int_equal(vs_volume_hold(driver->volume, PAGE, PAGE, 0), 0);
 	assert_good(command(driver, read_10(8, 8), NULL, 0, &in, 1), RESPONSE + PAGE);
 	assert_good(command(driver, write_10(0, 8), &out, 1, NULL, 0), RESPONSE);
 	assert_good(command(driver, write_10(16, 8), &out, 1, NULL, 0), RESPONSE);
@@ -486,6 +532,8 @@ int main(void)
 		cmocka_unit_test(test_quiesce_waits_for_writes_under_way_and_holds_up_later_ones_until_resume),
 		cmocka_unit_test(test_loops_leave_writes_to_threads_that_may_wait_while_the_volume_is_quiesced),
 		cmocka_unit_test(test_a_held_range_waits_for_writes_under_way_and_holds_up_later_ones_of_others),
+		cmocka_unit_test(test_a_range_held_exclusively_holds_up_reads_of_others_too),
+		cmocka_unit_test(test_loops_leave_reads_of_a_range_held_exclusively_to_threads_that_may_wait),
 		cmocka_unit_test(test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and_no_others),
 		cmocka_unit_test(test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced),
 		cmocka_unit_test(test_drain_frees_the_tables_that_were_replaced),

@@ -66,6 +66,7 @@ USAGE_DATA = {
     "VERIFY (16)": "8f 16 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "PRE-FETCH (16)": "90 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "SYNCHRONIZE CACHE (16)": "91 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
+    "WRITE ATOMIC (16)": "9c 18 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "WRITE SAME (16)": "93 09 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",
     "READ CAPACITY (16)": "9e 10 00 00 00 00 00 00 00 00 ff ff ff ff 00 00",
     "GET LBA STATUS (16)": "9e 12 ff ff ff ff ff ff ff ff ff ff ff ff 00 00",

@@ -29,8 +29,10 @@ def test_a_write_that_is_verified_counts_as_both() -> None:
 
 
 def test_every_read_write_and_verify_is_counted() -> None:
-    assert {row.name.split(" (")[0] for row in COUNTED} == {"READ", "WRITE", "VERIFY", "WRITE AND VERIFY"}
-    assert len(COUNTED) == 14
+    assert {row.name.split(" (")[0] for row in COUNTED} == {
+        *("READ", "WRITE", "VERIFY", "WRITE AND VERIFY", "WRITE ATOMIC")
+    }
+    assert len(COUNTED) == 15
 
 
 def test_other_medium_errors_belong_to_no_counter() -> None:

@@ -1,5 +1,8 @@
+import asyncio
+import json
 import os
 import stat
+from base64 import b64encode
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,15 @@ from typing import Any
 import pytest
 
 from formats.registry import create_image, open_chain
-from vstore.scsi.commands import ModeSelect6, ModeSense6, ReportIdentifyingInformation, SetIdentifyingInformation
+from vstore.scsi.atomic_writes import Intent
+from vstore.scsi.commands import (
+    Inquiry,
+    ModeSelect6,
+    ModeSense6,
+    ReportIdentifyingInformation,
+    SetIdentifyingInformation,
+    WriteAtomic16,
+)
 from vstore.scsi.task import BytesOut, ITNexus, Response, Status, Task, TaskAttribute
 from vstore.target.errors import TargetError
 from vstore.target.export import _state, state_beside
@@ -25,6 +36,10 @@ def image(tmp_path: Path) -> Path:
 
 async def mapped(image: Path) -> MappedLun:
     return await MappedLun.open(SETTINGS, lambda: open_chain("raw", image), state_beside(image))
+
+
+def bytes_of(image: Path) -> bytes:
+    return image.read_bytes()
 
 
 async def sent(lun: MappedLun, cdb: bytes, data_out: bytes = b"") -> bytes:
@@ -49,6 +64,25 @@ async def test_a_name_and_saved_modes_outlive_the_process(image: Path) -> None:
     asked = ModeSense6.build(dbd=1, page_code=8, allocation_length=64)
     assert (await sent(lun, asked))[4:7].hex(" ") == "88 12 00"
     await lun.close()
+
+
+async def test_an_atomic_write_that_a_loss_of_power_broke_off_is_completed_before_the_disk_is_served(
+    image: Path,
+) -> None:
+    lun = await mapped(image)
+    await sent(lun, WriteAtomic16.build(lba=8, transfer_length=2), b"\x11" * 1024)
+    limits = await sent(lun, Inquiry.build(evpd=1, page_code=0xB0, allocation_length=64))
+    assert int.from_bytes(limits[44:48]) == 256
+    intent = Intent.of(4096, b"\x11" * 1024, b"\x22" * 1024)
+    told = [{"offset": 4096, "new": b64encode(intent.new).decode(), "old": intent.old}]
+    await asyncio.to_thread(lun.unit.atomic_writes._section.save_blocking, json.dumps(told).encode())  # type: ignore[union-attr]
+    await lun.close()
+    with image.open("r+b") as file:
+        file.seek(4608)
+        file.write(b"\x22" * 512)
+    lun = await mapped(image)
+    await lun.close()
+    assert bytes_of(image)[4096:5120] == b"\x22" * 1024
 
 
 async def test_nothing_is_left_beside_an_image_of_which_nothing_was_kept(image: Path) -> None:

@@ -158,7 +158,7 @@ int vs_volume_read(vs_volume *volume, uint64_t offset, void *buffer, uint64_t le
 {
 	if (!within(volume, offset, length))
 		return -EINVAL;
-	uint32_t entered = epoch_enter(volume);
+	uint32_t entered = epoch_enter_to_read(volume, offset, length);
 	int error = read_range(volume, offset, buffer, length, false);
 	epoch_leave(volume, entered);
 	return error;
@@ -168,7 +168,7 @@ int vs_volume_read_over(vs_volume *volume, uint64_t offset, void *buffer, uint64
 {
 	if (!within(volume, offset, length))
 		return -EINVAL;
-	uint32_t entered = epoch_enter(volume);
+	uint32_t entered = epoch_enter_to_read(volume, offset, length);
 	int error = read_range(volume, offset, buffer, length, true);
 	epoch_leave(volume, entered);
 	return error;

@@ -77,6 +77,18 @@ uint32_t epoch_enter_to_write(struct vs_volume *volume, uint64_t offset, uint64_
 	}
 }
 
+uint32_t epoch_enter_to_read(struct vs_volume *volume, uint64_t offset, uint64_t length)
+{
+	for (;;) {
+		uint32_t entered = epoch_enter(volume);
+
+		if (LIKELY(!atomic_load(&volume->exclusive)) || hold_lets_read(volume, offset, length, true))
+			return entered;
+		epoch_leave(volume, entered);
+		hold_wait_to_read(volume, offset, length);
+	}
+}
+
 /* Longer each time: most I/O ends within microseconds, some waits for a disk. */
 static void nap(unsigned *times)
 {

@@ -153,10 +153,15 @@ static void start_segments(struct vs_request *request, const struct media *media
 	}
 }
 
-static bool may_write(struct vs_volume *volume, const struct media *ranges, uint32_t count)
+/* Whether nobody holds a part of these ranges against such a request. */
+static bool may_begin(struct vs_volume *volume, const struct media *ranges, uint32_t count)
 {
+	bool read = ranges->operation == IO_READ;
+
+	if (LIKELY(!atomic_load_explicit(read ? &volume->exclusive : &volume->guarded, memory_order_relaxed)))
+		return true;
 	for (uint32_t i = 0; i < count; i++)
-		if (!hold_lets_write(volume, ranges[i].offset, ranges[i].length, false))
+		if (!(read ? hold_lets_read : hold_lets_write)(volume, ranges[i].offset, ranges[i].length, false))
 			return false;
 	return true;
 }
@@ -208,8 +213,7 @@ void media_start(struct vs_request *request, const struct media *ranges, uint32_
 	struct fresh *claim = NULL;
 	struct extent extent;
 
-	if (!read && UNLIKELY(atomic_load_explicit(&volume->guarded, memory_order_relaxed)) &&
-	    !may_write(volume, ranges, count)) {
+	if (UNLIKELY(!may_begin(volume, ranges, count))) {
 		request_to_python(request); /* whose threads may wait */
 		return;
 	}

@@ -104,7 +104,8 @@ struct vs_volume {
 	uint32_t retired_count;
 	pthread_mutex_t draining; /* taken before `lock` */
 	_Atomic uint32_t quiesced;
-	_Atomic uint32_t guarded; /* quiesced + held ranges: 0 is leave to write anywhere */
+	_Atomic uint32_t guarded;   /* quiesced + held ranges: 0 is leave to write anywhere */
+	_Atomic uint32_t exclusive; /* ranges held against readers too: 0 is leave to read anywhere */
 	struct hold *holds;
 	bool mapped;                          /* loops have met it, and only they copy from mappings */
 	_Atomic uint64_t epoch, under_way[2]; /* see epoch.c */
@@ -255,6 +256,8 @@ void window_free(struct vs_volume *volume);
 uint32_t epoch_enter(struct vs_volume *volume);
 /* Waits while the volume is quiesced, or the range held: not for a thread that the one who resumes may wait for. */
 uint32_t epoch_enter_to_write(struct vs_volume *volume, uint64_t offset, uint64_t length);
+/* Waits while the range is held against readers. */
+uint32_t epoch_enter_to_read(struct vs_volume *volume, uint64_t offset, uint64_t length);
 void epoch_leave(struct vs_volume *volume, uint32_t entered);
 void volume_retire(struct vs_volume *volume, void *memory, size_t length); /* length 0: free(), else munmap() */
 void retired_free(struct retired *retired);
@@ -263,6 +266,9 @@ void retired_free(struct retired *retired);
  * not. The other returns when this thread's may have begun. */
 bool hold_lets_write(struct vs_volume *volume, uint64_t offset, uint64_t length, bool may_own);
 void hold_wait_to_write(struct vs_volume *volume, uint64_t offset, uint64_t length);
+/* The same of a read, where `exclusive` is not 0. */
+bool hold_lets_read(struct vs_volume *volume, uint64_t offset, uint64_t length, bool may_own);
+void hold_wait_to_read(struct vs_volume *volume, uint64_t offset, uint64_t length);
 
 /* layer.c */
 /* Maps the file for copying from memory, and anew when its length is another; a file that cannot be mapped is simply read.

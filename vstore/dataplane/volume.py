@@ -157,9 +157,9 @@ class Volume:
         checked(lib.vs_volume_resume(self.pointer), "volume_resume()")
 
     @contextlib.contextmanager
-    def held(self, offset: int, length: int) -> Iterator[None]:
+    def held(self, offset: int, length: int, *, exclusive: bool = False) -> Iterator[None]:
         """Inside, only this thread writes to the range; who else wants to waits. OSError (EINVAL) outside the disk."""
-        checked(lib.vs_volume_hold(self.pointer, offset, length), f"volume_hold({offset}, {length})")
+        checked(lib.vs_volume_hold(self.pointer, offset, length, exclusive), f"volume_hold({offset}, {length})")
         try:
             yield
         finally:

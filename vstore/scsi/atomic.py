@@ -1,12 +1,13 @@
-"""Handlers of COMPARE AND WRITE and ORWRITE (SBC-3 5.2, 5.9): blocks are read, looked at and written in one step.
+"""Handlers of COMPARE AND WRITE, ORWRITE (SBC-3 5.2, 5.9) and WRITE ATOMIC (SBC-4 5.48): blocks change in one step.
 
 What must not happen in between is a write of anyone else: of another task, of another I_T nexus, or of the data plane,
-which does not ask this model. So the step is the medium's (`alone`), which keeps all of them out of the range.
+which does not ask this model. So the step is the medium's (`alone`), which keeps all of them out of the range. What
+WRITE ATOMIC promises beyond that, atomic_writes.py keeps.
 """
 
-from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces, reading
-from vstore.scsi.commands import CompareAndWrite, OrWrite16
-from vstore.scsi.device_server import Handlers
+from vstore.scsi.block_range import check_range, check_transfer, make_durable, pieces
+from vstore.scsi.commands import CompareAndWrite, OrWrite16, WriteAtomic16
+from vstore.scsi.device_server import Handlers, reading
 from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.medium import Held
 from vstore.scsi.task import Task
@@ -55,4 +56,17 @@ async def _or(unit: DirectAccessDevice, offset: int, mask: bytes) -> None:
     await unit.medium.alone(offset, len(mask), step)
 
 
-HANDLERS: Handlers = {CompareAndWrite: compare_and_write, OrWrite16: or_write}
+async def write_atomic(unit: DirectAccessDevice, cdb: WriteAtomic16, task: Task) -> bytes:
+    """With an ATOMIC BOUNDARY several atomic writes would do; all of it is one, which is more."""
+    count, size = cdb.transfer_length, unit.logical_block_length
+    if cdb.atomic_boundary > unit.maximum_atomic:
+        raise cdb.invalid_field("atomic_boundary")
+    if count > unit.maximum_atomic:
+        raise cdb.invalid_field("transfer_length")
+    check_range(unit, cdb.lba, count)
+    if count:
+        await unit.atomic_writes.write(unit.medium, cdb.lba * size, task.fetch(count * size))
+    return b""
+
+
+HANDLERS: Handlers = {CompareAndWrite: compare_and_write, OrWrite16: or_write, WriteAtomic16: write_atomic}

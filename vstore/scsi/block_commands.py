@@ -220,6 +220,16 @@ class WriteSame16(Cdb, name="WRITE SAME (16)", opcode=0x93, length=16, access=Ac
     group_number = bits(14, 4, 0, IGNORED)
 
 
+class WriteAtomic16(Cdb, name="WRITE ATOMIC (16)", opcode=0x9C, length=16, access=Access.WRITE):
+    wrprotect = bits(1, 7, 5, ZERO)
+    dpo = bit(1, 4, HINT)
+    fua = bit(1, 3, HINT)  # it is durable in any case
+    lba = u64(2)
+    atomic_boundary = u16(10)
+    transfer_length = u16(12)
+    group_number = bits(14, 5, 0, IGNORED)
+
+
 class ReadCapacity16(
     Cdb,
     name="READ CAPACITY (16)",

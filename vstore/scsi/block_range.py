@@ -4,11 +4,9 @@ Each is checked against the capacity once, before any byte moves. Long operation
 bytes: memory stays bounded, and a task can be aborted between two of them.
 """
 
-import contextlib
 from collections.abc import Iterator
 
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.device_server import ILLNESSES, READ_ERROR
 from vstore.scsi.direct_access import MIB, DirectAccessDevice
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 
@@ -35,17 +33,6 @@ def pieces(unit: DirectAccessDevice, lba: int, count: int) -> Iterator[tuple[int
         length = min(CHUNK, end - offset)
         yield offset, length
         offset += length
-
-
-@contextlib.contextmanager
-def reading() -> Iterator[None]:
-    """Inside a command that also writes, and whose errors of the medium are those of a write otherwise."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in ILLNESSES:
-            raise CheckCondition(READ_ERROR) from error
-        raise
 
 
 async def make_durable(unit: DirectAccessDevice, *, now: bool = False) -> None:

@@ -12,9 +12,10 @@ Handlers raise `CheckCondition`; an OSError of the medium becomes sense data by 
 defect of vstore: it is logged, and told to the initiator as INTERNAL TARGET FAILURE.
 """
 
+import contextlib
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from vstore.scsi.attention import Attentions
@@ -43,6 +44,17 @@ def sense_of(error: OSError, access: Access) -> Sense:
     if error.errno in ILLNESSES:
         return READ_ERROR if access is Access.READ else WRITE_ERROR
     return ERRORS.get(error.errno or 0, _FAILURE)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Inside a command that also writes, and whose errors of the medium are those of a write otherwise."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in ILLNESSES:
+            raise CheckCondition(READ_ERROR) from error
+        raise
 
 
 class DeviceServer:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
+from vstore.scsi.atomic_writes import MAXIMUM_ATOMIC_BYTES, AtomicWrites
+from vstore.scsi.atomic_writes import SECTION as ATOMIC_WRITES
 from vstore.scsi.buffers import Buffers
 from vstore.scsi.cdb import Access, Beside, Cdb
 from vstore.scsi.clock import Clock
-from vstore.scsi.commands import SanitizeBlockErase, SetIdentifyingInformation, Unmap
+from vstore.scsi.commands import SanitizeBlockErase, SetIdentifyingInformation, Unmap, WriteAtomic16
 from vstore.scsi.counting import Counting
 from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
@@ -103,6 +105,7 @@ class DirectAccessDevice(Counting, Reservable):
         self.rotation_rate = rotation_rate
         self.stopped = False
         self.identifying_information = KeptBytes(state.section("identifying_information") if state else None)
+        self.atomic_writes = AtomicWrites(state.section(ATOMIC_WRITES) if state else None)
         self._read_only = read_only
         self.modes = _mode_parameters(write_cache=write_cache, state=state, thin=self.thin)
         self._listeners: list[Callable[[], None]] = []
@@ -110,10 +113,8 @@ class DirectAccessDevice(Counting, Reservable):
         self.failure: Failure | None = None  # of the last such operation
         self.task_set = TaskSet(self.changed)
         self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
-        self._writers = 0
-        self._no_writers = asyncio.Event()
-        self._receiving = 0
-        self._received = asyncio.Event()
+        self._writers = self._receiving = 0
+        self._no_writers, self._received = asyncio.Event(), asyncio.Event()
         self.blocks = self._count_blocks()
 
     def _count_blocks(self) -> int:
@@ -155,7 +156,20 @@ class DirectAccessDevice(Counting, Reservable):
         """Blocks."""
         return MAXIMUM_WRITE_SAME_BYTES // self.logical_block_length
 
+    @property
+    def maximum_atomic(self) -> int:
+        """Blocks; 0: none are written atomically."""
+        if self.read_only or not self.atomic_writes.kept:
+            return 0
+        return MAXIMUM_ATOMIC_BYTES // self.logical_block_length
+
+    async def resume(self) -> None:
+        """Ends what a loss of power has broken off; before anything is served. OSError."""
+        await self.atomic_writes.heal(self.medium)
+
     def supports(self, row: type[Cdb]) -> bool:
+        if row is WriteAtomic16 and not self.atomic_writes.kept:
+            return False
         if row is SetIdentifyingInformation and not self.identifying_information.keeps:
             return False
         return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)

@@ -29,6 +29,10 @@ class Section(Protocol):
         """Durable when it returns; UTF-8. OSError: what was saved before still stands."""
         ...
 
+    def save_blocking(self, data: bytes) -> None:
+        """The same for a thread that may wait."""
+        ...
+
 
 class State(Protocol):
     def section(self, name: str) -> Section: ...
@@ -52,6 +56,9 @@ class MemorySection:
         return self._sections.get(self._name)
 
     async def save(self, data: bytes) -> None:
+        self.save_blocking(data)
+
+    def save_blocking(self, data: bytes) -> None:
         self._sections[self._name] = data
 
 

@@ -65,9 +65,9 @@ class Medium(Protocol):
         """None: nobody knows."""
         ...
 
-    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
-        """What `work` returns, or raises; meanwhile nobody else writes to the range, on whatever path. It may run in a
-        thread of its own."""
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T], *, exclusive: bool = False) -> _T:
+        """What `work` returns, or raises; meanwhile nobody else writes to the range, on whatever path, and with
+        `exclusive` nobody else reads there. It may run in a thread of its own."""
         ...
 
     async def flush(self) -> None:
@@ -121,7 +121,7 @@ class MemoryMedium:
     async def space(self) -> Space | None:
         return self.room
 
-    async def alone(self, offset: int, length: int, work: Callable[[Held], _T]) -> _T:
+    async def alone(self, offset: int, length: int, work: Callable[[Held], _T], *, exclusive: bool = False) -> _T:  # noqa: ARG002
         assert 0 <= offset <= offset + length <= self.length
         return work(_AtOnce(self))
 

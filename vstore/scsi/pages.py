@@ -50,7 +50,7 @@ class DesignationDescriptor(Layout, length=4):
 
 
 class BlockLimits(Layout, length=60):
-    """SBC-3 6.6.4, without the VPD header."""
+    """SBC-3 6.6.4, SBC-4 6.6.4, without the VPD header."""
 
     wsnz = bit(0, 0)
     maximum_compare_and_write_length = u8(1)
@@ -64,6 +64,11 @@ class BlockLimits(Layout, length=60):
     ugavalid = bit(28, 7)
     unmap_granularity_alignment = Field(28, 6, 31)
     maximum_write_same_length = u64(32)
+    maximum_atomic_transfer_length = u32(40)
+    atomic_alignment = u32(44)
+    atomic_transfer_length_granularity = u32(48)
+    maximum_atomic_transfer_length_with_atomic_boundary = u32(52)
+    maximum_atomic_boundary_size = u32(56)
 
 
 class BlockDeviceCharacteristics(Layout, length=60):

@@ -23,6 +23,7 @@ from vstore.scsi.commands import (
     WriteAndVerify10,
     WriteAndVerify12,
     WriteAndVerify16,
+    WriteAtomic16,
 )
 from vstore.scsi.sense import AdditionalSense, Sense, SenseKey
 
@@ -53,9 +54,10 @@ _VERIFIES: Mapping[type[Cdb], Work] = {
     **dict.fromkeys((Verify10, Verify12, Verify16), Work.VERIFY),
     **dict.fromkeys((WriteAndVerify10, WriteAndVerify12, WriteAndVerify16), Work.WRITE_AND_VERIFY),
 }
+_SLOW = {**_VERIFIES, WriteAtomic16: Work.WRITE}
 _FAST = {Fast.READ: Work.READ, Fast.WRITE: Work.WRITE}
 
-COUNTED: Mapping[type[Cdb], Work] = {row: _FAST[row.fast] for row in COMMANDS if row.fast in _FAST} | dict(_VERIFIES)
+COUNTED: Mapping[type[Cdb], Work] = {row: _FAST[row.fast] for row in COMMANDS if row.fast in _FAST} | _SLOW
 _VERIFY_OPCODES = frozenset(row.opcode for row in _VERIFIES)
 
 

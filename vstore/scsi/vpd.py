@@ -91,7 +91,8 @@ def scsi_ports(unit: DirectAccessDevice, port: int) -> bytes:
 
 
 def block_limits(unit: DirectAccessDevice, _: int) -> bytes:
-    """The limits that the block commands hold to; without thin provisioning, those of UNMAP are zero."""
+    """The limits that the block commands hold to; without thin provisioning, those of UNMAP are zero. Atomic writes may
+    begin anywhere and be of any length up to their limit; a unit that keeps nothing over a restart has none."""
     physical_block = 1 << unit.physical_block_exponent
     return BlockLimits.of(
         wsnz=1,
@@ -103,6 +104,9 @@ def block_limits(unit: DirectAccessDevice, _: int) -> bytes:
         optimal_unmap_granularity=physical_block if unit.thin else 0,
         ugavalid=int(unit.thin),
         maximum_write_same_length=unit.maximum_write_same,
+        maximum_atomic_transfer_length=unit.maximum_atomic,
+        maximum_atomic_transfer_length_with_atomic_boundary=unit.maximum_atomic,
+        maximum_atomic_boundary_size=unit.maximum_atomic,
     ).encode()
 
 

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -62,7 +62,14 @@ class MappedLun:
         """Raises TargetError. `open_images`: the image, then its parents; it may raise ImageError and OSError too.
         `open_state`: the file beside the image; without it the unit keeps nothing over a restart. Opening may wait for
         the images' bytes, so it happens beside the event loop."""
-        return await asyncio.to_thread(cls._open, settings, open_images, open_state)
+        mapped = await asyncio.to_thread(cls._open, settings, open_images, open_state)
+        try:
+            await mapped.unit.resume()
+        except OSError as error:
+            with suppress(TargetError):
+                await mapped.close()
+            raise refusal(error) from error
+        return mapped
 
     @classmethod
     def _open(cls, settings: MapLun, open_images: Callable[[], list[Image]], open_state: Opener | None) -> Self:

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 
@@ -35,7 +36,7 @@ class StateFile:
 
     def __init__(self, open_file: Opener) -> None:
         self._open = open_file
-        self._saving = asyncio.Lock()
+        self._saving = threading.Lock()
         self._saves: set[asyncio.Task[None]] = set()
         self._descriptor = open_file(False)
         self._generation = 0
@@ -71,14 +72,15 @@ class StateFile:
 
     async def save(self, name: str, data: bytes) -> None:
         """One after the other, so that none undoes another's; to its end also when the one who waits is cancelled."""
-        saving = asyncio.get_running_loop().create_task(self._save(name, data.decode()))
+        saving = asyncio.get_running_loop().create_task(asyncio.to_thread(self.save_blocking, name, data))
         self._saves.add(saving)
         saving.add_done_callback(self._saves.discard)
         await asyncio.shield(saving)
 
-    async def _save(self, name: str, text: str) -> None:
-        async with self._saving:
-            await asyncio.to_thread(self._write, self._sections | {name: text})
+    def save_blocking(self, name: str, data: bytes) -> None:
+        """For threads that may wait; they have ended before `close`."""
+        with self._saving:
+            self._write(self._sections | {name: data.decode()})
 
     # ---- the file ---------------------------------------------------------------------------------------
 
@@ -124,6 +126,9 @@ class FileSection:
 
     async def save(self, data: bytes) -> None:
         await self._file.save(self._name, data)
+
+    def save_blocking(self, data: bytes) -> None:
+        self._file.save_blocking(self._name, data)
 
 
 def _sum(generation: int, data: bytes) -> int:

@@ -1,0 +1,138 @@
+"""Atomic writes (SBC-4 4.29): of the blocks of one there is never, whatever happens, a part new and a part old.
+
+      alone with the range, whom nobody reads and nobody else writes
+    |----------------------------------------------------------------------|
+      what is there --> intent, durable --> in place, durable --> no intent, durable --> GOOD
+                        new bytes and a                          a failed write is undone here
+                        sum of each old sector
+                             |
+      a crash after that:    +--> heal(): some sectors old, some new: all become new    else: nothing is touched
+
+So readers are kept off while the blocks change, and what a loss of power breaks off in the middle is completed before
+the unit is served again. No format and no file system has to be atomic for that: nothing is taken for granted but that
+one sector of 512 bytes is. Three flushes a command are what it costs; the intents lie in the unit's state, beside its
+image, and a unit that has none does not know the command.
+
+A sector that is neither old nor new says that somebody else wrote to the image after the crash: then the intent is
+stale, and obeying it would undo that.
+"""
+
+import json
+import logging
+import threading
+import zlib
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+from vstore.scsi.device_server import reading
+from vstore.scsi.kept_state import Section, StateLost
+from vstore.scsi.medium import Held, Medium
+
+SECTION = "atomic writes"
+MAXIMUM_ATOMIC_BYTES = 128 << 10  # as many as there are threads of a disk, in base64, fit in the state
+_SECTOR = 512
+
+_log = logging.getLogger(__name__)
+
+
+class Intent(NamedTuple):
+    """`old`: CRC-32 of each sector as it was. Offsets in bytes."""
+
+    offset: int
+    new: bytes
+    old: tuple[int, ...]
+
+    @classmethod
+    def of(cls, offset: int, old: bytes, new: bytes) -> Self:
+        return cls(offset, new, tuple(map(zlib.crc32, _sectors(old))))
+
+    def is_broken_off(self, found: bytes) -> bool:
+        """Whether a part is new and a part old. What nobody changed is neither, or both."""
+        states = set()
+        for sector, new, old in zip(_sectors(found), _sectors(self.new), self.old, strict=True):
+            is_new, is_old = sector == new, zlib.crc32(sector) == old
+            if not (is_new or is_old):
+                _log.warning("an atomic write at byte %d was broken off, and others wrote there since", self.offset)
+                return False
+            if is_new is not is_old:
+                states.add(is_new)
+        return len(states) == 2
+
+
+def _sectors(data: bytes) -> Iterable[bytes]:
+    return (data[at : at + _SECTOR] for at in range(0, len(data), _SECTOR))
+
+
+class AtomicWrites:
+    """Of one unit. Without a section there are none."""
+
+    def __init__(self, section: Section | None) -> None:
+        self._section = section
+        self._lock = threading.Lock()
+        self._intents: tuple[Intent, ...] = ()
+        try:
+            data = section.load() if section else None
+            self._intents = () if data is None else _decoded(data)
+        except (StateLost, ValueError, TypeError, KeyError):
+            _log.exception("Whether an atomic write was broken off cannot be read any more")
+
+    @property
+    def kept(self) -> bool:
+        return self._section is not None
+
+    async def write(self, medium: Medium, offset: int, data: bytes) -> None:
+        """Durable when it returns; OSError: it is as if it had never been."""
+        await medium.alone(offset, len(data), lambda held: self._write(held, offset, data), exclusive=True)
+
+    def _write(self, medium: Held, offset: int, data: bytes) -> None:
+        with reading():
+            old = medium.read(offset, len(data))
+        intent = Intent.of(offset, old, data)
+        self._keep(add=intent)
+        try:
+            medium.write(offset, data)
+        except BaseException:
+            # What cannot be undone stays intended: then the next power on makes all of it new.
+            with suppress(OSError):
+                medium.write(offset, old)
+                medium.flush()
+                self._keep(remove=intent)
+            raise
+        medium.flush()
+        self._keep(remove=intent)
+
+    async def heal(self, medium: Medium) -> None:
+        """Completes what a loss of power broke off; before anything is served. OSError: it is to be tried again."""
+        if not self._intents:
+            return
+        for intent in self._intents:
+            if intent.offset + len(intent.new) > medium.length:
+                continue  # the disk was made shorter since
+            if intent.is_broken_off(await medium.read(intent.offset, len(intent.new))):
+                await medium.write(intent.offset, intent.new)
+        await medium.flush()
+        for intent in self._intents:
+            self._keep(remove=intent)
+
+    def _keep(self, *, add: Intent | None = None, remove: Intent | None = None) -> None:
+        assert self._section
+        with self._lock:
+            intents = tuple(each for each in self._intents if each is not remove) + ((add,) if add else ())
+            self._section.save_blocking(_encoded(intents))
+            self._intents = intents
+
+
+def _encoded(intents: Iterable[Intent]) -> bytes:
+    return json.dumps(
+        [{"offset": each.offset, "new": b64encode(each.new).decode(), "old": each.old} for each in intents]
+    ).encode()
+
+
+def _decoded(data: bytes) -> tuple[Intent, ...]:
+    intents = tuple(Intent(row["offset"], b64decode(row["new"]), tuple(row["old"])) for row in json.loads(data))
+    for each in intents:
+        if each.offset < 0 or len(each.new) != len(each.old) * _SECTOR:
+            raise ValueError(f"an atomic write at {each.offset} with {len(each.old)} sectors cannot have been")
+    return intents
