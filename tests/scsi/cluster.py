@@ -61,6 +61,9 @@ class MemoryRecord:
     async def save(self, data: bytes) -> None:
         if self.failing:
             raise self.failing
+        self.save_blocking(data)
+
+    def save_blocking(self, data: bytes) -> None:
         self.saves += 1
         self.data, self.lost = data, False
 

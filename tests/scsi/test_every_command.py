@@ -26,6 +26,7 @@ IGNORED = {
     "SANITIZE (EXIT FAILURE MODE)": "00 a0 00 00 00 00 00 00 00 00",
     "RECEIVE COPY OPERATING PARAMETERS": "00 00 ff",
     "READ DEFECT DATA (12)": "00 00 ff ff ff ff",  # ADDRESS DESCRIPTOR INDEX: whichever it is, none follows
+    "WRITE ATOMIC (16)": "00 00 00 00 00 00 00 00 00 00 00 00 00 00 3f 00",  # GROUP NUMBER, as wide as SBC-4 has it
     **{
         f"PERSISTENT RESERVE OUT ({action})": "00 00 ff"
         for action in ("REGISTER", "CLEAR", "REGISTER AND IGNORE EXISTING KEY", "REGISTER AND MOVE")
@@ -251,8 +252,13 @@ def test_one_block_past_the_end_is_out_of_range_and_told_by_its_address(name: st
     assert bytes(initiator.data) == bytes(BLOCKS * 512)
 
 
+LONGEST = {"WRITE ATOMIC (16)": 256}  # blocks, where the block limits have less for this command than for all
+
+
 def fits(name: str, count: int) -> bool:
-    return all(count <= found.limit for field in LENGTHS if (found := ROWS[name].fields.get(field)))
+    return count <= LONGEST.get(name, BLOCKS) and all(
+        count <= found.limit for field in LENGTHS if (found := ROWS[name].fields.get(field))
+    )
 
 
 @having(*LENGTHS)
