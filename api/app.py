@@ -4,13 +4,15 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from api import errors
-from api.routes import bitmaps, images, jobs, looks, luns, service, snapshots, targets, transfers
+from api.routes import bitmaps, images, jobs, looks, luns, secrets, service, snapshots, targets, transfers
 from api.routes.access import refusals
 from api.security import TOKEN_PLACE, BearerOnly, BoundedBody, LoopbackNamesOnly
 from vstore import __version__
 from vstore.store import Store
 
-ROUTERS = tuple(each.router for each in (service, images, looks, snapshots, bitmaps, transfers, targets, luns, jobs))
+ROUTERS = tuple(
+    each.router for each in (service, images, looks, snapshots, bitmaps, transfers, secrets, targets, luns, jobs)
+)
 
 # Only tells OpenAPI; BearerOnly asks for the token, of paths without a route too.
 _BEARER = HTTPBearer(

@@ -49,12 +49,12 @@ class _Creating(_Reading):
         super().__init__(response)
         if if_none_match not in (None, "*"):
             raise Refused("exists", f"If-None-Match {if_none_match[:80]!r} is not offered here; send * or nothing")
-        self._must_be_new = if_none_match == "*"
+        self.must_be_new = if_none_match == "*"
 
     def done(self, outcome: tuple[Record, bool], what: str) -> Record:
         """`outcome`: the object, and whether it is new. Raises Refused."""
         record, new = outcome
-        if self._must_be_new and not new:
+        if self.must_be_new and not new:
             raise Refused("exists", f"{what} exists already, and If-None-Match: * asked to create it")
         self._response.status_code = 201 if new else 200
         return self.answer(record)

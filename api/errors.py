@@ -42,6 +42,12 @@ PROBLEMS = {
         Problem("conflict", 409, "The state of things forbids it", "The detail says what has to change first."),
         Problem("in_use", 409, "Something depends on it", "The detail names the dependents; end them first."),
         Problem("unsupported", 409, "The format cannot do that", "The detail says what the format lacks."),
+        Problem(
+            "secret_needed", 409, "An encrypted image lacks its secret", "Set the secret that the detail names anew."
+        ),
+        Problem(
+            "secret_wrong", 409, "The secret does not open the image", "Name another secret in the image's `secret`."
+        ),
         Problem("stale", 412, "It has changed meanwhile", "Read it again, and repeat the change with the new ETag."),
         Problem("exists", 412, "It exists already", "If-None-Match: * asked to create and nothing else."),
         Problem("gone", 412, "There is nothing to delete", "If-Match: * asked to delete what exists and nothing else."),

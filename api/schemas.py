@@ -41,6 +41,7 @@ class _NewImage(Body):
         "off", description="off (sparse), metadata (qcow2), falloc (space reserved) or full (zeros written)"
     )
     options: ImageOptions = _absent("options of the format")
+    secret: str | None = Field(None, description="encrypt it (qcow2, luks): the name of the secret that shall open it")
     labels: dict[str, str] | None = None
 
 
@@ -75,6 +76,7 @@ class ImageChange(Body):
     )
 
     virtual_size_bytes: int = _absent("new size in bytes; a running guest is told")
+    secret: str = _absent("the name of another secret, which has to open the image")
     labels: dict[str, str | None] = _absent("null takes a label away")
 
 
@@ -132,6 +134,15 @@ class BitmapMerge(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"sources": ["monday", "tuesday"]}]})
 
     sources: list[str] = Field(description="bitmaps of the same image", min_length=1, max_length=65535)
+
+
+class SecretSpec(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"value": "open sesame"}, {"value_base64": "b3BlbiBzZXNhbWU="}]}
+    )
+
+    value: str = _absent("the passphrase as text")
+    value_base64: str = _absent("or its bytes in base64")
 
 
 class TargetSpec(Body):

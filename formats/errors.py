@@ -33,6 +33,14 @@ class ReferenceOutside(InvalidArgument):
     """An image names a file that lies outside every directory in which references may lie."""
 
 
+class SecretNeeded(InvalidArgument):
+    """An image is encrypted, and no secret came that could open it."""
+
+
+class SecretWrong(InvalidArgument):
+    """An image is encrypted, and the secret that came opens none of its key slots."""
+
+
 class ReadOnlyImage(ImageError):
     """A change was asked of what was opened, or lies on a file system mounted, read-only."""
 

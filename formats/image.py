@@ -341,8 +341,8 @@ class Image(abc.ABC):
         return False
 
     def unlock(self, secrets: Sequence[bytes]) -> None:  # noqa: B027  (most have nothing to unlock)
-        """Finds the `cipher` of an encrypted image. Errors: InvalidArgument (none of the secrets is right, or none is
-        given), UnsupportedFeature."""
+        """Finds the `cipher` of an encrypted image. Errors: SecretWrong (none of the secrets is right), SecretNeeded
+        (none is given), UnsupportedFeature."""
 
     def listens(self) -> int | None:
         """Bytes in the smallest piece of the disk of which it matters whether it has changed; None: it does not matter.

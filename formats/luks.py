@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 
-from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
+from formats.errors import CorruptImage, SecretNeeded, SecretWrong, UnsupportedFeature
 from formats.layout import Structure, big_endian, octets, u16, u32
 from formats.sector_cipher import SECTOR, SectorCipher, digest_of
 
@@ -84,13 +84,13 @@ class Luks:
             )
 
     def open(self, secret: bytes) -> SectorCipher:
-        """The cipher of the disk, if the secret opens a slot; InvalidArgument otherwise. Takes a second or more."""
+        """The cipher of the disk, if the secret opens a slot; SecretWrong otherwise. Takes a second or more."""
         for slot in self.slots:
             if slot.active == _ACTIVE:
                 key = self._unlock(slot, secret)
                 if hmac.compare_digest(self._digest(key), self.header.mk_digest):
                     return SectorCipher(self.cipher_name, self.cipher_mode, key)
-        raise InvalidArgument(f"the secret does not open {self._name}: no key slot of it has that one")
+        raise SecretWrong(f"the secret does not open {self._name}: no key slot of it has that one")
 
     def _digest(self, key: bytes) -> bytes:
         header = self.header
@@ -137,14 +137,14 @@ def _describe(slot: KeySlot) -> dict[str, object]:
 
 
 def open_with(name: str, secrets: Sequence[bytes], read: Read) -> SectorCipher:
-    """The cipher that one of the secrets gives. InvalidArgument where none does."""
+    """The cipher that one of the secrets gives. SecretWrong where none does, SecretNeeded where there is none."""
     luks = Luks(name, read)
     if not secrets:
-        raise InvalidArgument(f"{name} is encrypted (LUKS); give its secret")
+        raise SecretNeeded(f"{name} is encrypted (LUKS); give its secret")
     for number, secret in enumerate(secrets, 1):
         try:
             return luks.open(secret)
-        except InvalidArgument:
+        except SecretWrong:
             if number == len(secrets):
                 raise
     raise AssertionError

@@ -6,7 +6,7 @@ that was not wiped; what a longer disk gets is written, because it has to read a
 
 from collections.abc import Sequence
 
-from formats.errors import CorruptImage, InvalidArgument, UnsupportedFeature
+from formats.errors import CorruptImage, InvalidArgument, SecretNeeded, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, Geometry, Image, Layer, Run, check_length, entry
 from formats.luks import HEADER_BYTES, Luks, new, open_with
@@ -52,7 +52,7 @@ class LuksFile(Image):
         file has the length that it had."""
         self._require_writable("resize it")
         if self.cipher is None:
-            raise UnsupportedFeature(f"{self.file.name} is encrypted, so its disk is made longer with its secret only")
+            raise SecretNeeded(f"{self.file.name} is encrypted, so its disk is made longer with its secret only")
         end = self.payload_offset + self.geometry.length
         if self.file.is_block_device:
             raise UnsupportedFeature(f"{self.file.name} is a block device; a luks image in one cannot be resized")

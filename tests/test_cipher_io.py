@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from formats.errors import InvalidArgument, UnsupportedFeature
+from formats.errors import InvalidArgument, SecretNeeded, SecretWrong, UnsupportedFeature
 from formats.host_file import HostFile
 from formats.qcow2.check import check
 from formats.registry import create_image, open_chain, open_image
@@ -208,11 +208,11 @@ def test_a_discarded_encrypted_disk_is_zeros_and_small(tmp_path: Path) -> None:
 def test_without_the_key_nothing_is_read(tmp_path: Path) -> None:
     for format in ("luks", "qcow2"):
         path = made(tmp_path / format, format)
-        with pytest.raises(InvalidArgument, match="give its secret"):
+        with pytest.raises(SecretNeeded, match="give its secret"):
             open_chain(format, path)
-        with pytest.raises(UnsupportedFeature, match="give its secret"):
+        with pytest.raises(SecretNeeded, match="give its secret"):
             Disk(open_image(format, path))
-        with pytest.raises(InvalidArgument, match="the secret does not open"):
+        with pytest.raises(SecretWrong, match="the secret does not open"):
             open_chain(format, path, secrets=[b"wrong"])
         with open_image(format, path) as image:  # what it is can be told
             assert image.info()["virtual-size"] == 2 * MIB

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from formats import direct_io
-from formats.errors import UnsupportedFeature
+from formats.errors import SecretNeeded, UnsupportedFeature
 from formats.image import SECTOR, BlockState, Image, Layer, LayerFlags, Run, entry
 
 _OFFSET, _LAYER = (1 << 48) - 1, 0xFFF << 48
@@ -35,7 +35,7 @@ class Chain:
             )
         for image in images:
             if image.encrypted and image.cipher is None:
-                raise UnsupportedFeature(f"{image.info()['filename']} is encrypted; give its secret")
+                raise SecretNeeded(f"{image.info()['filename']} is encrypted; give its secret")
         self._chain = images
         self.top = images[0]
         self._block_size = self.top.geometry.block_size

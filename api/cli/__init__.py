@@ -18,6 +18,7 @@ COMMANDS = {  # name: its module, where it is an attribute of that name; and one
     "serve": ("api.cli.serve", "Run the daemon."),
     "export": ("api.cli.export", "Serve images in the foreground, without the daemon."),
     "image": ("api.cli.image", "Create, clone, convert, check, resize and delete disk images."),
+    "secret": ("api.cli.secret", "Keep, list and remove what opens encrypted images."),
     "job": ("api.cli.job", "List, show, cancel and wait for jobs."),
     "file": ("api.cli.file", "Work on image files offline, as qemu-img does."),
     "target": ("api.cli.target", "Create, list and delete targets."),

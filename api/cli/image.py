@@ -53,6 +53,7 @@ def _birth_options(function: Function) -> Function:
     """Of every command that makes an image."""
     for option in (
         label_option,
+        click.option("--encrypt", "secret", metavar="SECRET", help="Encrypt it (qcow2, luks): what shall open it."),
         click.option("-o", "options", type=FormatOption(), multiple=True, help="NAME=VALUE of the format; may repeat."),
         click.option(
             "--preallocation",
@@ -106,6 +107,7 @@ def _birth(spec: dict[str, Any]) -> dict[str, object]:
         virtual_size_bytes=spec["size"],
         preallocation=spec["preallocation"],
         options=dict(spec["options"]),
+        secret=spec["secret"],
         labels=dict(spec["labels"]),
     )
 
@@ -150,12 +152,15 @@ def show(client: Client, /, *, name: str, pool: str, as_json: bool) -> None:
 @image.command("update")
 @click.argument("name")
 @label_change_options
+@click.option("--secret", help="Another secret that opens it.")
 @pool_option
 @json_option
 @pass_client
-def update(client: Client, /, *, name: str, pool: str, as_json: bool, labels: Any, removed: Any) -> None:
-    """Change the labels of an image."""
-    body = {"labels": label_changes(labels, removed)}
+def update(
+    client: Client, /, *, name: str, pool: str, as_json: bool, labels: Any, removed: Any, secret: str | None
+) -> None:
+    """Change the labels of an image, or what opens it."""
+    body = {"labels": label_changes(labels, removed)} | given(secret=secret)
     emit_object(client.call("PATCH", _path(pool, name), body), as_json=as_json)
 
 

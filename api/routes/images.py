@@ -23,6 +23,7 @@ EXAMPLE: dict[str, Any] = {
     "actual_size_bytes": 1196032,
     "preallocation": "off",
     "options": {"cluster_size_bytes": 65536, "extended_l2": False, "refcount_bits": 16, "compression_type": "zlib"},
+    "secret": None,
     "parent": "debian-12",
     "backing": "debian-12.raw",
     "chain_depth": 1,
@@ -76,7 +77,7 @@ def show_image(pool: str, image: str, store: TheStore, reading: Reading) -> Imag
     operation_id="ImageUpdate",
     responses=examples(EXAMPLE, 200)
     | examples(JOB, 202)
-    | problems("not_found", "in_use", "stale", "locked", "target_unavailable", "busy"),
+    | problems("not_found", "in_use", "stale", "locked", "secret_needed", "secret_wrong", "target_unavailable", "busy"),
 )
 def update_image(
     pool: str,
@@ -88,7 +89,9 @@ def update_image(
     preferring: Preferring,
     shrink: bool = Query(False, description="cutting off the end of the disk is meant"),
 ) -> Image | Job:
-    """Resizes the image, also under a running guest, and merges labels. With `Prefer: respond-async` a job resizes."""
+    """Resizes the image, also under a running guest, merges labels, and names another secret.
+
+    With `Prefer: respond-async` a job resizes."""
     how: dict[str, Any] = {"shrink": shrink, "revision": changing.revision, "detached": preferring.detached}
     done = store.update_image(pool, image, **how, **change.given())
     return preferring.accepted(done) if isinstance(done, Job) else changing.answer(done)

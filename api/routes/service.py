@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 
 from api.schemas import Service
+from formats.registry import FORMATS
 from vstore import __version__
-from vstore.store.image_spec import FORMATS_KEPT
 
 router = APIRouter(tags=["service"])
 
@@ -29,5 +29,5 @@ def show_service() -> Service:
         version=__version__,
         api_versions=["v1"],
         capabilities=CAPABILITIES,
-        image_formats=list(FORMATS_KEPT),
+        image_formats=list(FORMATS),
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from formats.errors import ImageInUse, UnsupportedFeature
+from formats.errors import ImageInUse, SecretNeeded, UnsupportedFeature
 from formats.host_file import HostFile, Opener
 from formats.image import (
     Change,
@@ -201,9 +201,7 @@ class Qcow2(Image):
 
     def _require_key(self) -> None:
         if self.encrypted and self.cipher is None:
-            raise UnsupportedFeature(
-                f"{self.file.name} is encrypted, so its disk is read and written with the secret only"
-            )
+            raise SecretNeeded(f"{self.file.name} is encrypted, so its disk is read and written with the secret only")
 
     # the map
 

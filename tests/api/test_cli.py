@@ -307,3 +307,42 @@ def test_a_command_imports_nothing_that_it_has_no_use_for(tmp_path: Path, comman
             check=False,
         )
     assert "FOUND []" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_secret_comes_from_a_file_or_a_pipe_and_is_not_printed(
+    run: Command, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("formats.luks._ITERATIONS", 4000)
+    (tmp_path / "key").write_bytes(b"two\nlines\n")
+    assert run("secret", "set", "a", "--file", str(tmp_path / "key")) == 0, run.err
+    assert (world.state / "secrets/a").read_bytes() == b"two\nlines\n"
+    with (tmp_path / "key").open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        assert run("secret", "set", "b") == 0, run.err
+    assert (world.state / "secrets/b").read_bytes() == b"two"
+    assert "two" not in run.out
+    assert run("image", "create", "root", "1M", "--format", "luks", "--encrypt", "a") == 0, run.err
+    assert run("image", "convert", "root", "copy", "--encrypt", "b") == 0, run.err
+    assert run.json("image", "show", "copy")["secret"] == "b"
+    assert run("image", "update", "copy", "--secret", "a") != 0
+    assert "the secret does not open copy.qcow2" in run.err
+    assert run("secret", "rm", "b") != 0
+    assert "it opens default/copy" in run.err
+    assert run("secret", "list") == 0
+    assert "default/root" in run.out
+    assert run("image", "delete", "copy") == 0
+    assert run("secret", "rm", "b") == 0
+    assert run("secret", "show", "b") != 0
+
+
+def test_a_secret_is_asked_for_twice_at_a_terminal_and_not_shown(
+    run: Command, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["typed", "typed"]
+    monkeypatch.setattr("click.termui.hidden_prompt_func", lambda _prompt: answers.pop())
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        monkeypatch.setattr("api.cli.secret.sys.stdin.isatty", lambda: True)
+        assert run("secret", "set", "a") == 0, run.err
+    assert not answers
+    assert (world.state / "secrets/a").read_bytes() == b"typed"

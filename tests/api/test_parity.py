@@ -12,11 +12,12 @@ from vstore.store import store
 WITHOUT_DAEMON = {"serve", "export", "file", "fuzz"}  # they do not talk to it
 SHORTHANDS = {  # under the names that people look for
     "image resize": "update_image",  # one half of an update
+    "secret rm": "delete_secret",
     "job wait": "show_job",  # again and again, until it has ended
 }
 NOT_A_VERB = {"ServiceShow"}
 ATTACH = "attach_line"  # of one target there are several lines; REST and command call it by what one does with them
-PLURALS = ("images", "snapshots", "bitmaps", "jobs", "targets", "luns", "lines")
+PLURALS = ("images", "snapshots", "bitmaps", "secrets", "jobs", "targets", "luns", "lines")
 
 
 def _singular(verb: str) -> str:

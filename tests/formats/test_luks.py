@@ -9,7 +9,7 @@ import pytest
 
 from api.cli import main
 from formats import luks_file
-from formats.errors import CorruptImage, ImageError, InvalidArgument, UnsupportedFeature
+from formats.errors import CorruptImage, ImageError, InvalidArgument, SecretNeeded
 from formats.host_file import HostFile
 from formats.luks import Luks
 from formats.qcow2.check import check
@@ -92,7 +92,7 @@ def test_without_the_right_secret_nothing_is_read_and_nothing_written(tmp_path: 
         open_chain("qcow2", path, read_only=True, secrets=[b"wrong"])
     with Qcow2(HostFile.from_path(path)) as image:
         for deed in (lambda: image.load(0, 1), lambda: image.reserve(1), lambda: image.resize(2 * LENGTH)):
-            with pytest.raises(UnsupportedFeature, match="with the secret"):
+            with pytest.raises(SecretNeeded, match="with the secret"):
                 deed()
     assert path.read_bytes() == sound
 
@@ -202,7 +202,7 @@ def test_an_encrypted_file_is_resized_and_what_is_new_reads_as_zeros(tmp_path: P
     with HostFile.create(path) as file:
         luks_file.create(file, LENGTH, "off", SECRET)
     locked = luks_file.LuksFile(HostFile.from_path(path))
-    with pytest.raises(UnsupportedFeature, match="with its secret only"):
+    with pytest.raises(SecretNeeded, match="with its secret only"):
         locked.resize(2 * LENGTH)
     locked.close()
     image = luks_file.LuksFile(HostFile.from_path(path))

@@ -125,6 +125,25 @@ def test_a_catalog_of_an_older_version_becomes_what_a_new_one_is(catalog: Catalo
     catalog.close()
 
 
+def test_a_catalog_of_version_5_keeps_what_is_in_it_and_none_of_it_is_encrypted(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    _older(tmp_path / "older.sqlite", 5)
+    lifted = Catalog(tmp_path / "older.sqlite")
+    with lifted.read() as connection:
+        assert connection.scalar(select(schema.schema_version.c.version)) == schema.VERSION
+        images = {row.name: row for row in connection.execute(select(schema.images))}
+        assert images["top"].parent_id == images["base"].id
+        assert images["top"].options == {"cluster_size_bytes": 131072, "extended_l2": True}
+        assert [row.secret for row in images.values()] == [None, None]
+        lun = connection.execute(select(schema.luns)).one()
+        assert (lun.image_id, lun.discard, lun.shared) == (images["top"].id, "punch", True)
+        assert connection.execute(select(schema.jobs.c.result)).scalar_one() == {"check-errors": 0}
+    lifted.close()
+    assert _shape(tmp_path / "older.sqlite") == _shape(tmp_path / "catalog.sqlite")
+    catalog.close()
+
+
 def test_a_catalog_of_version_2_keeps_what_is_in_it(tmp_path: Path) -> None:
     _older(tmp_path / "catalog.sqlite", 2)
     lifted = Catalog(tmp_path / "catalog.sqlite")

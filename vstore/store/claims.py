@@ -2,7 +2,7 @@
 
 A verb holds an image's lock for its own short time; a job that may run for hours holds a claim instead, and a verb that
 it excludes is refused at once with the job's name. Claims are by POOL/IMAGE, so a name can be claimed before it has an
-image. They live in memory, as the jobs do. The caller holds the images' locks.
+image, or by KIND:/NAME of something else. They live in memory, as the jobs do. The caller holds the images' locks.
 """
 
 import threading
@@ -46,7 +46,9 @@ class Claims:
     def _check(self, name: str, *, alone: bool) -> None:
         for claim in self._claims.values():
             if name in claim.alone or (alone and name in claim.shared):
+                kind, _, known = name.rpartition("/")
+                what = kind.removesuffix(":") if kind.endswith(":") else "image"
                 raise InUse(
-                    f"job {claim.job} ({claim.verb}) uses image {name.partition('/')[2]}; wait until it ends, or "
+                    f"job {claim.job} ({claim.verb}) uses {what} {known}; wait until it ends, or "
                     f"cancel it (vstore job cancel {claim.job})"
                 )

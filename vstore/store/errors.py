@@ -59,6 +59,18 @@ class Unsupported(Conflict):
     code = "unsupported"
 
 
+class SecretNeeded(Conflict):
+    """An image is encrypted, and its secret is not there; the message names both."""
+
+    code = "secret_needed"
+
+
+class SecretWrong(Conflict):
+    """The secret that an image names does not open it."""
+
+    code = "secret_wrong"
+
+
 class Stale(StoreError):
     """The caller's revision is not the current one."""
 

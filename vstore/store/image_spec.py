@@ -14,45 +14,48 @@ from formats.host_file import HostFile
 from formats.options import Option
 from formats.registry import FORMATS, open_image
 from vstore.store.errors import InvalidArgument
+from vstore.store.identifiers import check_name
 
-_PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full")}
+_PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full"), "luks": ("off",)}
 _OTHERS = ("off", "falloc", "full")
 _FILES = {"backing_file", "backing_fmt", "data_file", "data_file_raw"}
-_SECRET = "encrypt.format"  # the catalog keeps no secrets, so what is encrypted is served by `vstore export`
+_SECRET = "encrypt.format"  # follows from the secret that is named
 _UNOFFERED = _FILES | {_SECRET}
 _RENAMED = {"cluster_size": "cluster_size_bytes"}  # sizes in REST say what they count
 _KINDS = (bool, int, str)
-FORMATS_KEPT = tuple(name for name in FORMATS if name != "luks")  # of images in the catalog
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Checked. `options` are those that were given, by their REST names."""
+    """Checked. `options` are those that were given, by their REST names; `secret` is the name of what shall open it."""
 
     format: str
     preallocation: str
     options: dict[str, Any]
+    secret: str | None = None
 
     @classmethod
     def checked(
-        cls, format: str, preallocation: str, options: Mapping[str, Any] | None, *, overlay: bool = False
+        cls,
+        format: str,
+        preallocation: str,
+        options: Mapping[str, Any] | None,
+        *,
+        overlay: bool = False,
+        secret: str | None = None,
     ) -> "ImageSpec":
         """Raises InvalidArgument."""
         if format not in FORMATS:
-            raise InvalidArgument(
-                "format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS_KEPT)}"
-            )
-        if format == "luks":
-            right = "make and serve it with vstore file create and vstore export, or choose another format"
-            raise InvalidArgument("format", "luks images need a secret, and the catalog keeps none", right)
+            raise InvalidArgument("format", f"{format[:80]!r} is not an image format", f"choose {', '.join(FORMATS)}")
+        _check_secret(format, secret)
         if overlay and not takes_parent(format):
             fitting = ", ".join(name for name in FORMATS if takes_parent(name))
             raise InvalidArgument("format", f"{format} images have no parent", f"choose {fitting}")
-        offered = _PREALLOCATIONS.get(format, _OTHERS)
+        offered = _PREALLOCATIONS.get(format, _OTHERS) if secret is None else ("off",)
         if preallocation not in offered:
-            wrong = f"{preallocation[:80]!r} is not offered for {format} images"
+            wrong = f"{preallocation[:80]!r} is not offered for {'encrypted ' if secret else ''}{format} images"
             raise InvalidArgument("preallocation", wrong, f"choose {', '.join(offered)}")
-        spec = cls(format, preallocation, dict(options or {}))
+        spec = cls(format, preallocation, dict(options or {}), secret)
         spec._check_options()
         return spec
 
@@ -71,7 +74,8 @@ class ImageSpec:
 
     def for_format(self) -> dict[str, Any]:
         """The options as the registry names them."""
-        return {_own(name): value for name, value in self.options.items()}
+        encrypting = {} if self.secret is None or self.format == "luks" else {_SECRET: "luks"}
+        return {_own(name): value for name, value in self.options.items()} | encrypting
 
     def differences(self, present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Of the options that were given, those that `present` has otherwise: what it has, and what was asked for."""
@@ -81,6 +85,21 @@ class ImageSpec:
             for name, value in self.options.items()
             if name not in present or known[name].parse(value) != known[name].parse(present[name])
         }
+
+
+def _check_secret(format: str, secret: str | None) -> None:
+    """Raises InvalidArgument."""
+    if secret is not None:
+        check_name("secret", secret)
+        if not takes_secret(format):
+            fitting = ", ".join(name for name in FORMATS if takes_secret(name))
+            raise InvalidArgument("secret", f"{format} images are not encrypted", f"choose {fitting}")
+    elif format == "luks":
+        raise InvalidArgument("secret", "luks images need one", "name it (--encrypt SECRET), or choose another format")
+
+
+def takes_secret(format: str) -> bool:
+    return format == "luks" or any(row.name == _SECRET for row in FORMATS[format].options)
 
 
 def file_name(name: str, format: str) -> str | None:

@@ -1,19 +1,20 @@
 """Verbs on images: a row of the catalog and a file of its pool, always changed together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from formats.registry import open_image
 from vstore.store import schema
 from vstore.store.catalog import birth
-from vstore.store.chains import check_childless, check_depth, children, depths, parents
+from vstore.store.chains import check_childless, check_depth, depths, parents
 from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
+from vstore.store.image_records import image_record, image_records, luns_of
 from vstore.store.image_spec import ImageSpec, effective, file_name, offered
 from vstore.store.inside import Run
 from vstore.store.jobs import JobPlan, RunningJob
@@ -25,7 +26,6 @@ from vstore.store.parts import (
     decode_cursor,
     encode_cursor,
     image_row,
-    lun_names,
     merged_labels,
     page_limit,
     renew,
@@ -35,7 +35,7 @@ from vstore.store.pool import Draft, Pool
 from vstore.store.reconcile import following
 from vstore.store.records import Image, Job, Page
 from vstore.store.refusals import refusals_told
-from vstore.store.work import image_files
+from vstore.store.work import image_files, plain
 
 Resize = Callable[[Run], None]
 
@@ -51,23 +51,25 @@ class ImageVerbs(Parts):
         preallocation: str = "off",
         options: Mapping[str, Any] | None = None,
         parent: str | None = None,
+        secret: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Image, bool]:
         """A new empty image, and True; or the one that is there already just so, and False.
 
         With `parent` it is an overlay, whose content is its parent's until it is written to; it is as long as its
-        parent unless a size is given. Options that are left out are the format's choice.
-        Raises InvalidArgument, NotFound (pool, parent), AlreadyExists (it is there and differs), InUse (somebody
-        changes the parent), PoolFull, PoolUnavailable.
+        parent unless a size is given. With `secret`, the name of one, it is encrypted. Options that are left out are
+        the format's choice.
+        Raises InvalidArgument, NotFound (pool, parent, secret), AlreadyExists (it is there and differs), InUse
+        (somebody changes the parent), PoolFull, PoolUnavailable.
         """
         where = self.pool(pool)
-        spec = ImageSpec.checked(format, preallocation, options, overlay=parent is not None)
+        spec = ImageSpec.checked(format, preallocation, options, overlay=parent is not None, secret=secret)
         wanted = _wanted(spec, virtual_size_bytes, parent, labels)
-        with self.holding(images=_both(pool, check_name("image", name), parent)):
+        with self.holding(images=_both(pool, check_name("image", name), parent), secrets=[secret]):
             with self.catalog.read() as connection, suppress(NotFound):
                 row = image_row(connection, where, name)
                 _check_same(connection, row, wanted, spec)
-                return self._image(connection, where, row), False
+                return image_record(connection, where, row), False
             self.claims.check(f"{pool}/{name}", alone=True)
             base = None if parent is None else self._parent(where, parent)
             self._create(where, name, spec, wanted, base)
@@ -83,6 +85,7 @@ class ImageVerbs(Parts):
         virtual_size_bytes: int | None = None,
         preallocation: str = "off",
         options: Mapping[str, Any] | None = None,
+        secret: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Image, bool]:
         """The overlay `clone` on the image, and True; or the one that is there already just so, and False.
@@ -97,6 +100,7 @@ class ImageVerbs(Parts):
             preallocation=preallocation,
             options=options,
             parent=name,
+            secret=secret,
             labels=labels,
         )
 
@@ -107,14 +111,14 @@ class ImageVerbs(Parts):
         query = select(table).where(table.c.pool_id == where.id, table.c.name > decode_cursor(cursor))
         with self.catalog.read() as connection:
             rows = connection.execute(query.order_by(table.c.name).limit(limit + 1)).all()
-            items = self._images(connection, where, rows[:limit])
+            items = image_records(connection, where, rows[:limit])
         return Page(items, encode_cursor(items[-1].name) if len(rows) > limit else None)
 
     def show_image(self, pool: str, name: str) -> Image:
         """Raises NotFound."""
         where = self.pool(pool)
         with self.catalog.read() as connection:
-            return self._image(connection, where, image_row(connection, where, name))
+            return image_record(connection, where, image_row(connection, where, name))
 
     def update_image(
         self,
@@ -124,21 +128,24 @@ class ImageVerbs(Parts):
         virtual_size_bytes: int | None = None,
         shrink: bool = False,
         labels: Mapping[str, str | None] | None = None,
+        secret: str | None = None,
         revision: int | None = None,
         detached: bool = False,
     ) -> Image | Job:
-        """Resizes, also under a running guest, and merges labels. `shrink` says that losing the end is meant,
-        `detached` that a job does it, where the size changes.
+        """Resizes, also under a running guest, merges labels, and takes another name of what opens it. `shrink` says
+        that losing the end is meant, `detached` that a job does it, where the size changes.
 
         Raises NotFound, Stale, InvalidArgument, Conflict, InUse (an overlay on it, a job), Locked, PoolFull,
-        TargetUnavailable.
+        SecretWrong, TargetUnavailable.
         """
         where = self.pool(pool)
-        with self.holding(images=[f"{pool}/{name}"]):
+        with self.holding(images=[f"{pool}/{name}"], secrets=[secret]):
             with self.catalog.read() as connection:
                 row = image_row(connection, where, name)
             check_revision(row, revision, f"image {name}")
-            merged = merged_labels(row.labels, labels)
+            merged, named = merged_labels(row.labels, labels), row.secret
+            if secret not in (None, named):
+                named = self._opening(where, row, secret, by_itself=virtual_size_bytes is None)
             size = row.virtual_size_bytes
             if virtual_size_bytes is not None and virtual_size_bytes != size:
                 size = check_size("virtual_size_bytes", virtual_size_bytes)
@@ -147,7 +154,7 @@ class ImageVerbs(Parts):
                     return self._resize_later(where, row, size, labels, resize)
                 resize(self.workers.do)
             with self.catalog.write() as connection:
-                change(connection, schema.images, row, virtual_size_bytes=size, labels=merged)
+                change(connection, schema.images, row, virtual_size_bytes=size, labels=merged, secret=named)
             return self.show_image(pool, name)
 
     def delete_image(self, pool: str, name: str, *, revision: int | None = None) -> bool:
@@ -159,7 +166,7 @@ class ImageVerbs(Parts):
                 with self.catalog.read() as connection:
                     row = image_row(connection, where, name)
                     check_revision(row, revision, f"image {name}")
-                    mapped = _mapped(connection, [row.id]).get(row.id, [])
+                    mapped = luns_of(connection, [row.id]).get(row.id, [])
                     check_childless(connection, row, "deleted")
             except NotFound:
                 return False
@@ -171,16 +178,19 @@ class ImageVerbs(Parts):
                 connection.execute(delete(schema.images).where(schema.images.c.id == row.id))
             return True
 
-    def _image(self, connection: Connection, pool: Pool, row: Row[Any]) -> Image:
-        return self._images(connection, pool, [row])[0]
-
-    def _images(self, connection: Connection, pool: Pool, rows: Sequence[Row[Any]]) -> list[Image]:
-        ids = [row.id for row in rows]
-        mapped, below, deep = _mapped(connection, ids), children(connection, ids), depths(connection, ids)
-        query = select(schema.images).where(schema.images.c.id.in_({row.parent_id for row in rows}))
-        above = {row.id: row for row in connection.execute(query)}
-        kin = {row.id: _Kin(above.get(row.parent_id), deep[row.id], below.get(row.id, [])) for row in rows}
-        return [_record(pool, row, kin[row.id], mapped.get(row.id, [])) for row in rows]
+    def _opening(self, pool: Pool, row: Row[Any], secret: str | None, *, by_itself: bool) -> str | None:
+        """The name, if it is that of what opens the image. Raises NotFound, InvalidArgument, InUse, SecretWrong."""
+        if not by_itself:
+            raise InvalidArgument("secret", "it is not changed together with the size", "send one after the other")
+        value = self.secret_value(secret)
+        assert value is not None
+        self.claims.check(f"{pool.name}/{row.name}", alone=True)
+        with image_files(pool, [row], live=True, sealed=True) as (file,):
+            opening = replace(file, secret=plain(value))
+            told = self.workers.do("unlock", str(row.file), {"image": [opening]})
+        if not told["encrypted"]:
+            raise InvalidArgument("secret", f"image {row.name} is not encrypted", "leave it out")
+        return secret
 
     def _parent(self, pool: Pool, name: str) -> Row[Any]:
         """The row of an image that can become a parent. Raises NotFound, InvalidArgument, InUse."""
@@ -208,7 +218,7 @@ class ImageVerbs(Parts):
         options = spec.for_format()
         if parent is not None:
             options |= {"backing_file": parent.file, "backing_fmt": parent.format}
-        with _made(pool, row, options), self.catalog.write() as connection:
+        with _made(pool, row, options, self.secret_value(spec.secret)), self.catalog.write() as connection:
             if offered(spec.format):
                 with refusals_told(f"cannot read {row['file']}"):
                     row["options"] = effective(spec.format, pool.open(row["file"], read_only=True))
@@ -280,14 +290,6 @@ class ImageVerbs(Parts):
         return resize
 
 
-class _Kin(NamedTuple):
-    """Where an image stands in its chain."""
-
-    parent: Row[Any] | None
-    depth: int
-    children: list[str]
-
-
 def _both(pool: str, name: str, parent: str | None) -> list[str]:
     return [f"{pool}/{each}" for each in (name, parent) if each is not None]
 
@@ -295,6 +297,7 @@ def _both(pool: str, name: str, parent: str | None) -> list[str]:
 def _wanted(spec: ImageSpec, size: int | None, parent: str | None, labels: Mapping[str, str] | None) -> dict[str, Any]:
     """What was asked for, by columns (and `parent` by its name). Raises InvalidArgument."""
     wanted: dict[str, Any] = {"format": spec.format, "preallocation": spec.preallocation, "parent": parent}
+    wanted["secret"] = spec.secret
     if size is not None:
         wanted["virtual_size_bytes"] = check_size("virtual_size_bytes", size)
     elif parent is None:
@@ -315,10 +318,12 @@ def _check_same(connection: Connection, row: Row[Any], wanted: Mapping[str, Any]
         )
 
 
-def _made(pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any]) -> AbstractContextManager[None]:
+def _made(
+    pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any], secret: bytes | None
+) -> AbstractContextManager[None]:
     if row["file"] is None:
         return nullcontext()
-    draft = Draft(row["id"], row["file"], row["format"])
+    draft = Draft(row["id"], row["file"], row["format"], secret)
     return pool.creating(draft, row["virtual_size_bytes"], row["preallocation"], options)
 
 
@@ -330,34 +335,3 @@ def _check_unlocked(pool: Pool, row: Row[Any]) -> None:
     """Raises Locked when a program outside vstore has the image open."""
     if row.file is not None and pool.allocated_bytes(row.file) is not None:
         pool.open(row.file, read_only=False).close()
-
-
-def _mapped(connection: Connection, image_ids: list[str]) -> dict[str, list[str]]:
-    lun = schema.luns.c
-    query = select(lun.image_id, schema.targets.c.name, lun.scsi_target, lun.lun).join(schema.targets)
-    order = (schema.targets.c.name, lun.scsi_target, lun.lun)
-    return lun_names(connection, query.where(lun.image_id.in_(image_ids)).order_by(*order))
-
-
-def _record(pool: Pool, row: Row[Any], kin: _Kin, mapped: list[str]) -> Image:
-    allocated = 0 if row.file is None else pool.allocated_bytes(row.file)
-    return Image(
-        id=row.id,
-        name=row.name,
-        pool=pool.name,
-        format=row.format,
-        file=row.file,
-        state="missing" if allocated is None else "ready",
-        virtual_size_bytes=row.virtual_size_bytes,
-        actual_size_bytes=allocated or 0,
-        preallocation=row.preallocation,
-        options=row.options,
-        parent=kin.parent and kin.parent.name,
-        backing=kin.parent and kin.parent.file,
-        chain_depth=kin.depth,
-        children=kin.children,
-        luns=mapped,
-        created_at=row.created_at,
-        revision=row.revision,
-        labels=row.labels,
-    )

@@ -44,7 +44,7 @@ class ChangingInside(Looking):
         self, pool: Pool, row: Row[Any], verb: str, *, run: Run | None = None, **options: Any
     ) -> dict[str, Any]:
         """Of an image that nobody has open. `run`: who has a worker do it, if it is a job."""
-        with image_files(pool, [row], writable=1) as files:
+        with image_files(pool, [row], writable=1, sealed=True) as files:
             return (run or self.workers.do)(verb, str(row.file), {"image": files}, **options)
 
     @contextmanager

@@ -19,11 +19,14 @@ LONGEST_MAP = 10_000  # extents of one page: each page is a worker's work, so fe
 class Looking(Parts):
     """What verbs need that look into an image."""
 
-    def look(self, pool: Pool, chain: list[Row[Any]], verb: str, **options: Any) -> dict[str, Any]:
-        """What a worker tells of a chain, the top image first, whoever uses it. Raises StoreError.
+    def look(
+        self, pool: Pool, chain: list[Row[Any]], verb: str, *, sealed: bool = True, **options: Any
+    ) -> dict[str, Any]:
+        """What a worker tells of a chain, the top image first, whoever uses it. Raises StoreError. `sealed`: what is
+        encrypted stays so.
 
         A look locks the top image never: a dashboard that asks all the time would keep guests from getting it."""
-        with image_files(pool, chain, live=True) as files:
+        with image_files(pool, chain, live=True, sealed=sealed) as files:
             return self.workers.do(verb, chain[0].file, {"image": files}, **options)
 
     def snapshots(self, pool: Pool, row: Row[Any]) -> list[Snapshot]:
@@ -61,7 +64,7 @@ class LookVerbs(Looking):
         with self.catalog.read() as connection:
             row = image_row(connection, where, name)
             chain = [row, *parents(connection, row.id)]
-        told = self.look(where, chain, "map", start=start, limit=limit)
+        told = self.look(where, chain, "map", sealed=False, start=start, limit=limit)
         return Page(told["extents"], None if told["next"] is None else encode_cursor(str(told["next"])))
 
 

@@ -15,6 +15,7 @@ from vstore.store.errors import AlreadyExists, InvalidArgument, NotFound, Stale
 from vstore.store.identifiers import LunAddress, check_labels
 from vstore.store.locks import NamedLocks
 from vstore.store.pool import Pool
+from vstore.store.secret_files import SecretFiles
 from vstore.store.supervisor import Supervisor
 from vstore.store.work import Workers
 
@@ -38,6 +39,7 @@ class Parts:
     claims: Claims
     workers: Workers
     jobs: "Jobs"
+    secrets: SecretFiles
 
     def pool(self, name: str) -> Pool:
         """Raises NotFound."""
@@ -45,9 +47,20 @@ class Parts:
             raise NotFound(f"there is no pool {name[:80]!r}; the pools are {', '.join(self.pools)}", field="pool")
         return self.pools[name]
 
-    def holding(self, *, images: Iterable[str] = (), target: str | None = None) -> AbstractContextManager[None]:
-        """Keeps other verbs (and the supervisor) off images, by POOL/NAME, and off a target. Raises Busy."""
+    def secret_value(self, name: str | None) -> bytes | None:
+        """What has that name; None where there is none. Raises NotFound."""
+        value = None if name is None else self.secrets.read(name)
+        if name is not None and value is None:
+            right = f"keep it first (vstore secret set {name})"
+            raise NotFound(f"there is no secret {name}; {right}", field="secret")
+        return value
+
+    def holding(
+        self, *, images: Iterable[str] = (), target: str | None = None, secrets: Iterable[str | None] = ()
+    ) -> AbstractContextManager[None]:
+        """Keeps other verbs (and the supervisor) off images, by POOL/NAME, off a target, off secrets. Raises Busy."""
         names = [f"image:{name}" for name in images] + ([] if target is None else [f"target:{target}"])
+        names += [f"secret:{name}" for name in secrets if name is not None]
         return self.locks.hold(*names, most_waiting=MOST_WAITING)
 
 

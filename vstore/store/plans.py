@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
 
@@ -23,7 +23,7 @@ LUN_ROWS = (
         schema.luns,
         schema.targets.c.name.label("target"),
         schema.pools.c.name.label("pool"),
-        *(_image.name.label("image"), _image.format, _image.file, _image.virtual_size_bytes),
+        *(_image.name.label("image"), _image.format, _image.file, _image.virtual_size_bytes, _image.secret),
     )
     .join_from(schema.luns, schema.targets)
     .join(schema.images, _image.id == schema.luns.c.image_id)
@@ -31,15 +31,23 @@ LUN_ROWS = (
 )
 
 
+class LayerPlan(NamedTuple):
+    """An image of a chain: its name, its file, and the name of its secret if it is encrypted."""
+
+    image: str
+    file: str
+    secret: str | None
+
+
 @dataclass(frozen=True)
 class LunPlan:
-    """One LUN as it should be mapped; `request` is what the process is told, `files` come as descriptors: the image's,
+    """One LUN as it should be mapped; `request` is what the process is told, `layers` come as descriptors: the image's,
     then its parents', nearest first; none for formats without a file."""
 
     address: LunAddress
     image_id: str
     pool: Pool
-    files: tuple[str, ...]
+    layers: tuple["LayerPlan", ...]
     request: MapLun
 
     @classmethod
@@ -50,8 +58,15 @@ class LunPlan:
             length=None if row.file else row.virtual_size_bytes,
             direct=row.direct,
             name=f"{pool.name}/{image}",
+            secret=row.secret is not None,
             parents=tuple(
-                ParentSource(format=each.format, name=f"{pool.name}/{each.name}", file=each.file) for each in parents
+                ParentSource(
+                    format=each.format,
+                    name=f"{pool.name}/{each.name}",
+                    file=each.file,
+                    secret=each.secret is not None,
+                )
+                for each in parents
             ),
         )
         request = MapLun(
@@ -65,8 +80,9 @@ class LunPlan:
             discard=row.discard,
             serial=row.serial,
         )
-        files = tuple(each.file for each in (row, *parents) if each.file is not None)
-        return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, files, request)
+        chain = ((image, row), *((each.name, each) for each in parents))
+        layers = tuple(LayerPlan(name, each.file, each.secret) for name, each in chain if each.file is not None)
+        return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, layers, request)
 
     def serves_the_same(self, settings: MapLun) -> bool:
         """Whether a mapping that is there is this one; its length may have changed since."""
@@ -74,16 +90,18 @@ class LunPlan:
 
     @contextmanager
     def descriptors(self) -> Iterator[list[int]]:
-        """The files, open and locked, parents as readers lock them. Raises StoreError."""
+        """The files, open and locked, parents as readers lock them, and secrets. Raises StoreError."""
         settings = self.request
         found = []
         with ExitStack() as closing:
             if settings.state:
-                found.append(closing.enter_context(self.pool.state_of(self.files[0])))
-            for depth, name in enumerate(self.files):
+                found.append(closing.enter_context(self.pool.state_of(self.layers[0].file)))
+            for depth, layer in enumerate(self.layers):
                 read_only = bool(depth) or settings.read_only
-                file = self.pool.open(name, read_only=read_only, direct=settings.image.direct)
+                file = self.pool.open(layer.file, read_only=read_only, direct=settings.image.direct)
                 found.append(closing.enter_context(file).descriptor)
+                if layer.secret is not None:
+                    found.append(closing.enter_context(self.pool.secrets.opened(layer.image, layer.secret)))
             yield found
 
 

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from formats.host_file import HostFile, open_beneath
 from formats.registry import create_image
 from vstore.store.errors import AlreadyExists
 from vstore.store.refusals import refusals_told
+from vstore.store.secret_files import SecretFiles
 
 _INTENT = re.compile(r"\.(creating|deleting)-([0-9a-f-]{36})\.(.+)")
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Draft:
     image_id: str
     file: str
     format: str
+    secret: bytes | None = field(default=None, repr=False)  # it is encrypted, and this opens it
 
     @property
     def entry(self) -> str:
@@ -45,8 +47,9 @@ class Draft:
 
 
 class Pool:
-    def __init__(self, pool_id: str, name: str, directory: Path) -> None:
-        """`directory` is made if it is not there. Raises StoreError."""
+    def __init__(self, pool_id: str, name: str, directory: Path, secrets: SecretFiles) -> None:
+        """`directory` is made if it is not there; `secrets` open its images. Raises StoreError."""
+        self.secrets = secrets
         self.id = pool_id
         self.name = name
         self.directory = directory
@@ -119,6 +122,7 @@ class Pool:
                     preallocation=preallocation,
                     directory=self._descriptor,
                     options=options,
+                    secret=draft.secret,
                 )
             yield
         finally:

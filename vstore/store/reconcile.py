@@ -20,12 +20,13 @@ from vstore.store.parts import change, image_row
 from vstore.store.plans import LunPlan
 from vstore.store.pool import Pool
 from vstore.store.refusals import refusals_told
+from vstore.store.secret_files import SecretFiles
 
 DEFAULT_POOL = "default"
 _log = logging.getLogger(__name__)
 
 
-def opened_pools(catalog: Catalog, state_directory: Path) -> dict[str, Pool]:
+def opened_pools(catalog: Catalog, state_directory: Path, secrets: SecretFiles) -> dict[str, Pool]:
     """The pools by name; the first start makes the default one. Raises StoreError."""
     with catalog.write() as connection:
         rows = connection.execute(select(schema.pools)).all()
@@ -33,7 +34,7 @@ def opened_pools(catalog: Catalog, state_directory: Path) -> dict[str, Pool]:
             values = {**birth(), "labels": {}, "name": DEFAULT_POOL, "directory": f"pools/{DEFAULT_POOL}"}
             connection.execute(insert(schema.pools).values(**values))
             rows = connection.execute(select(schema.pools)).all()
-    return {row.name: Pool(row.id, row.name, state_directory / row.directory) for row in rows}
+    return {row.name: Pool(row.id, row.name, state_directory / row.directory, secrets) for row in rows}
 
 
 def reconcile_pool(catalog: Catalog, pool: Pool) -> None:

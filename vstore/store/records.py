@@ -20,6 +20,7 @@ class Image:
     actual_size_bytes: int
     preallocation: str
     options: dict[str, Any]  # of the format, as the image has them
+    secret: str | None  # the name of what opens it; None: it is not encrypted
     parent: str | None  # the image whose content shows through
     backing: str | None  # the parent's file, as the image names it
     chain_depth: int  # how many parents stand behind it
@@ -54,6 +55,16 @@ class Bitmap:
     granularity_bytes: int  # bytes of the disk per bit
     enabled: bool  # it records what is written
     consistent: bool
+    revision: int
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What opens encrypted images, but for its value. `revision` is the microsecond in which it was set."""
+
+    name: str
+    images: list[str]  # that name it, as POOL/IMAGE
+    set_at: str
     revision: int
 
 

@@ -14,6 +14,8 @@ from vstore.store.errors import (
     Locked,
     PoolFull,
     PoolUnavailable,
+    SecretNeeded,
+    SecretWrong,
     StoreError,
     Unsupported,
 )
@@ -40,6 +42,10 @@ _BY_ERRNO: dict[int, Refusal] = {
     errno.EDQUOT: PoolFull,
     errno.EFBIG: _size_refused,
 }
+_BY_SECRET: dict[type[ImageError], Refusal] = {
+    formats_errors.SecretNeeded: lambda detail: SecretNeeded(f"{detail}: vstore image update --secret SECRET"),
+    formats_errors.SecretWrong: lambda detail: SecretWrong(f"{detail}; give it another: vstore image update --secret"),
+}
 _BY_IMAGE_ERROR: dict[type[ImageError], Refusal] = {
     formats_errors.ImageExists: AlreadyExists,
     formats_errors.ImageNotFound: Conflict,
@@ -60,7 +66,7 @@ def refusals_told(
         yield
     except (OSError, ImageError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        refusal = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else None
+        refusal = _BY_ERRNO.get(cause.errno or 0) if isinstance(cause, OSError) else _BY_SECRET.get(type(error))  # type: ignore[arg-type]
         if refusal is None and isinstance(error, formats_errors.InvalidArgument):
             raise _misfit(argument, f"{doing}: {_told(error, renamed)}") from error
         if refusal is None:

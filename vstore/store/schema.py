@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 5
+VERSION = 6
 
 STEPS = {  # a version: what lifts a catalog from there to the next one
     1: (
@@ -45,6 +45,7 @@ STEPS = {  # a version: what lifts a catalog from there to the next one
         "ALTER TABLE targets ADD COLUMN port INTEGER DEFAULT '1' NOT NULL",
         "ALTER TABLE luns ADD COLUMN shared BOOLEAN DEFAULT '0' NOT NULL",
     ),
+    5: ("ALTER TABLE images ADD COLUMN secret TEXT",),
 }
 
 metadata = MetaData()
@@ -81,6 +82,7 @@ images = Table(
     Column("preallocation", Text, nullable=False),
     Column("parent_id", ForeignKey("images.id"), index=True),  # whose blocks show through; NULL: it stands alone
     Column("options", JSON, nullable=False, default=dict, server_default="{}"),  # of its format, as they came to be
+    Column("secret", Text),  # the name of what opens it; NULL: it is not encrypted
     UniqueConstraint("pool_id", "name"),
     UniqueConstraint("pool_id", "file"),
     CheckConstraint("virtual_size_bytes % 512 = 0"),

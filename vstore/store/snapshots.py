@@ -127,7 +127,8 @@ class SnapshotVerbs(ChangingInside):
             self.snapshot(where, row, snapshot)
 
             def work(job: RunningJob) -> None:
-                with following(self.catalog, where, row), image_files(where, [row], writable=1) as files:
+                files_of = image_files(where, [row], writable=1, sealed=True)
+                with following(self.catalog, where, row), files_of as files:
                     told = job.run("apply_snapshot", row.file, {"image": files}, name=snapshot)
                 with self.catalog.write() as connection:
                     now = image_row(connection, where, image)

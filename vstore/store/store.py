@@ -16,6 +16,8 @@ from vstore.store.luns import LunVerbs
 from vstore.store.plans import load_plan
 from vstore.store.reconcile import adopt_length, known_targets, opened_pools, reconcile_pool
 from vstore.store.running import Spawn
+from vstore.store.secret_files import SecretFiles
+from vstore.store.secrets import SecretVerbs
 from vstore.store.snapshots import SnapshotVerbs
 from vstore.store.supervisor import Supervisor
 from vstore.store.targets import TargetVerbs
@@ -24,7 +26,17 @@ from vstore.store.work import Workers
 from vstore.target.spawn import spawn
 
 
-class Store(ImageVerbs, LookVerbs, SnapshotVerbs, BitmapVerbs, TransferVerbs, JobVerbs, TargetVerbs, LunVerbs):
+class Store(
+    ImageVerbs,
+    LookVerbs,
+    SnapshotVerbs,
+    BitmapVerbs,
+    TransferVerbs,
+    SecretVerbs,
+    JobVerbs,
+    TargetVerbs,
+    LunVerbs,
+):
     """Sync and thread-safe. Every verb raises StoreError and nothing else, and is one transaction of the catalog."""
 
     def __init__(self, state_directory: Path, runtime_directory: Path, *, spawn: Spawn = spawn) -> None:
@@ -39,7 +51,8 @@ class Store(ImageVerbs, LookVerbs, SnapshotVerbs, BitmapVerbs, TransferVerbs, Jo
             undo.callback(self.workers.close)
             self.catalog = Catalog(state_directory / "catalog.sqlite")
             undo.callback(self.catalog.close)
-            self.pools = opened_pools(self.catalog, state_directory)
+            self.secrets = SecretFiles(state_directory / "secrets")
+            self.pools = opened_pools(self.catalog, state_directory, self.secrets)
             for pool in self.pools.values():
                 undo.callback(pool.close)
                 reconcile_pool(self.catalog, pool)

@@ -15,6 +15,8 @@ from vstore.store.errors import (
     InvalidArgument,
     Locked,
     PoolUnavailable,
+    SecretNeeded,
+    SecretWrong,
     StoreError,
     TargetUnavailable,
 )
@@ -48,6 +50,8 @@ _REFUSALS: dict[ErrorCode, Callable[[str], StoreError]] = {
     ErrorCode.NO_SUCH_LUN: Conflict,
     ErrorCode.SOCKET_IN_USE: Conflict,
     ErrorCode.IMAGE_REFUSED: Conflict,
+    ErrorCode.SECRET_NEEDED: SecretNeeded,
+    ErrorCode.SECRET_WRONG: SecretWrong,
     ErrorCode.IMAGE_LOCKED: Locked,
     ErrorCode.HOST_ERROR: PoolUnavailable,
 }

@@ -24,6 +24,7 @@ from vstore.store.parts import Parts, check_revision, image_row, renew
 from vstore.store.pool import Draft, Pool
 from vstore.store.reconcile import following, named_parent
 from vstore.store.records import Job
+from vstore.store.secrets import claim_of
 from vstore.store.work import draft_file, image_files
 from vstore.worker.wire import Cancelled
 
@@ -46,7 +47,7 @@ class TransferVerbs(Looking):
         where, mending = self.pool(pool), repair != "none"
 
         def work(job: RunningJob) -> Mapping[str, Any]:
-            with image_files(where, [row], writable=int(mending)) as files:
+            with image_files(where, [row], writable=int(mending), sealed=True) as files:
                 return job.run("check", row.file, {"image": files}, repair=repair)
 
         with self._rows(where, name) as (connection, (row,)):
@@ -71,7 +72,8 @@ class TransferVerbs(Looking):
 
         def work(job: RunningJob) -> None:
             renaming = _unless_renamed(where, row, new[0] if new else None)
-            with renaming, image_files(where, old, writable=1) as chain, image_files(where, new) as above:
+            below = image_files(where, new, sealed=unsafe)
+            with renaming, image_files(where, old, writable=1, sealed=unsafe) as chain, below as above:
                 reference = None if not new else [new[0].file, new[0].format]
                 options = {"reference": reference, "unsafe": unsafe}
                 job.run("rebase", old[0].file, {"image": chain, "parents": above}, **options)
@@ -129,23 +131,24 @@ class TransferVerbs(Looking):
         options: Mapping[str, Any] | None = None,
         compress: bool = False,
         snapshot: str | None = None,
+        secret: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Job:
         """A job that makes the image `into` with the same content and no parent, in any format that lies in a file;
-        with `snapshot`, the content as it was then, which is the way for an image that a guest writes to.
+        with `snapshot`, the content as it was then, which is the way for an image that a guest writes to; with
+        `secret`, the name of one, encrypted.
 
         Raises InvalidArgument, NotFound, AlreadyExists, InUse (mapped writable, a job), Unsupported, Busy.
         """
-        where, spec = self.pool(pool), ImageSpec.checked(format, preallocation, options)
+        where, spec = self.pool(pool), ImageSpec.checked(format, preallocation, options, secret=secret)
         arguments = {"into": check_name("into", into), "format": format, "compress": compress, "snapshot": snapshot}
         _check_target(spec, compress=compress)
-        made = {**birth(), "labels": check_labels(labels or {}), "name": into, "pool_id": where.id, "options": {}}
-        made |= {"format": format, "file": file_name(into, format), "preallocation": preallocation}
+        made = _new_row(where, into, spec, labels)
 
         def work(job: RunningJob) -> None:
             _convert(self, job, _Conversion(where, chain, made, spec, compress, snapshot, length))
 
-        with self._rows(where, name, into, missing=True) as (connection, (row, *taken)):
+        with self._rows(where, name, into, missing=True, secret=secret) as (connection, (row, *taken)):
             if taken:
                 raise AlreadyExists(f"there is an image {into}; choose another name", field="into")
             if snapshot is None:
@@ -154,7 +157,7 @@ class TransferVerbs(Looking):
             if snapshot is not None:
                 length = self.snapshot(where, row, snapshot).virtual_size_bytes
             plan = JobPlan("convert_image", _key(where, row), arguments, work)
-            read = [_key(where, each) for each in chain]
+            read = [_key(where, each) for each in chain] + ([] if secret is None else [claim_of(secret)])
             return self._start(plan, alone=[f"{pool}/{into}"], shared=read)
 
     def compare_image(self, pool: str, name: str, *, other: str, strict: bool = False) -> Job:
@@ -204,11 +207,14 @@ class TransferVerbs(Looking):
 
     @contextmanager
     def _rows(
-        self, pool: Pool, name: str, other: str | None = None, *, missing: bool = False
+        self, pool: Pool, name: str, other: str | None = None, *, missing: bool = False, secret: str | None = None
     ) -> Iterator[tuple[Connection, Chain]]:
-        """Both rows, the images held meanwhile; with `missing`, the second may not be there. Raises NotFound, Busy."""
+        """Both rows, the images held meanwhile, and the secret, which has to be there; with `missing`, the second image
+        may not be. Raises NotFound, Busy."""
         names = [name] if other is None or other == name else [name, other]
-        with self.holding(images=[f"{pool.name}/{each}" for each in names]), self.catalog.read() as connection:
+        holding = self.holding(images=[f"{pool.name}/{each}" for each in names], secrets=[secret])
+        with holding, self.catalog.read() as connection:
+            self.secret_value(secret)
             rows = [image_row(connection, pool, name)]
             if names[1:]:
                 try:
@@ -265,7 +271,8 @@ def _convert(store: Parts, job: RunningJob, wanted: _Conversion) -> None:
     pool, made, length = wanted.pool, dict(wanted.made), wanted.length
     live, source = wanted.snapshot is not None, str(wanted.chain[0].file)
     with image_files(pool, wanted.chain, live=live) as files:
-        draft = Draft(made["id"], made["file"], made["format"])
+        opening = None if made["secret"] is None else pool.secrets.of_image(made["name"], made["secret"])
+        draft = Draft(made["id"], made["file"], made["format"], opening)
         with pool.drafting(draft, length, made["preallocation"], wanted.spec.for_format()):
             if offered(draft.format):
                 made["options"] = effective(draft.format, pool.open_draft(draft))
@@ -276,6 +283,13 @@ def _convert(store: Parts, job: RunningJob, wanted: _Conversion) -> None:
             with pool.publishing(draft), store.catalog.write() as connection:
                 connection.execute(insert(schema.images).values(**made, virtual_size_bytes=length))
                 job.succeeded(connection, {"image": made["name"], "virtual_size_bytes": length})
+
+
+def _new_row(pool: Pool, name: str, spec: ImageSpec, labels: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the catalog will have, but for the length."""
+    row = {**birth(), "labels": check_labels(labels or {}), "name": name, "pool_id": pool.id, "options": {}}
+    row |= {"format": spec.format, "file": file_name(name, spec.format), "preallocation": spec.preallocation}
+    return {**row, "secret": spec.secret}
 
 
 def _key(pool: Pool, row: Row[Any]) -> str:
@@ -301,6 +315,8 @@ def _check_target(spec: ImageSpec, *, compress: bool) -> None:
         raise InvalidArgument("format", f"{spec.format} images keep no bytes", "choose a format that lies in a file")
     if compress and spec.format != "qcow2":
         raise InvalidArgument("compress", f"{spec.format} images hold nothing compressed", "choose qcow2")
+    if compress and spec.secret is not None:
+        raise InvalidArgument("compress", "what is compressed is not encrypted", "leave one of them out")
     if compress and spec.preallocation != "off":
         raise InvalidArgument("compress", "what is compressed cannot be preallocated", "leave one of them out")
 

@@ -4,6 +4,7 @@ A worker of a daemon that was killed may still be in the middle of an image when
 holds a lock as long as it lives, and a daemon begins only when it can have that lock for itself.
 """
 
+import base64
 import contextlib
 import fcntl
 import os
@@ -97,10 +98,11 @@ def _taken(places: BoundedSemaphore, timeout: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def image_files(
-    pool: Pool, chain: Sequence[Row[Any]], *, writable: int = 0, live: bool = False
+    pool: Pool, chain: Sequence[Row[Any]], *, writable: int = 0, live: bool = False, sealed: bool = False
 ) -> Iterator[list[ImageFile]]:
     """Rows of a chain, the top one first, as a worker takes them: open, so many of them writable, and locked but for a
-    top image that is live. Raises StoreError."""
+    top image that is live. `sealed`: without the secrets of those that are encrypted, because only of their structure
+    is anything wanted. Raises StoreError."""
     files = []
     with contextlib.ExitStack() as closing:
         for depth, row in enumerate(chain):
@@ -108,7 +110,9 @@ def image_files(
                 raise Conflict(f"image {row.name} has no file, so there is nothing to work on")
             read_only, looked_at = depth >= writable, live and not depth
             file = closing.enter_context(pool.open(row.file, read_only=read_only, lock=not looked_at))
-            files.append(ImageFile(row.format, row.file, file.descriptor, read_only=read_only, live=looked_at))
+            secret = None if row.secret is None or sealed else plain(pool.secrets.of_image(row.name, row.secret))
+            how = {"read_only": read_only, "live": looked_at}
+            files.append(ImageFile(row.format, row.file, file.descriptor, secret=secret, **how))
         yield files
 
 
@@ -116,9 +120,15 @@ def image_files(
 def draft_file(pool: Pool, draft: Draft) -> Iterator[ImageFile]:
     """A draft as a worker takes it, writable; what was written to it is durable at the end. Raises StoreError."""
     with pool.open_draft(draft) as file:
-        yield ImageFile(draft.format, draft.file, file.descriptor, read_only=False)
+        secret = None if draft.secret is None else plain(draft.secret)
+        yield ImageFile(draft.format, draft.file, file.descriptor, read_only=False, secret=secret)
         with refusals_told(f"cannot write {draft.file}"):
             os.fsync(file.descriptor)
+
+
+def plain(secret: bytes) -> str:
+    """As a worker takes it."""
+    return base64.b64encode(secret).decode()
 
 
 def _wait_for_lock(descriptor: int) -> None:

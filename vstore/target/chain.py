@@ -1,14 +1,15 @@
 """The images of a LUN from the descriptors that came with it: what each one is was said beside it, never by its bytes.
 
-map_lun   image, data_file, parents[0], parents[1] ...      what they are
-SCM_RIGHTS   fd    fd          fd          fd               in the same order
+map_lun   image, data_file, secret, parents[0], parents[1] ...      what they are
+SCM_RIGHTS   fd    fd         fd       fd          fd               in the same order
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 
-from formats.errors import InvalidArgument
+from formats.errors import InvalidArgument, SecretNeeded
 from formats.host_file import HostFile
 from formats.image import Image, Reference
 from formats.registry import open_image
@@ -17,6 +18,8 @@ from vstore.target.packet import Descriptors
 from vstore.target.verbs import ImageSource, MapLun, ParentSource
 
 Source = ImageSource | ParentSource
+
+LONGEST_SECRET = 65536  # bytes
 
 
 def images_handed(settings: MapLun, descriptors: Descriptors) -> list[Image]:
@@ -36,7 +39,7 @@ def images_handed(settings: MapLun, descriptors: Descriptors) -> list[Image]:
 def _check_count(sources: Sequence[Source], came: int) -> None:
     """A format without a file has no descriptor. One too few or too many for a single image is told when it is opened,
     which knows the format."""
-    wanted = sum(1 + source.data_file for source in sources)
+    wanted = sum(1 + source.data_file + source.secret for source in sources)
     if came != wanted and wanted > 1:
         detail = (
             f"{name_of(sources[0])}: {came} descriptors came for a chain of {wanted} files; send each one, in order"
@@ -68,9 +71,22 @@ def _opened(
 
     image = open_image(source.format, file, length=length, opener=data_opener if data_file else None)
     undo.callback(image.close)
+    if source.secret:
+        image.unlock([_secret(source, descriptors)])
     if data_file is not None and len(image.layers) < 2:
         raise InvalidArgument(f"{name_of(source)} has no data file, but one was handed over")
     return image
+
+
+def _secret(source: Source, descriptors: Descriptors) -> bytes:
+    """What the descriptor's file holds."""
+    descriptor = descriptors.take()
+    if descriptor is None:
+        raise SecretNeeded(f"{name_of(source)} is encrypted, and the file with its secret did not come along")
+    try:
+        return os.pread(descriptor, LONGEST_SECRET, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _file(source: Source, descriptors: Descriptors, undo: ExitStack, *, read_only: bool) -> HostFile | None:

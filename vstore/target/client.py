@@ -45,6 +45,7 @@ _Answer = TypeVar("_Answer", bound=Declaration)
 
 DEFAULT_TIMEOUT = 30.0  # seconds
 LONG_TIMEOUT = 3600.0  # for what may go through a whole image
+UNLOCK_TIMEOUT = 90.0  # for each secret that comes along: to try it is made slow, by whoever made the image
 
 
 class TargetClient:
@@ -77,8 +78,10 @@ class TargetClient:
 
     def map_lun(self, request: MapLun, image: int | None = None, *more: int) -> Mapped:
         """`image`: descriptor of the image's file, for formats that have one; then, where the request tells of them,
-        those of its data file, its parent, the parent's data file, and so on. They stay the caller's."""
-        return self._call("map_lun", request, Mapped, [] if image is None else [image, *more])
+        those of its data file, its secret, its parent, the parent's data file, and so on. They stay the caller's."""
+        secrets = request.image.secret + sum(parent.secret for parent in request.image.parents)
+        timeout = self._timeout + UNLOCK_TIMEOUT * secrets
+        return self._call("map_lun", request, Mapped, [] if image is None else [image, *more], timeout)
 
     def unmap_lun(self, lun: int, target: int = 0) -> None:
         self._call("unmap_lun", LunAddress(target=target, lun=lun), Empty)

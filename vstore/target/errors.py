@@ -14,6 +14,8 @@ class ErrorCode(StrEnum):
     NO_SUCH_LUN = "no_such_lun"
     SOCKET_IN_USE = "socket_in_use"
     IMAGE_REFUSED = "image_refused"  # the format says why: locked, invalid, wrong size, read-only
+    SECRET_NEEDED = "secret_needed"  # it is encrypted, and its secret did not come along
+    SECRET_WRONG = "secret_wrong"  # the secret that came does not open it
     IMAGE_LOCKED = "image_locked"  # another program holds it
     HOST_ERROR = "host_error"  # the operating system refused
     BUSY = "busy"  # too many requests at once

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from formats.errors import HostRefusal, ImageError, ImageInUse
+from formats.errors import HostRefusal, ImageError, ImageInUse, SecretNeeded, SecretWrong
 from formats.image import Discard, Image, Kept
 from vstore.disk import Disk
 from vstore.scsi.identity import Identity
@@ -27,7 +27,12 @@ from vstore.target.verbs import BitmapList, BitmapLun, BitmapRow, MapLun, Snapsh
 if TYPE_CHECKING:
     from vstore.target.port import TargetPort
 
-_CODES: dict[type[ImageError], ErrorCode] = {ImageInUse: ErrorCode.IMAGE_LOCKED, HostRefusal: ErrorCode.HOST_ERROR}
+_CODES: dict[type[ImageError], ErrorCode] = {
+    ImageInUse: ErrorCode.IMAGE_LOCKED,
+    HostRefusal: ErrorCode.HOST_ERROR,
+    SecretNeeded: ErrorCode.SECRET_NEEDED,
+    SecretWrong: ErrorCode.SECRET_WRONG,
+}
 
 
 class MappedLun:

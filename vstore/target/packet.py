@@ -24,7 +24,7 @@ from vstore.target.errors import ErrorCode, TargetError
 LARGEST_PACKET = 65536  # bytes
 MOST_DESCRIPTORS = 240  # in one packet
 LARGEST_MESSAGE = 16 << 20  # bytes
-MOST_FILES = 2048  # descriptors of one message: a chain's 1,000 images with their data files
+MOST_FILES = 3072  # descriptors of one message: a chain's 1,000 images with their data files and secrets
 _MORE, _LAST = b"+", b"."  # what no JSON object begins with
 _PATIENCE = 0.002  # seconds until a peer that has not yet taken what is under way is tried again
 

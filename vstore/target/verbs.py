@@ -71,13 +71,15 @@ class ParentSource(Declaration):
     name: str = declared(text(256), "")  # only told
     file: str = declared(text(128), "")  # what the overlay has to call it; empty: whatever it does
     data_file: bool = declared(flag, False)
+    secret: bool = declared(flag, False)
 
 
 class ImageSource(Declaration):
     """What stands behind a LUN: files that came as descriptors, or a format that needs none.
 
-    The descriptors: the image, its data file if it has one, the nearest parent, that one's data file, and so on. Which
-    files these are is the sender's word, never what the images say.
+    The descriptors: the image, its data file if it has one, a file with its secret if it is encrypted, the nearest
+    parent, that one's data file and secret, and so on. Which files these are is the sender's word, never what the
+    images say. What a secret's file holds is read once, and neither kept nor told.
     """
 
     format: str = declared(_format)
@@ -85,6 +87,7 @@ class ImageSource(Declaration):
     direct: bool = declared(flag, False)  # the descriptor was opened with O_DIRECT
     name: str = declared(text(512), "")  # what the one who maps it calls it; only told
     data_file: bool = declared(flag, False)
+    secret: bool = declared(flag, False)
     parents: tuple[ParentSource, ...] = declared(rows(ParentSource, MOST_PARENTS), ())  # nearest first
 
 
@@ -251,7 +254,7 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb("configure", Configure, Empty, (0, 1)),
-        Verb("map_lun", MapLun, Mapped, (0, 1 + 2 * (1 + MOST_PARENTS))),
+        Verb("map_lun", MapLun, Mapped, (0, 1 + 3 * (1 + MOST_PARENTS))),
         Verb("unmap_lun", LunAddress, Empty),
         Verb("resize_lun", ResizeLun, Resized),
         Verb("snapshot_lun", SnapshotLun, Snapshots),

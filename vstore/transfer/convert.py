@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from formats.errors import InvalidArgument, UnsupportedFeature, image_error
 from formats.host_file import HostFile, Path
@@ -94,6 +94,8 @@ def fill(
     and durable when it was closed. Errors: ImageError, OSError, TransferCancelled."""
     reader = Reader(source)
     meter = Meter(reader.length, progress, cancelled)
+    if _in_a_row(image) and image.encrypted:
+        how = replace(how, sparse=0)
     try:
         _Moving(reader, Reader(backing), _sink(image, how, placed=placed), how, meter).move_all()
     except OSError as error:
@@ -163,9 +165,13 @@ def _left(draft: Draft, *, begun: bool) -> Iterator[Sequence[Image]]:
 def _sink(image: Image, how: Convert, *, placed: bool) -> Sink:
     if how.compress:
         return CompressingSink(image, how.level)
-    if image.flat:
+    if _in_a_row(image):
         return FlatSink(image, how.sparse or SPARSE)
     return MapSink(image, placed=placed)
+
+
+def _in_a_row(image: Image) -> bool:
+    return image.flat or image.format == "luks"
 
 
 class _Moving:

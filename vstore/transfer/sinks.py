@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from formats import space
 from formats.errors import InvalidArgument, UnsupportedFeature
-from formats.image import SECTOR, BlockState, Change, HostExtent, Image, entry
+from formats.image import SECTOR, BlockState, Change, Cipher, HostExtent, Image, entry
 from formats.qcow2 import compression
 from formats.qcow2.image import Qcow2
 from vstore.transfer.blocks import Span
@@ -69,15 +69,18 @@ class Sink(abc.ABC):
         """All of it is there, and durable."""
 
 
-def write(descriptor: int, offset: int, view: memoryview) -> None:
-    """Writes all of it."""
+def write(descriptor: int, offset: int, view: memoryview, cipher: Cipher | None = None) -> None:
+    """Writes all of it, through the cipher if there is one."""
+    if cipher is not None:
+        view = memoryview(cipher.encrypt(offset, bytes(view)))
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
 
 
 class FlatSink(Sink):
-    """A new image that is one row, from its first byte on."""
+    """A new image that is one row, from its first byte on. One that is encrypted reads as noise where nothing was
+    written, so that all of it has to be."""
 
     ordered = False
 
@@ -86,11 +89,12 @@ class FlatSink(Sink):
         self.takes_stretches = image.cipher is None
         self.descriptor = image.layers[run.entry >> 48 & 0xFFF].descriptor
         self._first = (run.entry & _PLACE) * SECTOR
+        self._cipher = image.cipher
         self.unit = unit
 
     def put(self, start: int, view: memoryview, data: Sequence[Span], zeros: Sequence[Span], turn: Turn) -> None:  # noqa: ARG002
         for first, end in data:
-            write(self.descriptor, self._first + start + first, view[first:end])
+            write(self.descriptor, self._first + start + first, view[first:end], self._cipher)
         for first, end in zeros:
             self._clear(self._first + start + first, end - first)
 
@@ -143,7 +147,7 @@ class MapSink(Sink):
             at = first
             for layer, offset, count in found:
                 stop = min(at + count * self.unit, end)
-                write(self._descriptors[layer], offset, view[at:stop])
+                write(self._descriptors[layer], offset, view[at:stop], self._image.cipher)
                 at = stop
 
     def _places(self, start: int, length: int) -> list[tuple[int, int, int]]:
@@ -264,6 +268,10 @@ class CompressingSink(MapSink):
         if not isinstance(image, Qcow2) or image.identity:
             kind = image.format if not isinstance(image, Qcow2) else "qcow2 images with a data file"
             raise UnsupportedFeature(f"{kind} hold nothing compressed; compression is for qcow2 images")
+        if image.encrypted:
+            raise UnsupportedFeature(
+                "what is compressed is not encrypted, so an encrypted image holds nothing compressed"
+            )
         self._qcow2 = image
         self._kind, self._level = image.header.compression, level
         self._check_level()

@@ -4,6 +4,7 @@ The catalog's relations decide which images make a chain. A header that tells an
 changed behind its back; then nothing is read, because it would be another disk's content.
 """
 
+import base64
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,14 @@ def opened(chain: Sequence[ImageFile]) -> Iterator[list[Image]]:
 
 @contextlib.contextmanager
 def alone(source: ImageFile) -> Iterator[Image]:
-    """One image, whatever its parent is."""
+    """One image, whatever its parent is; to be read and written if it is not encrypted, or its secret came along."""
     if source.descriptor < 0:
         with open_image(source.format, length=source.length) as image:
             yield image
         return
     with _opened(source) as image:
+        if source.secret is not None:
+            image.unlock([base64.b64decode(source.secret)])
         yield image
 
 

@@ -32,6 +32,12 @@ def info(chains: Chains, _context: Context) -> dict[str, Any]:
         return {**image.info(), "filename": source.name}
 
 
+def unlock(chains: Chains, _context: Context) -> dict[str, Any]:
+    """Whether the image is encrypted; SecretWrong when the secret that came along does not open it."""
+    with images.alone(chains["image"][0]) as image:
+        return {"encrypted": image.encrypted}
+
+
 def check(chains: Chains, _context: Context, *, repair: str) -> dict[str, Any]:
     source = chains["image"][0]
     if source.format != "qcow2":
@@ -108,5 +114,5 @@ def _told(snapshot: Snapshot, length: int) -> dict[str, Any]:
 
 _SNAPSHOTS = (list_snapshots, take_snapshot, delete_snapshot, apply_snapshot)
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
-    verb.__name__: verb for verb in (info, check, resize, *_SNAPSHOTS, bitmaps, change_bitmap)
+    verb.__name__: verb for verb in (info, unlock, check, resize, *_SNAPSHOTS, bitmaps, change_bitmap)
 }

@@ -29,6 +29,7 @@ class ImageFile:
     read_only: bool = True
     live: bool = False  # somebody writes to it meanwhile: it is only looked at, without a lock
     length: int | None = None
+    secret: str | None = field(default=None, repr=False)  # that opens it, in base64; it comes by the pipe alone
 
 
 @dataclass(frozen=True)
