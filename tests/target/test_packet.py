@@ -139,7 +139,7 @@ def test_message_without_end_is_a_fault_and_takes_no_room(piece: bytes, files: i
         assert len(open_descriptors()) <= MOST_FILES + len(before)
     last = joiner.add(Packet(b".}", Descriptors()))
     assert last is not None
-    with pytest.raises(TargetError, match="more than 16777216 bytes or 2048 descriptors"):
+    with pytest.raises(TargetError, match=f"more than 16777216 bytes or {MOST_FILES} descriptors"):
         last.message()
     last.descriptors.close()
     joiner.close()
