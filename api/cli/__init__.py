@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from api.cli import exits
-from api.cli.client import ApiProblem, Client, ClientError, NotAllowed, Unreachable
+from api.cli.client import Client
+from api.cli.errors import ApiProblem, ClientError, NotAllowed, Unreachable
 from vstore import __version__
 
 COMMANDS = {  # name: its module, where it is an attribute of that name; and one line of help

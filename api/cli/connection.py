@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from api.addresses import is_loopback
-from api.cli.client import NotAllowed, Unreachable
+from api.cli.errors import NotAllowed, Unreachable
 from api.paths import client_tokens
 
 _TIMEOUT = 120.0  # seconds; a target that stops flushes first

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from api.cli import exits
-from api.cli.client import ApiProblem, Client
+from api.cli.client import Client
+from api.cli.errors import ApiProblem
 from api.cli.output import Column, emit_json, emit_list, emit_object, size, text
 from api.cli.parameters import Size, given, json_option, pass_client, pool_option, url_path
 from api.cli.waiting import detach_option, result_of

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from api.cli.client import Client, Unreachable
+from api.cli.client import Client
+from api.cli.errors import Unreachable
 from tests.store.world import ROOT, eventually, kill_all_that_name
 
 SERVE = (sys.executable, "-m", "api.cli", "serve")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.client import ApiProblem
+from api.cli.errors import ApiProblem
 from tests.api.daemon import Daemon
 from tests.api.test_serve import disk_of
 from tests.store.world import MIB, eventually

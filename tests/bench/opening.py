@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from api.cli.client import Client, ClientError
+from api.cli.client import Client
+from api.cli.errors import ClientError
 from tests.bench.measure import VUBENCH
 
 PROGRAM = Path(sys.executable).parent / "vstore"

@@ -1,5 +1,5 @@
 /*
- * test_epoch.c - what drain and quiesce wait for, and that nobody who began to read before a drain sees what comes after.
+ * test_epoch.c - what drain and quiesce wait for: I/O that is under way, and none that begins later.
  *
  * preadv() and pwritev2() here stop at a gate when they are told to, so that I/O is under way for as long as a test wants.
  */
@@ -14,9 +14,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int failed; /* the last commit_begin */
-
-enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), A_WHILE_US = 20000, BLOCKS = 8, TURNS = 400 };
+enum { RESPONSE = sizeof(struct virtio_scsi_cmd_resp), A_WHILE_US = 20000 };
 
 static const struct setup inline_io = { 0 };
 static const vs_allocation copies = { .sub_shift = 12, .own_layers = 1, .batch_limit = 64 };
@@ -377,153 +375,6 @@ static void test_drain_frees_the_tables_that_were_replaced(void **state)
 	vs_volume_release(volume);
 }
 
-/* ---- places that go from block to block ---------------------------------------------------------- */
-
-/* Each block is full of its own number, wherever it lies; its place goes to another block as soon as drain returns. */
-static void fill(uint8_t *bytes, uint64_t block)
-{
-	for (uint32_t i = 0; i < PAGE / 8; i++)
-		memcpy(bytes + 8 * i, &(uint64_t){ block + 1 }, 8);
-}
-
-static bool is_full_of(const uint8_t *bytes, uint64_t block)
-{
-	uint8_t wanted[PAGE];
-
-	fill(wanted, block);
-	return !memcmp(bytes, wanted, PAGE);
-}
-
-static _Atomic bool moving;
-
-static int reads_all(struct caller *caller)
-{
-	for (uint64_t block = 0; moving; block = (block + 1) % BLOCKS) {
-		int error = vs_volume_read(caller->volume, block * PAGE, caller->bytes, PAGE);
-
-		if (error || !is_full_of(caller->bytes, block))
-			return error ? error : -EILSEQ;
-	}
-	return 0;
-}
-
-struct guest {
-	struct driver *driver;
-	struct buffer chains[BLOCKS][3];
-	pthread_t thread;
-	bool failed;
-};
-
-/* All blocks at once, again and again. */
-static void *guest_main(void *argument)
-{
-	struct guest *guest = argument;
-
-	while (moving && !guest->failed) {
-		for (uint32_t i = 0; i < BLOCKS; i++)
-			driver_offer(guest->driver, REQUEST, driver_chain(guest->driver, REQUEST, guest->chains[i], 3));
-		driver_kick(guest->driver, REQUEST);
-		for (uint32_t i = 0; i < BLOCKS && !guest->failed; i++) {
-			struct vring_used_elem used;
-
-			guest->failed =
-				!driver_wait(guest->driver, REQUEST) || !driver_used(guest->driver, REQUEST, &used);
-		}
-		for (uint32_t i = 0; i < BLOCKS; i++)
-			if (!is_full_of(driver_host(guest->driver, guest->chains[i][2].guest), i))
-				guest->failed = true;
-	}
-	return NULL;
-}
-
-static void begin(struct guest *guest, struct driver *driver)
-{
-	guest->driver = driver;
-	guest->failed = false;
-	for (uint32_t i = 0; i < BLOCKS; i++) {
-		guest->chains[i][0] = (struct buffer){ new_header(driver, read_10(8 * i, 8), i), 51, false };
-		guest->chains[i][1] = (struct buffer){ new_response(driver), RESPONSE, true };
-		guest->chains[i][2] = data_in(driver, PAGE);
-	}
-	assert_int_equal(pthread_create(&guest->thread, NULL, guest_main, guest), 0);
-}
-
-static uint64_t entry_at(vs_volume *volume, uint64_t block)
-{
-	uint64_t entry = 0;
-
-	assert_int_equal(vs_volume_get_entry(volume, block, &entry), 0);
-	return entry;
-}
-
-/* The block gets the one place that is free, and its old one becomes the free one. */
-static void move(vs_volume *volume, uint64_t block)
-{
-	uint64_t old = entry_at(volume, block) & ((1ull << 48) - 1);
-	_Alignas(PAGE) uint8_t bytes[PAGE];
-	vs_change change;
-
-	fill(bytes, block);
-	assert_int_equal(vs_volume_set_run(volume, block, 1, (uint64_t)VS_SHARED << 60 | old), 0);
-	assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
-	assert_int_equal(vs_volume_commit_begin(volume, &change, 1, &failed), 1);
-	assert_int_equal(vs_volume_commit_end(volume, 1), 0);
-	assert_int_equal(vs_volume_drain(volume), 0);
-	assert_int_equal(vs_volume_give(volume, 0, old << 9, 1, 0), 0);
-}
-
-/* The driver's LUN gets a volume of small blocks in the file that it had. */
-static void become_movable(struct driver *driver, enum medium medium)
-{
-	vs_lun_settings settings = open_lun();
-	vs_volume *volume = vs_volume_new(DISK_LENGTH, 12);
-	bool direct = medium == ON_DISK_DIRECT;
-	_Alignas(PAGE) uint8_t bytes[PAGE];
-
-	assert_non_null(volume);
-	assert_int_equal(vs_volume_set_layer(volume, 0, driver->disk, direct ? VS_FILE_DIRECT : VS_FILE_INSTANT,
-					     direct ? PAGE : 1),
-			 0);
-	assert_int_equal(vs_volume_set_run(volume, 0, DISK_LENGTH / PAGE, entry_of(VS_DATA, 0, 0)), 0);
-	for (uint64_t block = 0; block < BLOCKS; block++) {
-		fill(bytes, block);
-		assert_int_equal(vs_volume_write(volume, block * PAGE, bytes, PAGE), 0);
-	}
-	assert_int_equal(vs_volume_allocates(volume, &copies), 0);
-	assert_int_equal(vs_volume_give(volume, 0, DISK_LENGTH - PAGE, 1, 0), 0);
-	assert_int_equal(vs_lun_set(driver->device, 0, 0, volume, &settings), 0);
-	vs_volume_release(driver->volume);
-	driver->volume = volume;
-}
-
-static void test_no_reader_sees_what_came_to_the_place_that_its_block_left(void **state)
-{
-	static const enum medium media[] = { ON_TMPFS, ON_DISK_DIRECT };
-
-	(void)state;
-	stopping = 0;
-	for (uint32_t m = 0; m < COUNT(media); m++) {
-		struct setup setup = { .threads = 1, .poll_ns = 20000, .io_uring = true };
-		struct driver *driver = driver_with_disk(media[m], setup);
-		struct caller readers[2];
-		struct guest guest;
-
-		become_movable(driver, media[m]);
-		moving = true;
-		begin(&guest, driver);
-		for (uint32_t i = 0; i < COUNT(readers); i++)
-			start(&readers[i], driver->volume, reads_all);
-		for (uint64_t turn = 0; turn < TURNS; turn++)
-			move(driver->volume, turn * 5 % BLOCKS);
-		moving = false;
-		for (uint32_t i = 0; i < COUNT(readers); i++)
-			finish(&readers[i]);
-		assert_int_equal(pthread_join(guest.thread, NULL), 0);
-		assert_false(guest.failed);
-		driver_free(driver);
-	}
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -537,7 +388,6 @@ int main(void)
 		cmocka_unit_test(test_loops_leave_writes_to_a_held_range_to_threads_that_may_wait_and_no_others),
 		cmocka_unit_test(test_a_compressed_block_is_not_replaced_while_the_volume_is_quiesced),
 		cmocka_unit_test(test_drain_frees_the_tables_that_were_replaced),
-		cmocka_unit_test(test_no_reader_sees_what_came_to_the_place_that_its_block_left),
 	};
 
 	return cmocka_run_group_tests_name("epoch", tests, NULL, NULL);
