@@ -15,10 +15,12 @@ class FaultyMedium(MemoryMedium):
         self.errors: dict[str, int | Exception] = {}
         self.calls: list[tuple[object, ...]] = []
         self.gate: asyncio.Event | None = None
+        self.called = asyncio.Event()
         self.on_write: Callable[[bytes | bytearray | memoryview], None] = lambda _: None
 
     async def _called(self, *call: object) -> None:
         self.calls.append(call)
+        self.called.set()
         if self.gate:
             await self.gate.wait()
         error = self.errors.get(str(call[0]))

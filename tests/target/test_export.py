@@ -302,3 +302,27 @@ def test_an_encrypted_image_is_served_with_its_key_and_refused_without(tmp_path:
         process.terminate()
         assert process.wait(timeout=15) == 0
     assert b"clear words!" not in path.read_bytes()
+
+
+def test_a_sanitize_begins_again_after_kill_9_and_the_disk_is_not_ready_before_it_has_ended(
+    disk: Path, vhost: Path
+) -> None:
+    disk.write_bytes(b"\1" * 16 * MIB)
+    parameters = bytes.fromhex("0a 00 0002 a55a")
+    with exporting(disk, "--format", "raw", "--socket", vhost) as process:
+        hint(process)
+        with VstoreDevice(vhost, timeout=10) as device:
+            settle(device)
+            begun = device.command(bytes.fromhex("48 81 00 00 00 00 00 0006 00"), parameters)
+            assert begun.status == 0
+        process.kill()
+        process.wait()
+    with exporting(disk, "--format", "raw", "--socket", vhost) as process:
+        hint(process)
+        with VstoreDevice(vhost, timeout=10) as device:
+            told = device.command(bytes(6)).sense
+            while told[2:3] == b"\6":  # the power on
+                told = device.command(bytes(6)).sense
+            assert (told[2], told[12:14].hex()) == (2, "041b")  # SANITIZE IN PROGRESS
+            until(lambda: device.command(bytes(6)).status == 0, 60)
+    assert disk.read_bytes() == bytes.fromhex("a55a") * (8 * MIB)

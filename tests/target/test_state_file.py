@@ -36,6 +36,16 @@ async def saved(path: Path, **sections: str) -> None:
     file.close()
 
 
+async def test_of_what_is_no_longer_kept_nothing_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    await saved(path, one="secret" * 10000, other="x")
+    await saved(path, one="")
+    await saved(path, other="y")
+    data = await asyncio.to_thread(path.read_bytes)
+    assert b"secret" not in data
+    assert loaded(path, "one", "other") == [b"", b"y"]
+
+
 async def test_what_was_saved_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state"
     await saved(path, one="a", other="b")

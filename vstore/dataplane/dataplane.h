@@ -106,9 +106,8 @@ int vs_volume_drain(vs_volume *volume);
 int vs_volume_quiesce(vs_volume *volume);
 /* -EINVAL: it is not quiesced. */
 int vs_volume_resume(vs_volume *volume);
-/* The same for a range, and for all but the calling thread, which may write there meanwhile; exclusive: nobody else reads
- * there either. Waits for whoever holds a part of it. Not nested, but inside what the thread holds. -EINVAL: it is not
- * inside the volume; -ENOMEM. */
+/* The same for a range, and for all but the calling thread; exclusive: nobody else reads there either. Waits for whoever
+ * holds a part of it. Nested only inside what the thread holds. -EINVAL: it is not inside the volume; -ENOMEM. */
 int vs_volume_hold(vs_volume *volume, uint64_t offset, uint64_t length, int exclusive);
 /* Ends it, from the same thread. -EINVAL: it does not hold that range. */
 int vs_volume_release_hold(vs_volume *volume, uint64_t offset, uint64_t length);

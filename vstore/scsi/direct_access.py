@@ -23,9 +23,8 @@ from vstore.scsi.identity import Identity
 from vstore.scsi.kept_state import KeptBytes, State
 from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
-from vstore.scsi.operation import Failure, Operation
+from vstore.scsi.operable import Operable
 from vstore.scsi.pages import Caching, Control
-from vstore.scsi.reservable import Reservable
 from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
 from vstore.scsi.task import ITNexus, Response, Status, Task
 from vstore.scsi.task_set import TaskSet
@@ -74,7 +73,7 @@ def _mode_parameters(*, write_cache: bool, state: State | None, thin: bool) -> M
     )
 
 
-class DirectAccessDevice(Counting, Reservable):
+class DirectAccessDevice(Counting, Operable):
     """One disk. ValueError when the medium or the settings cannot make one."""
 
     def __init__(
@@ -109,12 +108,10 @@ class DirectAccessDevice(Counting, Reservable):
         self._read_only = read_only
         self.modes = _mode_parameters(write_cache=write_cache, state=state, thin=self.thin)
         self._listeners: list[Callable[[], None]] = []
-        self.operation: Operation | None = None  # that keeps the unit from being ready
-        self.failure: Failure | None = None  # of the last such operation
         self.task_set = TaskSet(self.changed)
         self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
-        self._writers = self._receiving = 0
-        self._no_writers, self._received = asyncio.Event(), asyncio.Event()
+        self._receiving = 0
+        self._received = asyncio.Event()
         self.blocks = self._count_blocks()
 
     def _count_blocks(self) -> int:
@@ -166,6 +163,7 @@ class DirectAccessDevice(Counting, Reservable):
     async def resume(self) -> None:
         """Ends what a loss of power has broken off; before anything is served. OSError."""
         await self.atomic_writes.heal(self.medium)
+        await super().resume()
 
     def supports(self, row: type[Cdb]) -> bool:
         if row is WriteAtomic16 and not self.atomic_writes.kept:
@@ -200,17 +198,6 @@ class DirectAccessDevice(Counting, Reservable):
             return await super().serve(row, cdb, task)
         with self.writing():
             return await super().serve(row, cdb, task)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inside, a long operation does not begin."""
-        self._writers += 1
-        try:
-            yield
-        finally:
-            self._writers -= 1
-            if not self._writers:
-                self._no_writers.set()
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
@@ -336,43 +323,8 @@ class DirectAccessDevice(Counting, Reservable):
             self.attentions.defer(nexus, sense_of(error, access))
             self.changed()
 
-    async def operate(self, operation: Operation, work: Coroutine[Any, Any, None], *, immed: bool) -> None:
-        """Runs a long operation, with which the unit is not ready. It goes on to its end also when the command that
-        began it is aborted. CheckCondition, unless `immed`, when it failed."""
-        self.operation = operation
-        self.changed()
-        operating = self._operate(operation, work)
-        self.self_tests.abort()
-        running = self.background.start(operating)
-        if running is None:
-            await operating
-        elif not immed:
-            await asyncio.shield(running)
-        if operation.failed and not immed:
-            raise CheckCondition(operation.failure.told)
-
-    async def _operate(self, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
-        """What was admitted before may still write: it ends first, also on the data plane."""
-        try:
-            while self._writers:
-                self._no_writers.clear()
-                await self._no_writers.wait()
-            await self.medium.alone(0, self.blocks * self.logical_block_length, lambda _: None)
-            await work
-            await self.medium.flush()
-            self.failure = None
-        except BaseException as error:
-            operation.failed = True
-            self.failure = operation.failure
-            if not isinstance(error, OSError):
-                raise
-        finally:
-            work.close()
-            self.operation = None
-            self.changed()
-
     def give_up(self) -> None:
-        """A long operation ends soon, and has failed."""
+        """A long operation ends soon; where it is kept, it begins again when the unit comes back."""
         self.self_tests.abort()
         if self.operation:
             self.operation.interrupted = True

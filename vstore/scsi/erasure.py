@@ -38,7 +38,7 @@ async def format_unit(unit: DirectAccessDevice, cdb: FormatUnit, task: Task) -> 
         immed = bool(header.immed)
         pattern = _initialization_pattern(unit, kind.length, task) if header.ip else b""
     length = unit.blocks * unit.logical_block_length
-    operation = Operation(_FORMATTING, length, FORMAT_FAILED)
+    operation = Operation(_FORMATTING, length, FORMAT_FAILED, cdb)
     work = _write(unit, operation, [pattern]) if pattern else _clear(unit, operation)
     await unit.operate(operation, work, immed=immed)
     return b""
@@ -101,7 +101,7 @@ async def sanitize_overwrite(unit: DirectAccessDevice, cdb: SanitizeOverwrite, t
     pattern = data[kind.length : kind.length + length]
     inverted = bytes(byte ^ 0xFF for byte in pattern)
     passes = [inverted if header.invert and number % 2 else pattern for number in reversed(range(count))]
-    operation = _sanitize(unit, cdb, count)
+    operation = _sanitize(unit, cdb, count, data)
     await unit.operate(operation, _write(unit, operation, passes), immed=bool(cdb.immed))
     return b""
 
@@ -113,13 +113,15 @@ async def sanitize_block_erase(unit: DirectAccessDevice, cdb: SanitizeBlockErase
     return b""
 
 
-def _sanitize(unit: DirectAccessDevice, cdb: SanitizeOverwrite | SanitizeBlockErase, passes: int) -> Operation:
+def _sanitize(
+    unit: DirectAccessDevice, cdb: SanitizeOverwrite | SanitizeBlockErase, passes: int, data_out: bytes = b""
+) -> Operation:
     """SBC-4 4.11.1: a failure that may not be left is not followed by a SANITIZE that could make one that may."""
     failure = unit.failure
     if cdb.ause and failure is not None and failure is not FORMAT_FAILED and not failure.may_exit:
         raise cdb.invalid_field("ause")
     length = unit.blocks * unit.logical_block_length
-    return Operation(_SANITIZING, length * passes, sanitize_failed(may_exit=bool(cdb.ause)))
+    return Operation(_SANITIZING, length * passes, sanitize_failed(may_exit=bool(cdb.ause)), cdb, data_out)
 
 
 async def exit_failure_mode(unit: DirectAccessDevice, _: SanitizeExitFailureMode, __: Task) -> bytes:
@@ -128,8 +130,7 @@ async def exit_failure_mode(unit: DirectAccessDevice, _: SanitizeExitFailureMode
     if failure is not None and failure is not FORMAT_FAILED:
         if not failure.may_exit:
             raise unknown_service_action()
-        unit.failure = None
-        unit.changed()
+        await unit.forget_failure()
     return b""
 
 

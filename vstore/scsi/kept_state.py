@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,13 @@ class MemoryState:
 
     def __init__(self) -> None:
         self.sections: dict[str, bytes] = {}
+
+    @classmethod
+    def of(cls, sections: Mapping[str, bytes]) -> Self:
+        """As they are found after a restart."""
+        state = cls()
+        state.sections = dict(sections)
+        return state
 
     def section(self, name: str) -> "MemorySection":
         return MemorySection(self.sections, name)

@@ -40,6 +40,7 @@ class StateFile:
         self._saves: set[asyncio.Task[None]] = set()
         self._descriptor = open_file(False)
         self._generation = 0
+        self._lengths = [0, 0]  # of what the slots hold, or held
         self._sections: dict[str, str] = {}
         self._lost = False
         try:
@@ -85,7 +86,9 @@ class StateFile:
     # ---- the file ---------------------------------------------------------------------------------------
 
     def _read(self, descriptor: int) -> None:
-        found = [slot for number in (0, 1) if (slot := _slot(os.pread(descriptor, SLOT, number * SLOT)))]
+        data = [os.pread(descriptor, SLOT, number * SLOT) for number in (0, 1)]
+        self._lengths = [len(each.rstrip(b"\0")) for each in data]
+        found = [slot for each in data if (slot := _slot(each))]
         if found:
             self._generation, self._sections = max(found, key=lambda slot: slot[0])
         else:
@@ -110,8 +113,13 @@ class StateFile:
         slot = _HEAD.pack(_MAGIC, generation, len(data), _sum(generation, data)) + data
         if len(slot) > SLOT:
             raise OSError(errno.EFBIG, f"the state has {len(data)} bytes; {SLOT - _HEAD.size} are possible")
-        if os.pwrite(self._descriptor, slot, generation % 2 * SLOT) != len(slot):
+        number = generation % 2
+        before, self._lengths[number] = self._lengths[number], max(self._lengths[number], len(slot))
+        # Of what is no longer kept nothing stays: it may have been bytes of the disk.
+        padded = slot.ljust(before, b"\0")
+        if os.pwrite(self._descriptor, padded, number * SLOT) != len(padded):
             raise OSError(errno.ENOSPC, "no room for the state")
+        self._lengths[number] = len(slot)
         os.fsync(self._descriptor)
 
 
