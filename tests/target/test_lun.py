@@ -12,6 +12,7 @@ import pytest
 from formats.registry import open_image
 from tests.target.conftest import MIB, Running, request
 from tests.target.guest import CHECK_CONDITION, refusal, settle
+from vstore.scsi.commands import FormatUnit
 from vstore.scsi.operation import FORMAT_FAILED, Operation
 from vstore.scsi.sense import AdditionalSense
 from vstore.target.chain import images_handed
@@ -160,7 +161,7 @@ async def test_a_disk_keeps_its_length_while_its_guest_formats_it() -> None:
     settings = request(0, image=ImageSource(format="memory", length=2 * MIB))
     mapped = await MappedLun.open(settings, lambda: [open_image("memory", length=2 * MIB)])
     formatted = asyncio.Event()
-    operation = Operation(AdditionalSense.LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS, 1, FORMAT_FAILED)
+    operation = Operation(AdditionalSense.LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS, 1, FORMAT_FAILED, FormatUnit())
 
     async def work() -> None:
         await formatted.wait()
