@@ -33,6 +33,10 @@ class ImageOptions(Body):
     refcount_bits: int = _absent("1, 2, 4 ... 64")
     lazy_refcounts: bool = _absent("put off reference counts until the image is closed")
     compression_type: str = _absent("zlib or zstd, of compressed clusters")
+    data_file: str = _absent(
+        "keep the bytes in a file of this name, NAME.data, that is made and deleted with the image"
+    )
+    data_file_raw: bool = _absent("the data file is a valid raw image at any time")
     compat: str = _absent("1.1, or 0.10 for very old readers")
 
 
@@ -99,10 +103,16 @@ class Commit(Body):
 
 class Conversion(_NewImage):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"into": "web-export", "format": "qcow2", "compress": True}]}
+        json_schema_extra={
+            "examples": [
+                {"into": "web-export", "format": "qcow2", "compress": True},
+                {"in_place": True, "format": "qcow2"},
+            ]
+        }
     )
 
-    into: str = Field(description="name of the new image")
+    into: str | None = Field(None, description="name of the new image")
+    in_place: bool = Field(False, description="or give the image itself the format, while nobody uses it")
     format: str = Field("qcow2", description="image format of the new image")
     compress: bool = Field(False, description="compress its clusters (qcow2)")
     snapshot: str | None = Field(None, description="take the content of this snapshot, also while a guest goes on")

@@ -258,12 +258,13 @@ def create_image(
     directory: int | None = None,
     options: Options | None = None,
     secret: bytes | None = None,
+    data_file: HostFile | None = None,
 ) -> None:
     """Makes a new image of `length` bytes, durable, mode 0600, never over an existing file.
 
     `options` are those of the format's row, as text or as what they mean. A data file is made with the image, in its
-    directory; `secret` opens an encrypted one. With `directory`, a descriptor, `path` is a plain name in it. What fails
-    half way leaves nothing behind.
+    directory, unless an empty one came along, which stays the caller's; `secret` opens an encrypted image. With
+    `directory`, a descriptor, `path` is a plain name in it. What fails half way leaves nothing behind.
     Errors: ImageExists, InvalidArgument, UnsupportedFeature, HostRefusal (no space, no permission).
     """
     row = _row(format)
@@ -274,19 +275,18 @@ def create_image(
     if directory is not None:
         check_plain_name(os.fspath(path))
     with contextlib.ExitStack() as undo:
-        file = _made(path, directory, undo)
-        data_file = None
+        file, data = _made(path, directory, undo), data_file
         try:
-            if "data_file" in meant:
+            if "data_file" in meant and data is None:
                 beside = _beside(path, str(meant["data_file"]), directory)
-                data_file = _made(beside, directory, undo)
+                data = _made(beside, directory, undo)
                 _sync_directory(beside, directory)
-            row.create(file, length, preallocation, meant, lambda _: _duplicate(data_file))
+            row.create(file, length, preallocation, meant, lambda _: _duplicate(data))
             _sync_directory(path, directory)
         except OSError as error:
             raise image_error(error, f"cannot create {file.name} with {length} bytes") from error
         undo.pop_all()
-    for made in (file, data_file):
+    for made in (file, data if data is not data_file else None):
         if made is not None:
             made.close()
 

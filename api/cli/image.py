@@ -114,7 +114,8 @@ def _birth(spec: dict[str, Any]) -> dict[str, object]:
 
 @image.command("convert")
 @click.argument("name")
-@click.argument("into")
+@click.argument("into", required=False)
+@click.option("--in-place", is_flag=True, help="Give NAME itself the format, while nobody uses it.")
 @click.option("--format", "format_", help="Format of the new image (qcow2).")
 @click.option("--compress", is_flag=True, help="Compress its clusters (qcow2).")
 @click.option("--snapshot", help="Take the content of this snapshot, also while a guest goes on.")
@@ -123,9 +124,15 @@ def _birth(spec: dict[str, Any]) -> dict[str, object]:
 @pool_option
 @json_option
 @pass_client
-def convert(client: Client, /, *, name: str, into: str, pool: str, detach: bool, as_json: bool, **spec: Any) -> None:
-    """Make a new image INTO with the content of NAME, in any format and without a parent."""
-    body = _birth({**spec, "size": None}) | given(into=into, format=spec["format_"], snapshot=spec["snapshot"])
+def convert(client: Client, /, *, name: str, pool: str, detach: bool, as_json: bool, **spec: Any) -> None:
+    """Make a new image INTO with the content of NAME, in any format and without a parent; or make NAME itself such.
+
+    Options are those of qemu-img: --compress -o compression_type=zstd
+    """
+    if (spec["into"] is None) != spec["in_place"]:
+        raise click.UsageError("give either INTO or --in-place")
+    how = {"in_place": True} if spec["in_place"] else given(into=spec["into"])
+    body = _birth({**spec, "size": None}) | given(format=spec["format_"], snapshot=spec["snapshot"]) | how
     job = client.call("POST", _path(pool, name, "convert"), body | {"compress": spec["compress"]})
     emit_object(job if detach else result_of(client, job), as_json=as_json)
 

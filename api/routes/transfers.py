@@ -37,11 +37,15 @@ def commit_image(pool: str, image: str, spec: Commit, store: TheStore, starting:
 
 
 @router.post(
-    "/{image}/convert", operation_id="ImageConvert", status_code=202, responses=_job("already_exists", "unsupported")
+    "/{image}/convert",
+    operation_id="ImageConvert",
+    status_code=202,
+    responses=_job("already_exists", "unsupported", "conflict"),
 )
 def convert_image(pool: str, image: str, spec: Conversion, store: TheStore, starting: Starting) -> Job:
-    """Makes a new image of the same content, in any format; it is there once the job has succeeded."""
-    return starting.accepted(store.convert_image(pool, image, **spec.given()))
+    """Makes a new image of the same content, in any format, or changes that of the image itself; done once the job has
+    succeeded."""
+    return starting.accepted(store.convert_image(pool, image, revision=starting.revision, **spec.given()))
 
 
 @router.post("/{image}/compare", operation_id="ImageCompare", status_code=202, responses=_job())

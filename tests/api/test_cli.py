@@ -309,6 +309,18 @@ def test_a_command_imports_nothing_that_it_has_no_use_for(tmp_path: Path, comman
     assert "FOUND []" in done.stdout, done.stdout + done.stderr
 
 
+def test_an_image_is_converted_under_its_name_and_its_bytes_into_a_data_file(run: Command, world: World) -> None:
+    assert run("image", "create", "disk", "1M") == 0
+    assert run("image", "convert", "disk") != 0
+    assert "give either INTO or --in-place" in run.err
+    assert run("image", "convert", "disk", "--in-place", "--compress", "-o", "compression_type=zstd") == 0, run.err
+    assert run.json("image", "show", "disk")["format"] == "qcow2"
+    assert run("image", "convert", "disk", "--in-place", "-o", "data_file=d.data", "-o", "data_file_raw=on") == 0, (
+        run.err
+    )
+    assert world.files() == ["d.data", "disk~1.qcow2"]
+
+
 def test_a_secret_comes_from_a_file_or_a_pipe_and_is_not_printed(
     run: Command, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,29 @@ def test_a_killed_target_comes_back_with_its_whole_chain(mapped: Daemon) -> None
         assert bytes(disk.read10(5, 1).datain) == C
 
 
+def test_a_guest_writes_through_an_overlay_and_into_a_data_file(daemon: Daemon) -> None:
+    raw = {"data_file": "base.data", "data_file_raw": True}
+    daemon.put("pools/default/images/base", format="qcow2", virtual_size_bytes=MIB, options=raw)
+    daemon.put("targets/vm", request_queues=1)
+    daemon.put("targets/vm/luns/0", image="base", serial="SERIAL1")
+    with disk_of(daemon) as disk:
+        disk.write10(2, 1, A, fua=1)
+        os.kill(daemon.pid("vm"), signal.SIGKILL)
+    eventually(lambda: daemon.get("targets/vm")["process"]["restarts"] == 1 and daemon.is_up("vm"))
+    with disk_of(daemon) as disk:
+        assert bytes(disk.read10(2, 1).datain) == A
+    daemon.client.call("DELETE", "/v1/targets/vm/luns/0")
+    assert daemon.image("base").with_suffix(".data").read_bytes()[1024:1536] == A
+    daemon.put("pools/default/images/disk", format="qcow2", parent="base")
+    daemon.put("targets/vm/luns/0", image="disk", serial="SERIAL2")
+    with disk_of(daemon) as disk:
+        assert bytes(disk.read10(2, 1).datain) == A
+        disk.write10(2, 1, B, fua=1)
+    daemon.client.call("DELETE", "/v1/targets/vm/luns/0")
+    finished(daemon, "POST", f"{IMAGE}/commit")
+    assert daemon.image("base").with_suffix(".data").read_bytes()[1024:1536] == B
+
+
 def test_a_job_of_a_killed_daemon_has_failed_and_left_nothing(daemon: Daemon) -> None:
     daemon.put("pools/default/images/big", virtual_size_bytes=64 * MIB)
     daemon.image("big").write_bytes(random.Random(1).randbytes(64 * MIB))  # takes its time to compress

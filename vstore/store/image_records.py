@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, select
 
 from vstore.store import schema
 from vstore.store.chains import children, depths
+from vstore.store.image_spec import files_of
 from vstore.store.parts import lun_names
 from vstore.store.pool import Pool
 from vstore.store.records import Image
@@ -42,7 +43,8 @@ def luns_of(connection: Connection, image_ids: list[str]) -> dict[str, list[str]
 
 
 def _record(pool: Pool, row: Row[Any], kin: _Kin, mapped: list[str]) -> Image:
-    allocated = 0 if row.file is None else pool.allocated_bytes(row.file)
+    found = [pool.allocated_bytes(file) for file in files_of(row)]
+    allocated = None if None in found else sum(filter(None, found))
     return Image(
         id=row.id,
         name=row.name,

@@ -1,7 +1,8 @@
 """What a new image shall be: format, preallocation and the format's options, checked, and read back from what was made.
 
-Options are those of the format's row in the registry, under the names that REST gives them: the files that an image
-names are not among them, because the catalog alone says which image is whose parent.
+Options are those of the format's row in the registry, under the names that REST gives them: the parent is not one of
+them, because the catalog alone says which image is whose. A data file is a plain name in the pool, made and
+deleted with the image; the catalog knows it from `data_file` of the options that it keeps.
 """
 
 from collections.abc import Mapping
@@ -10,17 +11,18 @@ from typing import Any
 
 from formats import options as declared
 from formats.errors import InvalidArgument as Misfit
-from formats.host_file import HostFile
+from formats.host_file import HostFile, Opener
 from formats.options import Option
 from formats.registry import FORMATS, open_image
 from vstore.store.errors import InvalidArgument
-from vstore.store.identifiers import check_name
+from vstore.store.identifiers import NAME, check_name
 
 _PREALLOCATIONS = {"qcow2": ("off", "metadata", "falloc", "full"), "luks": ("off",)}
 _OTHERS = ("off", "falloc", "full")
-_FILES = {"backing_file", "backing_fmt", "data_file", "data_file_raw"}
+_FILES = {"backing_file", "backing_fmt"}
 _SECRET = "encrypt.format"  # follows from the secret that is named
 _UNOFFERED = _FILES | {_SECRET}
+DATA_SUFFIX = ".data"  # of data files, which no image's own file has
 _RENAMED = {"cluster_size": "cluster_size_bytes"}  # sizes in REST say what they count
 _KINDS = (bool, int, str)
 
@@ -67,10 +69,26 @@ class ImageSpec:
                 raise InvalidArgument(f"options/{name[:80]}", f"{self.format} images have no such option", right)
             if not isinstance(value, _KINDS):
                 raise InvalidArgument(f"options/{name}", "its value is of the wrong kind", known[name].help)
+        self._check_data_file()
         try:
             declared.parsed(self.format, FORMATS[self.format].options, self.for_format())
         except Misfit as error:
             raise InvalidArgument("options", str(error), "correct the option that is named") from error
+
+    def _check_data_file(self) -> None:
+        name = self.data_file
+        if name is None:
+            return
+        if not NAME.fullmatch(name) or not name.endswith(DATA_SUFFIX):
+            right = f"give a plain name that ends in {DATA_SUFFIX}, such as web{DATA_SUFFIX}"
+            raise InvalidArgument("options/data_file", f"{name[:80]!r} cannot be a data file's name", right)
+        if self.secret is not None:
+            raise InvalidArgument("options/data_file", "a data file is not encrypted", "leave it or the secret out")
+
+    @property
+    def data_file(self) -> str | None:
+        """What the image shall keep its bytes in, if not in its own file."""
+        return self.options.get("data_file")
 
     def for_format(self) -> dict[str, Any]:
         """The options as the registry names them."""
@@ -102,6 +120,17 @@ def takes_secret(format: str) -> bool:
     return format == "luks" or any(row.name == _SECRET for row in FORMATS[format].options)
 
 
+def data_file_of(row: Any) -> str | None:
+    """The file in which an image keeps its bytes, if not in its own; of a row of the catalog, which made it."""
+    name: str | None = row.options.get("data_file")
+    return name
+
+
+def files_of(row: Any) -> list[str]:
+    """The image's file first; none of a format that has no file."""
+    return [name for name in (row.file, data_file_of(row)) if name is not None]
+
+
 def file_name(name: str, format: str) -> str | None:
     """Formats hold no dot, so two images cannot come to the same file name. None: it has no file."""
     return f"{name}.{format}" if FORMATS[format].open else None
@@ -116,9 +145,9 @@ def takes_parent(format: str) -> bool:
     return any(row.name == "backing_file" for row in FORMATS[format].options)
 
 
-def effective(format: str, file: HostFile) -> dict[str, Any]:
+def effective(format: str, file: HostFile, opener: Opener | None) -> dict[str, Any]:
     """The options that a new image has come to have, whoever chose them. Raises ImageError."""
-    with open_image(format, file) as image:
+    with open_image(format, file, opener=opener) as image:
         told = image.info()
     specific: Any = told.get("format-specific") or {}
     values = {**told, **specific.get("data", {})}

@@ -15,7 +15,7 @@ from vstore.store.chains import check_childless, check_depth, depths, parents
 from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
 from vstore.store.image_records import image_record, image_records, luns_of
-from vstore.store.image_spec import ImageSpec, effective, file_name, offered
+from vstore.store.image_spec import ImageSpec, effective, file_name, files_of, offered
 from vstore.store.inside import Run
 from vstore.store.jobs import JobPlan, RunningJob
 from vstore.store.mappings import check_still, check_there, mappings, place
@@ -218,10 +218,15 @@ class ImageVerbs(Parts):
         options = spec.for_format()
         if parent is not None:
             options |= {"backing_file": parent.file, "backing_fmt": parent.format}
-        with _made(pool, row, options, self.secret_value(spec.secret)), self.catalog.write() as connection:
+        with (
+            _made(pool, row, options, spec.data_file, self.secret_value(spec.secret)),
+            self.catalog.write() as connection,
+        ):
             if offered(spec.format):
                 with refusals_told(f"cannot read {row['file']}"):
-                    row["options"] = effective(spec.format, pool.open(row["file"], read_only=True))
+                    row["options"] = effective(
+                        spec.format, pool.open(row["file"], read_only=True), pool.data_opener(spec.data_file)
+                    )
             connection.execute(insert(schema.images).values(**row))
 
     def _resize_later(
@@ -319,19 +324,20 @@ def _check_same(connection: Connection, row: Row[Any], wanted: Mapping[str, Any]
 
 
 def _made(
-    pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any], secret: bytes | None
+    pool: Pool, row: Mapping[str, Any], options: Mapping[str, Any], data_file: str | None, secret: bytes | None
 ) -> AbstractContextManager[None]:
     if row["file"] is None:
         return nullcontext()
-    draft = Draft(row["id"], row["file"], row["format"], secret)
+    draft = Draft(row["id"], row["file"], row["format"], secret, data_file)
     return pool.creating(draft, row["virtual_size_bytes"], row["preallocation"], options)
 
 
 def _removed(pool: Pool, row: Row[Any]) -> AbstractContextManager[None]:
-    return nullcontext() if row.file is None else pool.deleting(row.id, row.file)
+    return nullcontext() if row.file is None else pool.deleting(row.id, *files_of(row))
 
 
 def _check_unlocked(pool: Pool, row: Row[Any]) -> None:
     """Raises Locked when a program outside vstore has the image open."""
-    if row.file is not None and pool.allocated_bytes(row.file) is not None:
-        pool.open(row.file, read_only=False).close()
+    for file in files_of(row):
+        if pool.allocated_bytes(file) is not None:
+            pool.open(file, read_only=False).close()

@@ -13,6 +13,7 @@ from vstore.store.catalog import Catalog
 from vstore.store.chains import chains
 from vstore.store.errors import InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress
+from vstore.store.image_spec import data_file_of
 from vstore.store.pool import Pool
 from vstore.target.verbs import Configure, ImageSource, MapLun, ParentSource
 from vstore.vhost_user.listener import Listener
@@ -23,7 +24,8 @@ LUN_ROWS = (
         schema.luns,
         schema.targets.c.name.label("target"),
         schema.pools.c.name.label("pool"),
-        *(_image.name.label("image"), _image.format, _image.file, _image.virtual_size_bytes, _image.secret),
+        *(_image.name.label("image"), _image.format, _image.file, _image.virtual_size_bytes),
+        *(_image.secret, _image.options),
     )
     .join_from(schema.luns, schema.targets)
     .join(schema.images, _image.id == schema.luns.c.image_id)
@@ -32,10 +34,11 @@ LUN_ROWS = (
 
 
 class LayerPlan(NamedTuple):
-    """An image of a chain: its name, its file, and the name of its secret if it is encrypted."""
+    """An image of a chain: its name, its file, its data file if it has one, its secret's name if it has one."""
 
     image: str
     file: str
+    data_file: str | None
     secret: str | None
 
 
@@ -58,12 +61,14 @@ class LunPlan:
             length=None if row.file else row.virtual_size_bytes,
             direct=row.direct,
             name=f"{pool.name}/{image}",
+            data_file=data_file_of(row) is not None,
             secret=row.secret is not None,
             parents=tuple(
                 ParentSource(
                     format=each.format,
                     name=f"{pool.name}/{each.name}",
                     file=each.file,
+                    data_file=data_file_of(each) is not None,
                     secret=each.secret is not None,
                 )
                 for each in parents
@@ -81,7 +86,7 @@ class LunPlan:
             serial=row.serial,
         )
         chain = ((image, row), *((each.name, each) for each in parents))
-        layers = tuple(LayerPlan(name, each.file, each.secret) for name, each in chain if each.file is not None)
+        layers = tuple(LayerPlan(name, each.file, data_file_of(each), each.secret) for name, each in chain if each.file)
         return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, layers, request)
 
     def serves_the_same(self, settings: MapLun) -> bool:
@@ -98,8 +103,9 @@ class LunPlan:
                 found.append(closing.enter_context(self.pool.state_of(self.layers[0].file)))
             for depth, layer in enumerate(self.layers):
                 read_only = bool(depth) or settings.read_only
-                file = self.pool.open(layer.file, read_only=read_only, direct=settings.image.direct)
-                found.append(closing.enter_context(file).descriptor)
+                for name in filter(None, (layer.file, layer.data_file)):
+                    file = self.pool.open(name, read_only=read_only, direct=settings.image.direct)
+                    found.append(closing.enter_context(file).descriptor)
                 if layer.secret is not None:
                     found.append(closing.enter_context(self.pool.secrets.opened(layer.image, layer.secret)))
             yield found

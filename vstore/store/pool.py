@@ -6,7 +6,9 @@ never replaces anything; it is removed by renaming it to `.deleting-ID.FILE`. Th
     creating:  make .creating-*   link FILE        | COMMIT |  unlink .creating-*
     deleting:  rename FILE to .deleting-*          | COMMIT |  unlink .deleting-*
 
-so whatever instant a crash picks, `sweep` knows from the catalog whether the verb was done, and finishes or undoes it.
+    replacing: both at once, the new file of another name than the old one's
+so whatever instant a crash picks, `sweep` knows from the files that the catalog's rows name whether the verb was done,
+and finishes or undoes it.
 Only names checked by `identifiers.check_name` come here, and no symbolic link is followed: nothing leads out of it.
 """
 
@@ -15,12 +17,12 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from formats.host_file import HostFile, open_beneath
+from formats.host_file import HostFile, Opener, open_beneath
 from formats.registry import create_image
 from vstore.store.errors import AlreadyExists
 from vstore.store.refusals import refusals_told
@@ -40,10 +42,25 @@ class Draft:
     file: str
     format: str
     secret: bytes | None = field(default=None, repr=False)  # it is encrypted, and this opens it
+    data_file: str | None = None  # what its bytes lie in, if not in the file itself
 
     @property
     def entry(self) -> str:
-        return f".creating-{self.image_id}.{self.file}"
+        return self._entry(self.file)
+
+    @property
+    def data_entry(self) -> str:
+        assert self.data_file is not None
+        return self._entry(self.data_file)
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """What each is called now, and what it will be."""
+        files = [self.file] if self.data_file is None else [self.data_file, self.file]
+        return {self._entry(file): file for file in files}
+
+    def _entry(self, file: str) -> str:
+        return f".creating-{self.image_id}.{file}"
 
 
 class Pool:
@@ -114,7 +131,10 @@ class Pool:
         """A new image of `length` bytes is there inside the block, out of sight. Raises StoreError."""
         argument = "options" if options else "virtual_size_bytes"
         try:
-            with refusals_told(f"cannot create {draft.file}", {draft.entry: draft.file}, argument=argument):
+            with (
+                refusals_told(f"cannot create {draft.file}", draft.entries, argument=argument),
+                self._data_draft(draft) as data_file,
+            ):
                 create_image(
                     draft.format,
                     draft.entry,
@@ -123,59 +143,94 @@ class Pool:
                     directory=self._descriptor,
                     options=options,
                     secret=draft.secret,
+                    data_file=data_file,
                 )
             yield
         finally:
-            self._clear_away(draft.entry)
+            for entry in draft.entries:
+                self._clear_away(entry)
 
-    def open_draft(self, draft: Draft) -> HostFile:
-        """The draft, to be written. Raises StoreError."""
-        with refusals_told(f"cannot open {draft.file}", {draft.entry: draft.file}):
-            return open_beneath(self._descriptor, draft.entry)
+    def _data_draft(self, draft: Draft) -> AbstractContextManager[HostFile | None]:
+        if draft.data_file is None:
+            return contextlib.nullcontext()
+        return HostFile.create(draft.data_entry, directory=self._descriptor)
+
+    def open_draft(self, draft: Draft, *, data: bool = False, read_only: bool = False) -> HostFile:
+        """The draft, or its `data` file. Raises StoreError."""
+        with refusals_told(f"cannot open {draft.file}", draft.entries):
+            return open_beneath(self._descriptor, draft.data_entry if data else draft.entry, read_only=read_only)
+
+    def data_opener(self, data_file: str | None) -> Opener | None:
+        """What opens the data file of an image that is only looked at."""
+        return None if data_file is None else lambda _: self.open(data_file, read_only=True)
 
     @contextmanager
     def publishing(self, draft: Draft) -> Iterator[None]:
         """The draft has its name inside the block, which commits the catalog's row, and loses it if that fails."""
-        self._link(draft.entry, draft.file)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._remove, draft.file)
+            for entry, file in draft.entries.items():
+                self._link(entry, file)
+                undo.callback(self._remove, file)
             with refusals_told(f"cannot create {draft.file}"):
                 self._sync_directory()
             yield
             undo.pop_all()
 
     @contextmanager
-    def deleting(self, image_id: str, file: str) -> Iterator[None]:
-        """The file is out of sight inside the block, which commits the row's end; it comes back if the block fails."""
-        doomed = f".deleting-{image_id}.{file}"
-        with refusals_told(f"cannot delete {file}"), contextlib.suppress(FileNotFoundError):
-            os.rename(file, doomed, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
-            self._sync_directory()
+    def replacing(self, draft: Draft, *old: str) -> Iterator[None]:
+        """As `publishing`, while the image's `old` files, which have other names, go as those of `deleting` do. What
+        its unit keeps goes along."""
+        with self.publishing(draft), self._state_carried(old[0], draft.file), self.deleting(draft.image_id, *old):
+            yield
+
+    @contextmanager
+    def _state_carried(self, old: str, new: str) -> Iterator[None]:
+        """It has both names inside the block."""
+        with refusals_told(f"cannot keep {old}{STATE}"), contextlib.suppress(FileNotFoundError):
+            os.link(old + STATE, new + STATE, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         try:
             yield
         except BaseException:
-            self._restore(doomed, file)
+            self.drop_state(new, if_empty=False)
             raise
-        self.drop_state(file, if_empty=False)
-        self._clear_away(doomed)
 
-    def sweep(self, known_ids: Collection[str]) -> None:
-        """Finishes or undoes what a crash left half done; `known_ids` are the images of the catalog."""
+    @contextmanager
+    def deleting(self, image_id: str, *files: str) -> Iterator[None]:
+        """The files are out of sight inside the block, which commits the row's end; they come back if it fails."""
+        doomed = {f".deleting-{image_id}.{file}": file for file in files}
+        with contextlib.ExitStack() as undo:
+            with refusals_told(f"cannot delete {files[0]}"):
+                for entry, file in doomed.items():
+                    undo.callback(self._restore, entry, file)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(file, entry, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+                self._sync_directory()
+            yield
+            undo.pop_all()
+        for entry, file in doomed.items():
+            self.drop_state(file, if_empty=False)
+            self._clear_away(entry)
+
+    def sweep(self, known: Mapping[str, Collection[str]]) -> None:
+        """Finishes or undoes what a crash left half done; `known`: the files of the catalog's images, by their ids."""
         for entry in os.listdir(self._descriptor):
             match = _INTENT.fullmatch(entry)
             if not match:
                 continue
             doing, image_id, file = match.groups()
             _log.warning("pool_swept", extra={"pool": self.name, "image": file, "left": doing})
+            named = file in known.get(image_id, ())
             if doing == "creating":
-                self._finish_creation(entry, file, done=image_id in known_ids)
-            elif image_id in known_ids:
+                self._finish_creation(entry, file, done=named)
+            elif named:
                 self._restore(entry, file)
             else:
+                self.drop_state(file, if_empty=False)
                 self._remove(entry)
 
     def _finish_creation(self, draft: str, file: str, *, done: bool) -> None:
         if not done and self._same_file(draft, file):
+            self.drop_state(file, if_empty=False)
             self._remove(file)
         self._remove(draft)
 

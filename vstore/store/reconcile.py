@@ -12,10 +12,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select
 
+from formats.image import Image
 from formats.registry import open_image
 from vstore.store import schema
 from vstore.store.catalog import Catalog, birth
 from vstore.store.errors import StoreError
+from vstore.store.image_spec import data_file_of, files_of
 from vstore.store.parts import change, image_row
 from vstore.store.plans import LunPlan
 from vstore.store.pool import Pool
@@ -43,7 +45,7 @@ def reconcile_pool(catalog: Catalog, pool: Pool) -> None:
         rows = connection.execute(select(table).where(table.c.pool_id == pool.id)).all()
         moving = _rebases_under_way(connection)
         mapped = set(connection.scalars(select(schema.luns.c.image_id)))
-    pool.sweep({row.id for row in rows})
+    pool.sweep({row.id: files_of(row) for row in rows})
     for row in rows:
         if row.file is not None and row.id not in mapped:  # the keeper asks the process about those
             _reconcile_image(catalog, pool, row)
@@ -83,13 +85,19 @@ def _reconcile_image(catalog: Catalog, pool: Pool, row: Row[Any]) -> None:
     try:
         with (
             refusals_told(f"cannot read {row.file}"),
-            open_image(row.format, pool.open(row.file, read_only=True)) as image,
+            _looked_at(pool, row) as image,
         ):
             length = image.geometry.length
     except StoreError as error:
         _log.warning("image_not_readable", extra={"pool": pool.name, "image": row.name, "error": error.detail})
         return
     _take_length(catalog, row, length)
+
+
+def _looked_at(pool: Pool, row: Row[Any]) -> Image:
+    """Raises StoreError, ImageError."""
+    file = pool.open(row.file, read_only=True)
+    return open_image(row.format, file, opener=pool.data_opener(data_file_of(row)))
 
 
 def _rebases_under_way(connection: Connection) -> dict[str, str | None]:
@@ -118,7 +126,7 @@ def named_parent(pool: Pool, row: Row[Any]) -> str | None:
     try:
         with (
             refusals_told(f"cannot read {row.file}"),
-            open_image(row.format, pool.open(row.file, read_only=True)) as image,
+            _looked_at(pool, row) as image,
         ):
             return None if image.backing is None else image.backing.name
     except StoreError:

@@ -6,26 +6,25 @@ A new image is made as a draft, and appears in the catalog once it is complete.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, Row, select
 
 from vstore.store import schema
-from vstore.store.catalog import birth
-from vstore.store.chains import check_childless, check_depth, parents
+from vstore.store.chains import check_childless, check_depth, named, parents
+from vstore.store.conversion import Conversion, changed_row, check_goal, check_target, convert, new_row
 from vstore.store.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, StoreError, Unsupported
-from vstore.store.identifiers import check_labels, check_name
-from vstore.store.image_spec import ImageSpec, effective, file_name, offered, takes_parent
+from vstore.store.identifiers import check_name
+from vstore.store.image_spec import ImageSpec, takes_parent
 from vstore.store.jobs import JobPlan, RunningJob
 from vstore.store.looks import Looking
 from vstore.store.mappings import check_still, check_unmapped
-from vstore.store.parts import Parts, check_revision, image_row, renew
-from vstore.store.pool import Draft, Pool
+from vstore.store.parts import check_revision, image_row, renew
+from vstore.store.pool import Pool
 from vstore.store.reconcile import following, named_parent
 from vstore.store.records import Job
 from vstore.store.secrets import claim_of
-from vstore.store.work import draft_file, image_files
+from vstore.store.work import image_files
 from vstore.worker.wire import Cancelled
 
 REPAIRS = ("none", "leaks", "all")
@@ -125,7 +124,8 @@ class TransferVerbs(Looking):
         pool: str,
         name: str,
         *,
-        into: str,
+        into: str | None = None,
+        in_place: bool = False,
         format: str = "qcow2",
         preallocation: str = "off",
         options: Mapping[str, Any] | None = None,
@@ -133,32 +133,59 @@ class TransferVerbs(Looking):
         snapshot: str | None = None,
         secret: str | None = None,
         labels: Mapping[str, str] | None = None,
+        revision: int | None = None,
     ) -> Job:
         """A job that makes the image `into` with the same content and no parent, in any format that lies in a file;
         with `snapshot`, the content as it was then, which is the way for an image that a guest writes to; with
-        `secret`, the name of one, encrypted.
+        `secret`, the name of one, encrypted. Or one that makes the image itself such, `in_place`, while nobody uses it.
 
-        Raises InvalidArgument, NotFound, AlreadyExists, InUse (mapped writable, a job), Unsupported, Busy.
+        Raises InvalidArgument, NotFound, Stale, AlreadyExists, Conflict, InUse (mapped, overlays, a job), Unsupported,
+        Busy.
         """
         where, spec = self.pool(pool), ImageSpec.checked(format, preallocation, options, secret=secret)
-        arguments = {"into": check_name("into", into), "format": format, "compress": compress, "snapshot": snapshot}
-        _check_target(spec, compress=compress)
-        made = _new_row(where, into, spec, labels)
-
-        def work(job: RunningJob) -> None:
-            _convert(self, job, _Conversion(where, chain, made, spec, compress, snapshot, length))
-
+        check_goal(name, into, snapshot, labels, in_place=in_place)
+        check_target(spec, compress=compress)
+        made = {} if into is None else new_row(where, check_name("into", into), spec, labels)
         with self._rows(where, name, into, missing=True, secret=secret) as (connection, (row, *taken)):
+            check_revision(row, revision, f"image {name}")
             if taken:
                 raise AlreadyExists(f"there is an image {into}; choose another name", field="into")
-            if snapshot is None:
-                check_still(connection, row, "converted", "unmap it, or convert a snapshot of it (--snapshot)")
             chain, length = [row, *parents(connection, row.id)], row.virtual_size_bytes
+            if in_place:
+                self._check_replaceable(connection, where, row)
+                made = changed_row(row, spec)
+            elif snapshot is None:
+                check_still(connection, row, "converted", "unmap it, or convert a snapshot of it (--snapshot)")
             if snapshot is not None:
                 length = self.snapshot(where, row, snapshot).virtual_size_bytes
-            plan = JobPlan("convert_image", _key(where, row), arguments, work)
-            read = [_key(where, each) for each in chain] + ([] if secret is None else [claim_of(secret)])
-            return self._start(plan, alone=[f"{pool}/{into}"], shared=read)
+            return self._convert(Conversion(where, chain, made, spec, compress, snapshot, length, in_place))
+
+    def _convert(self, wanted: Conversion) -> Job:
+        """Starts it. The caller holds the images."""
+        row, spec = wanted.chain[0], wanted.spec
+        arguments = {"into": wanted.name, "format": spec.format, "compress": wanted.compress}
+        plan = JobPlan(
+            "convert_image",
+            _key(wanted.pool, row),
+            {**arguments, "snapshot": wanted.snapshot},
+            lambda job: convert(self, job, wanted),
+        )
+        goal = f"{wanted.pool.name}/{wanted.name}"
+        read = {_key(wanted.pool, each) for each in wanted.chain} - {goal}
+        return self._start(plan, alone=[goal], shared=[*read, *([claim_of(spec.secret)] if spec.secret else [])])
+
+    def _check_replaceable(self, connection: Connection, pool: Pool, row: Row[Any]) -> None:
+        """Raises InUse, Conflict: it keeps what a new image would not have."""
+        self._check_changeable(connection, row, "converted in place")
+        if row.format != "qcow2":
+            return
+        for verb, what in (("list_snapshots", "snapshots"), ("bitmaps", "bitmaps")):
+            kept = [each["name"] for each in self.look(pool, [row], verb)[what]]
+            if kept:
+                raise Conflict(
+                    f"image {row.name} keeps {what} ({named(kept)}), which would be lost; delete them first, or "
+                    "convert it into another image"
+                )
 
     def compare_image(self, pool: str, name: str, *, other: str, strict: bool = False) -> Job:
         """A job that tells whether two images hold the same; where one is longer, it has to be zeros. `strict`: also
@@ -255,43 +282,6 @@ def _unless_renamed(pool: Pool, row: Row[Any], parent: Row[Any] | None) -> Itera
             raise
 
 
-@dataclass(frozen=True)
-class _Conversion:
-    pool: Pool
-    chain: Chain
-    made: Mapping[str, Any]
-    spec: ImageSpec
-    compress: bool
-    snapshot: str | None
-    length: int  # bytes of the disk
-
-
-def _convert(store: Parts, job: RunningJob, wanted: _Conversion) -> None:
-    """The draft is the target from its first byte on; it gets its name in the transaction that ends the job."""
-    pool, made, length = wanted.pool, dict(wanted.made), wanted.length
-    live, source = wanted.snapshot is not None, str(wanted.chain[0].file)
-    with image_files(pool, wanted.chain, live=live) as files:
-        opening = None if made["secret"] is None else pool.secrets.of_image(made["name"], made["secret"])
-        draft = Draft(made["id"], made["file"], made["format"], opening)
-        with pool.drafting(draft, length, made["preallocation"], wanted.spec.for_format()):
-            if offered(draft.format):
-                made["options"] = effective(draft.format, pool.open_draft(draft))
-            with draft_file(pool, draft) as target:
-                options = {"compress": wanted.compress, "snapshot": wanted.snapshot}
-                options["placed"] = made["preallocation"] != "off"
-                job.run("convert", source, {"image": files, "target": [target]}, **options)
-            with pool.publishing(draft), store.catalog.write() as connection:
-                connection.execute(insert(schema.images).values(**made, virtual_size_bytes=length))
-                job.succeeded(connection, {"image": made["name"], "virtual_size_bytes": length})
-
-
-def _new_row(pool: Pool, name: str, spec: ImageSpec, labels: Mapping[str, str] | None) -> dict[str, Any]:
-    """What the catalog will have, but for the length."""
-    row = {**birth(), "labels": check_labels(labels or {}), "name": name, "pool_id": pool.id, "options": {}}
-    row |= {"format": spec.format, "file": file_name(name, spec.format), "preallocation": spec.preallocation}
-    return {**row, "secret": spec.secret}
-
-
 def _key(pool: Pool, row: Row[Any]) -> str:
     return f"{pool.name}/{row.name}"
 
@@ -308,17 +298,6 @@ def _new_parents(connection: Connection, row: Row[Any], bases: Chain) -> Chain:
     check_depth(base, len(above))
     check_still(connection, base, "a parent")
     return [base, *above]
-
-
-def _check_target(spec: ImageSpec, *, compress: bool) -> None:
-    if file_name("", spec.format) is None:
-        raise InvalidArgument("format", f"{spec.format} images keep no bytes", "choose a format that lies in a file")
-    if compress and spec.format != "qcow2":
-        raise InvalidArgument("compress", f"{spec.format} images hold nothing compressed", "choose qcow2")
-    if compress and spec.secret is not None:
-        raise InvalidArgument("compress", "what is compressed is not encrypted", "leave one of them out")
-    if compress and spec.preallocation != "off":
-        raise InvalidArgument("compress", "what is compressed cannot be preallocated", "leave one of them out")
 
 
 def _check_range(field: str, value: int, most: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from vstore.store.errors import Busy, CatalogUnavailable, Conflict, WorkFailed
+from vstore.store.image_spec import files_of
 from vstore.store.pool import Draft, Pool
 from vstore.store.refusals import refusals_told
 from vstore.worker import client
@@ -109,21 +110,29 @@ def image_files(
             if row.file is None:
                 raise Conflict(f"image {row.name} has no file, so there is nothing to work on")
             read_only, looked_at = depth >= writable, live and not depth
-            file = closing.enter_context(pool.open(row.file, read_only=read_only, lock=not looked_at))
+            numbers = [
+                closing.enter_context(pool.open(name, read_only=read_only, lock=not looked_at)).descriptor
+                for name in files_of(row)
+            ]
             secret = None if row.secret is None or sealed else plain(pool.secrets.of_image(row.name, row.secret))
-            how = {"read_only": read_only, "live": looked_at}
-            files.append(ImageFile(row.format, row.file, file.descriptor, secret=secret, **how))
+            how: dict[str, Any] = {"read_only": read_only, "live": looked_at, "secret": secret}
+            how |= dict(zip(("descriptor", "data_descriptor"), numbers, strict=False))
+            files.append(ImageFile(row.format, row.file, **how))
         yield files
 
 
 @contextlib.contextmanager
 def draft_file(pool: Pool, draft: Draft) -> Iterator[ImageFile]:
     """A draft as a worker takes it, writable; what was written to it is durable at the end. Raises StoreError."""
-    with pool.open_draft(draft) as file:
+    with contextlib.ExitStack() as closing:
+        kinds = (False,) if draft.data_file is None else (False, True)
+        numbers = [closing.enter_context(pool.open_draft(draft, data=each)).descriptor for each in kinds]
         secret = None if draft.secret is None else plain(draft.secret)
-        yield ImageFile(draft.format, draft.file, file.descriptor, read_only=False, secret=secret)
+        how: dict[str, Any] = dict(zip(("descriptor", "data_descriptor"), numbers, strict=False))
+        yield ImageFile(draft.format, draft.file, read_only=False, secret=secret, **how)
         with refusals_told(f"cannot write {draft.file}"):
-            os.fsync(file.descriptor)
+            for number in reversed(numbers):
+                os.fsync(number)
 
 
 def plain(secret: bytes) -> str:

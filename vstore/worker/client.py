@@ -64,12 +64,11 @@ def run(
 
 
 def _start(work: Work, outcome: int, keep: Sequence[int]) -> subprocess.Popen[bytes]:
-    files = [image.descriptor for chain in work.chains.values() for image in chain if image.descriptor >= 0]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "vstore.worker", "--outcome-fd", str(outcome)],
         stdin=subprocess.PIPE,
         stdout=2,
-        pass_fds=[outcome, *files, *keep],
+        pass_fds=[outcome, *work.descriptors, *keep],
         start_new_session=True,  # Ctrl-C in the daemon's terminal is the daemon's to answer
         cwd="/",
         env=child_environment() | _SMALL,

@@ -8,9 +8,10 @@ import base64
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from formats.errors import ImageError, ImageNotFound, UnsupportedFeature
-from formats.host_file import HostFile
+from formats.host_file import HostFile, Opener
 from formats.image import Image
 from formats.qcow2.image import Qcow2
 from formats.qcow2.snapshot_table import Snapshot
@@ -46,11 +47,18 @@ def alone(source: ImageFile) -> Iterator[Image]:
 def _opened(source: ImageFile) -> Image:
     for left in reversed(range(_LOOKS if source.live else 1)):
         try:
-            return open_image(source.format, host_file(source))
+            return open_image(source.format, host_file(source), opener=_data_opener(source))
         except ImageError:
             if not left:
                 raise
     raise AssertionError
+
+
+def _data_opener(source: ImageFile) -> Opener | None:
+    if source.data_descriptor < 0:
+        return None
+    how: dict[str, Any] = {"name": f"the data file of {source.name}", "read_only": source.read_only}
+    return lambda _: HostFile.from_descriptor(os.dup(source.data_descriptor), lock=not source.live, **how)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class ImageFile:
     read_only: bool = True
     live: bool = False  # somebody writes to it meanwhile: it is only looked at, without a lock
     length: int | None = None
+    data_descriptor: int = -1  # of the file in which its bytes lie, if that is another one
     secret: str | None = field(default=None, repr=False)  # that opens it, in base64; it comes by the pipe alone
 
 
@@ -39,6 +40,13 @@ class Work:
     verb: str
     chains: dict[str, list[ImageFile]]
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that come with it."""
+        files = [image for chain in self.chains.values() for image in chain]
+        numbers = [number for image in files for number in (image.descriptor, image.data_descriptor)]
+        return [number for number in numbers if number >= 0]
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
