@@ -2,10 +2,11 @@
 commands stand on. A row of the command table without an example here is a failure of test_every_command.py."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.scsi.cluster import MemoryRecord, move_parameters, parameters, transport_id
 from tests.scsi.initiator import IDENTITY, Initiator, make_unit
+from vstore.scsi.commands import COMMANDS
 from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.task import Response, Status
 
@@ -132,12 +133,13 @@ EXAMPLES: dict[str, Example] = {
 }
 
 
-def ready_for(name: str, **settings: bool) -> Initiator:
-    """An initiator of a unit of 2,048 blocks where the example of this command can be served."""
+def ready_for(name: str, *, prepared: bool = True, **settings: Any) -> Initiator:
+    """An initiator of a unit of 1 MiB where the example of this command can be served, unless `settings` or a lack of
+    preparation forbid it."""
     example = EXAMPLES[name]
     state = MemoryRecord(lost=True) if example.lost else MemoryState()
-    initiator = Initiator(make_unit(state=state, **settings))
-    if not settings.get("read_only"):
+    initiator = Initiator(make_unit(**{"state": state} | settings))
+    if prepared:
         example.prepare(initiator)
     return initiator
 
@@ -153,3 +155,28 @@ def sent(initiator: Initiator, name: str, cdb: bytes | None = None, data_out: by
 
 
 SERVED = (Status.GOOD, Status.CONDITION_MET)
+
+ROWS = {row.name: row for row in COMMANDS}
+LENGTHS = ("transfer_length", "verification_length", "prefetch_length", "number_of_logical_blocks")
+
+
+def with_field(name: str, field: str, value: int) -> bytes:
+    row = ROWS[name]
+    found, cdb = row.fields[field], int.from_bytes(cdb_of(name))
+    return (cdb & ~found.mask | found.encode(value)).to_bytes(row.length)
+
+
+def at(name: str, lba: int, count: int) -> bytes:
+    """The example with this LBA, and this length where it has one."""
+    row = ROWS[name]
+    cdb = int.from_bytes(with_field(name, "lba", lba))
+    for field in LENGTHS:
+        if found := row.fields.get(field):
+            cdb = cdb & ~found.mask | found.encode(count)
+    return cdb.to_bytes(row.length)
+
+
+def blocks_out(name: str, count: int) -> bytes:
+    """Data-out for so many blocks."""
+    blocks = {"COMPARE AND WRITE": 2 * count, "WRITE SAME (10)": 1, "WRITE SAME (16)": 1}.get(name, count)
+    return bytes(512 * blocks) if EXAMPLES[name].data_out else b""

@@ -1,9 +1,10 @@
-"""A disk in memory that fails, or waits, where a test wants it to."""
+"""A disk in memory that fails, or waits, where a test wants it to; and a state that cannot be kept."""
 
 import asyncio
 import os
 from collections.abc import Callable
 
+from vstore.scsi.kept_state import Section
 from vstore.scsi.medium import MemoryMedium
 
 
@@ -45,3 +46,22 @@ class FaultyMedium(MemoryMedium):
     async def flush(self) -> None:
         await self._called("flush")
         await super().flush()
+
+
+class FailingState:
+    """Nothing can be kept any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def section(self, _: str) -> Section:
+        return self
+
+    def load(self) -> bytes | None:
+        return None
+
+    async def save(self, _: bytes) -> None:
+        raise OSError(self.number, "the host fails")
+
+    def save_blocking(self, _: bytes) -> None:
+        raise OSError(self.number, "the host fails")

@@ -8,6 +8,8 @@ from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
+from vstore.scsi.refusals import CODES
+from vstore.scsi.sense import SenseKey
 from vstore.scsi.target import Target
 from vstore.scsi.task import BytesOut, ITNexus, Response, Status, Task, TaskAttribute
 
@@ -72,7 +74,19 @@ class Initiator:
         return Task(self.nexus, more.pop("lun", self.lun), 1, attribute, raw.ljust(32, b"\0"), BytesOut(data_out), room)
 
     def send(self, cdb: bytes | str, data_out: bytes = b"", room: int = 1 << 16, **more: Any) -> Response:
-        return run(self.target.execute(self.task(cdb, data_out, room, **more)))
+        task = self.task(cdb, data_out, room, **more)
+        response = run(self.target.execute(task))
+        self._hold_to_the_table(task, response)
+        return response
+
+    def _hold_to_the_table(self, task: Task, response: Response) -> None:
+        """What a disk answers the table of refusals tells; unit attentions and deferred errors are not of the command."""
+        unit = self.target.luns.get(task.lun)
+        row = unit.row_of(task.cdb) if unit else None
+        if response.sense and isinstance(row, type):
+            sense = parse_sense(response.sense)
+            told = sense.deferred or sense.key == SenseKey.UNIT_ATTENTION or sense.code in CODES[row]
+            assert told, f"{row.name} is not said to be refused with {sense}"
 
     def good(self, cdb: bytes | str, data_out: bytes = b"", room: int = 1 << 16, **more: Any) -> bytes:
         """Data-in of a command that must end with GOOD."""

@@ -5,7 +5,7 @@ A new row fails here until it has an example, and then until every bit, border a
 
 import pytest
 
-from tests.scsi.examples import EXAMPLES, SERVED, cdb_of, ready_for, sent
+from tests.scsi.examples import EXAMPLES, LENGTHS, ROWS, SERVED, at, blocks_out, cdb_of, ready_for, sent, with_field
 from tests.scsi.initiator import INVALID_FIELD_IN_CDB, LBA_OUT_OF_RANGE, SHORT_DATA_OUT, Initiator
 from tests.scsi.test_commands import USAGE_DATA
 from vstore.fuzz.sense_data import parse_sense
@@ -13,7 +13,6 @@ from vstore.scsi.commands import COMMANDS
 from vstore.scsi.field import EVALUATED
 from vstore.scsi.task import Response, Status
 
-ROWS = {row.name: row for row in COMMANDS}
 BLOCKS = 2048
 
 # Bits that are accepted and mean nothing, beside the GROUP NUMBER of block commands: the LUN of SCSI-2, permissions
@@ -110,12 +109,6 @@ def test_a_cdb_cut_off_anywhere_is_refused(name: str) -> None:
 # ---- lengths --------------------------------------------------------------------------------------------
 
 
-def with_field(name: str, field: str, value: int) -> bytes:
-    row = ROWS[name]
-    found, cdb = row.fields[field], int.from_bytes(cdb_of(name))
-    return (cdb & ~found.mask | found.encode(value)).to_bytes(row.length)
-
-
 def having(*fields: str) -> pytest.MarkDecorator:
     """The commands that evaluate a field of one of these names."""
     named = [
@@ -189,7 +182,6 @@ PARTS = {
 
 # ---- LBA and length -------------------------------------------------------------------------------------
 
-LENGTHS = ("transfer_length", "verification_length", "prefetch_length", "number_of_logical_blocks")
 # What zero blocks are: nothing, all to the end, 256 blocks, or refused (WSNZ).
 ALL, MANY, REFUSED = "all", "256", "refused"
 OF_ZERO = {
@@ -203,22 +195,6 @@ OF_ZERO = {
     "WRITE SAME (16)": REFUSED,
 }
 having_an_lba = having("lba")
-
-
-def at(name: str, lba: int, count: int) -> bytes:
-    """The example with this LBA, and this length where it has one."""
-    row = ROWS[name]
-    cdb = int.from_bytes(with_field(name, "lba", lba))
-    for field in LENGTHS:
-        if found := row.fields.get(field):
-            cdb = cdb & ~found.mask | found.encode(count)
-    return cdb.to_bytes(row.length)
-
-
-def blocks_out(name: str, count: int) -> bytes:
-    """Data-out for so many blocks."""
-    blocks = {"COMPARE AND WRITE": 2 * count, "WRITE SAME (10)": 1, "WRITE SAME (16)": 1}.get(name, count)
-    return bytes(512 * blocks) if EXAMPLES[name].data_out else b""
 
 
 def reached(initiator: Initiator, name: str, lba: int, count: int) -> Response:

@@ -46,8 +46,8 @@ def test_fields_are_placed_as_printed() -> None:
         "| 2-9 | LBA | evaluated |",
         "| 6.4:0 | GROUP NUMBER | ignored |",
         "| 1.3 | FUA | evaluated |",
-        "| 2.2 | WCE | changeable |",
-        "| 36-43 | MAXIMUM WRITE SAME LENGTH |",
+        "| 2.2 | WCE | 1h | changeable |",
+        "| 36-43 | MAXIMUM WRITE SAME LENGTH | 200000h |",
     ):
         assert line in lines
 
@@ -57,3 +57,12 @@ def test_the_module_prints_the_page() -> None:
         [sys.executable, "-m", "vstore.scsi.reference"], capture_output=True, text=True, check=True, cwd=PAGE.parents[1]
     )
     assert printed.stdout == PAGE.read_text()
+
+
+def test_each_command_tells_with_which_sense_it_is_refused() -> None:
+    section = reference().split("### WRITE SAME (16)\n")[1].split("### ")[0]
+    for line in (
+        "| UNMAP: the unit is not thin | ILLEGAL REQUEST | 24h/00h INVALID FIELD IN CDB |",
+        "| the unit, or the copy's destination, is read-only | DATA PROTECT | 27h/00h WRITE PROTECTED |",
+    ):
+        assert line in section.splitlines()

@@ -17,6 +17,8 @@ from vstore.fuzz.rules import RuleBroken, require
 from vstore.fuzz.sense_data import ParsedSense, parse_sense
 from vstore.scsi.commands import BY_OPERATION_CODE, COMMANDS
 from vstore.scsi.logical_unit import ResetCause
+from vstore.scsi.refusals import CODES
+from vstore.scsi.sense import SenseKey
 from vstore.scsi.target import WELL_KNOWN_REPORT_LUNS, Target
 from vstore.scsi.task import ITNexus, Response, Status, Task, TaskAttribute
 
@@ -78,6 +80,8 @@ class Bench:
         if self.explain:
             self.explain(f"LUN {lun} {nexus.name} {cdb.hex(' ')} out {len(data_out)} room {room} -> {_told(response)}")
         self._check(task, response, disk, data_out)
+        if disk and not broken:
+            _check_refusal(task, response, disk)
         if ready and response.status is Status.CHECK_CONDITION:
             attention = ready.read and response.sense and _key(response) == 6
             require(not attention, "the gate was open, yet an attention was due")
@@ -164,6 +168,15 @@ class Bench:
         if sense.code == MISCOMPARE:
             assert disk, "only a disk compares"
             disk.model.miscompare(task.cdb, data_out, sense.information)
+
+
+def _check_refusal(task: Task, response: Response, disk: Disk) -> None:
+    """The reference says so; a unit attention and a deferred error are not the command's."""
+    row = disk.unit.row_of(task.cdb)
+    if response.status is Status.CHECK_CONDITION and isinstance(row, type):
+        sense = parse_sense(response.sense)
+        told = sense.deferred or sense.key == SenseKey.UNIT_ATTENTION or sense.code in CODES[row]
+        require(told, f"no reason is known why {row.name} should be refused with {sense}")
 
 
 def _name(cdb: bytes) -> str:

@@ -8,8 +8,13 @@ from vstore.scsi.cdb import Cdb
 from vstore.scsi.commands import COMMANDS
 from vstore.scsi.device_server import ERRORS, ILLNESSES, READ_ERROR, WRITE_ERROR
 from vstore.scsi.field import CHANGEABLE, Field, Layout
+from vstore.scsi.identity import Identity
+from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.log_pages import LOG_PAGES, LogParameter
+from vstore.scsi.logical_unit import LogicalUnit
+from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.mode_parameters import MODE_PAGES, PageAddress
+from vstore.scsi.refusals import Refusal, own_refusals, shared_refusals
 from vstore.scsi.self_test import MOST_RESULTS
 from vstore.scsi.sense import AdditionalSense, Sense
 from vstore.scsi.vpd import VPD_PAGES
@@ -33,6 +38,12 @@ A bit that must be zero, or that belongs to no field, is refused with CHECK COND
 IN CDB; the sense-key specific data points at the byte and the leftmost bit of the field. The CONTROL byte is
 such: there is no ACA.
 """
+
+
+_DISK = LogicalUnit(MemoryMedium(direct_access.MIB), Identity("0"), state=MemoryState())
+_DISK_IS = (
+    "a thin disk of 1 MiB in blocks of 512 bytes, which has a write cache and can keep something beside its image"
+)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
@@ -101,6 +112,29 @@ def _command(row: type[Cdb]) -> Iterator[str]:
             ("byte.bit", "field", "use"),
             ((_place(member), _words(name), member.use.value) for name, member in row.fields.items()),
         )
+    own = list(own_refusals(row))
+    if own:
+        yield from _refusals(own)
+
+
+def _refusals(told: Iterable[Refusal]) -> Iterator[str]:
+    yield from _table(
+        ("refused when", "sense key", "additional sense"),
+        (
+            (
+                f"{_words(each.field)}: {each.when}" if each.field else each.when,
+                _words(each.key.name),
+                f"{each.code.asc:02X}h/{each.code.ascq:02X}h {_words(each.code.name)}",
+            )
+            for each in told
+        ),
+    )
+
+
+def _shared() -> Iterator[str]:
+    yield "Besides what is told with each command, every command may be refused so (INQUIRY, REPORT LUNS and REQUEST"
+    yield "SENSE, which also pass unit attentions, for the first three reasons alone, and SANITIZE not for the last):\n"
+    yield from _refusals(shared_refusals(COMMANDS[0]))
 
 
 def _layout(layout: type[Layout], start: int) -> Iterator[tuple[str, str, Field]]:
@@ -112,11 +146,16 @@ def _layout(layout: type[Layout], start: int) -> Iterator[tuple[str, str, Field]
 
 def _vital_product_data() -> Iterator[str]:
     yield "## Vital product data\n"
+    yield f"The values are those of {_DISK_IS}.\n"
     for code, page in sorted(VPD_PAGES.items()):
         yield f"### {code:02X}h {page.name}\n"
         yield f"{page.body.__doc__}\n"
         if page.layout:
-            yield from _table(("byte.bit", "field"), ((at, name) for at, name, _ in _layout(page.layout, 4)))
+            values = page.layout.parse(page.body(_DISK, 1)).items()
+            rows = zip(_layout(page.layout, 4), values, strict=True)
+            yield from _table(
+                ("byte.bit", "field", "value"), ((at, name, f"{value:X}h") for (at, name, _), (_, value) in rows)
+            )
 
 
 def _page_code(address: PageAddress) -> str:
@@ -125,14 +164,20 @@ def _page_code(address: PageAddress) -> str:
 
 def _mode_pages() -> Iterator[str]:
     yield "## Mode pages\n"
-    yield "Current, changeable and default values; none can be saved (SAVING PARAMETERS NOT SUPPORTED).\n"
+    yield "Current, changeable, default and saved values; saved ones only of a disk that can keep something beside its"
+    yield "image (else SAVING PARAMETERS NOT SUPPORTED), and of these those that MODE SELECT may change. The defaults are"
+    yield f"those of {_DISK_IS}.\n"
     for address, page in sorted(MODE_PAGES.items()):
         yield f"### {_page_code(address)} {page.name}\n"
         yield from _table(
-            ("byte.bit", "field", "MODE SELECT"),
+            ("byte.bit", "field", "default", "MODE SELECT"),
             (
-                (at, name, member.use.value if member.use is CHANGEABLE else "-")
-                for at, name, member in _layout(page.layout, 4 if address.subpage else 2)
+                (at, name, f"{value:X}h", member.use.value if member.use is CHANGEABLE else "-")
+                for (at, name, member), (_, value) in zip(
+                    _layout(page.layout, 4 if address.subpage else 2),
+                    _DISK.modes.defaults[address].items(),
+                    strict=True,
+                )
             ),
         )
 
@@ -205,7 +250,7 @@ def _told(sense: Sense) -> str:
 
 
 def reference() -> str:
-    parts = [_INTRODUCTION, *_command_list()]
+    parts = [_INTRODUCTION, *_command_list(), *_shared()]
     for row in COMMANDS:
         parts.extend(_command(row))
     parts.extend([*_vital_product_data(), *_mode_pages(), *_log_pages(), *_limits(), *_sense()])
