@@ -80,7 +80,7 @@ class Initiator:
         return response
 
     def _hold_to_the_table(self, task: Task, response: Response) -> None:
-        """What a disk answers the table of refusals tells; unit attentions and deferred errors are not of the command."""
+        """What a disk answers stands in it; unit attentions and deferred errors are not of the command."""
         unit = self.target.luns.get(task.lun)
         row = unit.row_of(task.cdb) if unit else None
         if response.sense and isinstance(row, type):

@@ -16,14 +16,13 @@ from tests.scsi.faulty import FailingState, FaultyMedium
 from tests.scsi.initiator import MIB, Initiator
 from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.commands import COMMANDS
+from vstore.scsi.commands import COMMANDS, FormatUnit, SanitizeBlockErase
 from vstore.scsi.identity import Identity
-from vstore.scsi.kept_state import MemoryState
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.operation import FORMAT_FAILED, Operation, sanitize_failed
 from vstore.scsi.persistent_reservations import MOST_REGISTRATIONS
-from vstore.scsi.refusals import Refusal, family, refusals_of, shared_refusals
+from vstore.scsi.refusals import KEEPING, Refusal, family, refusals_of, shared_refusals
 from vstore.scsi.self_test import SelfTest
 from vstore.scsi.sense import AdditionalSense as A
 from vstore.scsi.task import Response, Status, TaskAttribute
@@ -253,17 +252,31 @@ def by_a_zero_bit(name: str) -> Response:
 
 
 def failing(number: int, *operations: str) -> Provoke:
+    """The medium does not do these, or nothing at all."""
+
     def provoke(name: str) -> Response:
-        if family(ROWS[name]) == "PERSISTENT RESERVE OUT":
-            return unkept(name, number)
         medium = FaultyMedium(MIB)
-        keeps = family(ROWS[name]) in ("MODE SELECT", "SET IDENTIFYING INFORMATION")
-        state = FailingState(number) if keeps else MemoryState()
-        initiator = ready_for(name, medium=medium, state=state)
+        initiator = ready_for(name, medium=medium)
         medium.errors = dict.fromkeys(operations or ("read", "write", "write_zeroes", "flush"), number)
         if "read" in medium.errors:
             medium.status = _no_status  # type: ignore[method-assign, assignment]
         return sent(initiator, name, bytes.fromhex(STOPS[name]) if name in STOPS else None)
+
+    return provoke
+
+
+def unwritten(number: int) -> Provoke:
+    """Neither to the medium nor beside it."""
+
+    def provoke(name: str) -> Response:
+        if family(ROWS[name]) not in KEEPING:
+            return failing(number, "write", "write_zeroes", "flush")(name)
+        if family(ROWS[name]) == "PERSISTENT RESERVE OUT":
+            return unkept(name, number)
+        initiator = ready_for(name, state=FailingState(number))
+        if name == "SANITIZE (EXIT FAILURE MODE)":
+            initiator.unit.failure = sanitize_failed(may_exit=True)
+        return sent(initiator, name)
 
     return provoke
 
@@ -305,8 +318,8 @@ _ECHO = {"READ BUFFER (10)": "3c 0a 00 000000 001000 00"}
 PROVOKED_BY: dict[A, Provoke] = {
     A.INVALID_MESSAGE_ERROR: by_an_attribute,
     A.INTERNAL_TARGET_FAILURE: defect,
-    _FORMATTING: in_state(operation=Operation(_FORMATTING, 1, FORMAT_FAILED)),
-    _SANITIZING: in_state(operation=Operation(_SANITIZING, 1, _FAILED)),
+    _FORMATTING: in_state(operation=Operation(_FORMATTING, 1, FORMAT_FAILED, FormatUnit())),
+    _SANITIZING: in_state(operation=Operation(_SANITIZING, 1, _FAILED, SanitizeBlockErase())),
     A.FORMAT_COMMAND_FAILED: failing(errno.EIO),
     A.MEDIUM_FORMAT_CORRUPTED: in_state(failure=FORMAT_FAILED),
     A.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED: in_state(stopped=True),
@@ -318,8 +331,8 @@ PROVOKED_BY: dict[A, Provoke] = {
     A.PARAMETER_LIST_LENGTH_ERROR: too_short,
     A.INVALID_FIELD_IN_PARAMETER_LIST: wrong,
     A.UNRECOVERED_READ_ERROR: failing(errno.EIO, "read"),
-    A.WRITE_ERROR: failing(errno.EIO, "write", "write_zeroes", "flush"),
-    A.SPACE_ALLOCATION_FAILED_WRITE_PROTECT: failing(errno.ENOSPC, "write", "write_zeroes", "flush"),
+    A.WRITE_ERROR: unwritten(errno.EIO),
+    A.SPACE_ALLOCATION_FAILED_WRITE_PROTECT: unwritten(errno.ENOSPC),
     A.MISCOMPARE_DURING_VERIFY_OPERATION: of_other_data,
     A.SAVING_PARAMETERS_NOT_SUPPORTED: of_a_unit(state=None, cdb=_SAVED),
     A.COMMAND_SEQUENCE_ERROR: of_a_unit(cdb=_ECHO),

@@ -41,9 +41,7 @@ such: there is no ACA.
 
 
 _DISK = LogicalUnit(MemoryMedium(direct_access.MIB), Identity("0"), state=MemoryState())
-_DISK_IS = (
-    "a thin disk of 1 MiB in blocks of 512 bytes, which has a write cache and can keep something beside its image"
-)
+_DISK_IS = "a thin disk of 1 MiB in blocks of 512 bytes, with a write cache, that keeps things beside its image"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
@@ -165,19 +163,16 @@ def _page_code(address: PageAddress) -> str:
 def _mode_pages() -> Iterator[str]:
     yield "## Mode pages\n"
     yield "Current, changeable, default and saved values; saved ones only of a disk that can keep something beside its"
-    yield "image (else SAVING PARAMETERS NOT SUPPORTED), and of these those that MODE SELECT may change. The defaults are"
-    yield f"those of {_DISK_IS}.\n"
+    yield "image (else SAVING PARAMETERS NOT SUPPORTED), and of these those that MODE SELECT may change. The defaults"
+    yield f"are those of {_DISK_IS}.\n"
     for address, page in sorted(MODE_PAGES.items()):
+        start, defaults = 4 if address.subpage else 2, _DISK.modes.defaults[address].items()
         yield f"### {_page_code(address)} {page.name}\n"
         yield from _table(
             ("byte.bit", "field", "default", "MODE SELECT"),
             (
                 (at, name, f"{value:X}h", member.use.value if member.use is CHANGEABLE else "-")
-                for (at, name, member), (_, value) in zip(
-                    _layout(page.layout, 4 if address.subpage else 2),
-                    _DISK.modes.defaults[address].items(),
-                    strict=True,
-                )
+                for (at, name, member), (_, value) in zip(_layout(page.layout, start), defaults, strict=True)
             ),
         )
 

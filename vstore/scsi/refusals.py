@@ -64,7 +64,9 @@ def _but(rows: _Rows, *names: str) -> _Rows:
     return lambda row: rows(row) and not _of(*names)(row)
 
 
-_KEEPS = _of("MODE SELECT", "SET IDENTIFYING INFORMATION", "PERSISTENT RESERVE OUT")  # something beside the image
+# Commands that keep something beside the image.
+KEEPING = ("MODE SELECT", "SET IDENTIFYING INFORMATION", "PERSISTENT RESERVE OUT", "FORMAT UNIT", "SANITIZE")
+_KEEPS = _of(*KEEPING)
 _WRITES = _either(_accesses(Access.WRITE, Access.FLUSH), _of("START STOP UNIT"), _KEEPS)
 _ONLY_THIN = ("UNMAP", "SANITIZE (BLOCK ERASE)")  # which no read-only unit is
 _TAKES_DATA = _either(
