@@ -27,6 +27,7 @@ from vstore.target.verbs import (
     BitmapRow,
     Configure,
     Empty,
+    Keep,
     LunAddress,
     LunStatus,
     MapLun,
@@ -46,6 +47,7 @@ class FakeTarget:
         self.listener: socket.socket | None = None
         self.luns: dict[tuple[int, int], tuple[LunStatus, int | None]] = {}
         self.stopped = False
+        self.kept: list[socket.socket] = []
 
     def configure(self, request: Configure, fd: int | None) -> Empty:
         if self.configuration is None:
@@ -110,6 +112,11 @@ class FakeTarget:
             luns=tuple(status for status, _ in self.luns.values()),
             next_lun=None,
         )
+
+    def keep(self, _request: Keep, fd: int | None) -> Empty:
+        assert fd is not None, "no socket came along"
+        self.kept.append(socket.socket(fileno=fd))
+        return Empty()
 
     def stop(self, _request: Empty, _fd: int | None) -> Empty:
         self.stopped = True

@@ -252,8 +252,7 @@ int vs_vring_base(vs_device *device, uint32_t vring);
 int vs_vring_break(vs_device *device, uint32_t vring);
 int vs_vring_in_flight(vs_device *device, uint32_t vring);
 
-/* bytes_read, bytes_written: data-in and data-out of commands that ended with GOOD, on the fast path and the slow one.
- * resumed: chains that another process had fetched and not answered. */
+/* bytes_*: data-in and -out of commands that ended with GOOD. resumed: chains that another process had fetched. */
 typedef struct {
 	uint64_t kicks, calls, fetched, completed, slow, batches, bytes_read, bytes_written, resumed;
 	uint32_t started, enabled, broken, in_flight;

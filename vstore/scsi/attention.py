@@ -26,6 +26,10 @@ class Attentions:
         self._waiting[nexus] = [Sense.attention(AdditionalSense.POWER_ON_OCCURRED)]
         return True
 
+    def resume(self, nexus: ITNexus, waiting: Iterable[Sense]) -> None:
+        """A nexus that knows the unit from another process, which still had this to tell."""
+        self._waiting[nexus] = list(waiting)
+
     def remove(self, nexus: ITNexus) -> None:
         self._waiting.pop(nexus, None)
 

@@ -108,6 +108,7 @@ class DirectAccessDevice(Counting, Operable):
         self._read_only = read_only
         self.modes = _mode_parameters(write_cache=write_cache, state=state, thin=self.thin)
         self._listeners: list[Callable[[], None]] = []
+        self.changes = 0  # how often changed() was called
         self.task_set = TaskSet(self.changed)
         self.clock, self.buffers, self.copies = Clock(), Buffers(), HeldCopies()
         self._receiving = 0
@@ -227,6 +228,7 @@ class DirectAccessDevice(Counting, Operable):
         self._listeners.remove(listener)
 
     def changed(self) -> None:
+        self.changes += 1
         for listener in self._listeners:
             listener()
 

@@ -25,7 +25,7 @@ def restored(record: Section | None) -> PersistentReservations:
     """The state after power on."""
     try:
         data = record.load() if record else None
-        return PersistentReservations() if data is None else _decoded(json.loads(data))
+        return PersistentReservations() if data is None else decoded(json.loads(data))
     except (StateLost, OSError, ValueError, KeyError, TypeError):
         return PersistentReservations(kept=True, lost=True)
 
@@ -34,7 +34,7 @@ def _row(nexus: NexusName, key: int) -> dict[str, Any]:
     return {"initiator": nexus.initiator, "port": nexus.port, "key": f"{key:016x}"}
 
 
-def _decoded(told: dict[str, Any]) -> PersistentReservations:
+def decoded(told: dict[str, Any]) -> PersistentReservations:
     keys = {NexusName(row["initiator"], row["port"]): int(row["key"], 16) for row in told["registrations"]}
     held, reservation = told["reservation"], None
     if held:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from vstore.store.errors import StoreError, TargetUnavailable
+from vstore.store.held import Held
 from vstore.store.identifiers import LunAddress
 from vstore.store.plans import LunPlan, TargetPlan
 from vstore.store.records import Process
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.1  # seconds
 LONGEST_DELAY = 30.0
-SETTLED = 60.0  # a process that lived so long is restarted after the first delay again
+SETTLED = 1.0  # a process that lived so long is followed by another one at once
 MEND_INTERVAL = 30.0
 _END_TIMEOUT = 5.0
 
@@ -58,6 +59,7 @@ class TargetKeeper:
         self._problem: str | None = None
         self._attempts = 0
         self._starts = 0
+        self._held: Held | None = None  # of this process, or of the one before it
         self._thread = threading.Thread(target=self._keep, name=f"keeper {name}", daemon=True)
 
     def start(self) -> None:
@@ -112,14 +114,16 @@ class TargetKeeper:
             self._changed.notify_all()
 
     def _keep(self) -> None:
-        delay = FIRST_DELAY
+        delay = 0.0
         while not self._leaving:
             born = time.monotonic()
             if self._bring_up():
                 self._watch()
-            delay = FIRST_DELAY if time.monotonic() - born > SETTLED else min(2 * delay, LONGEST_DELAY)
+            lived = time.monotonic() - born
+            delay = 0.0 if lived > SETTLED else min(max(2 * delay, FIRST_DELAY), LONGEST_DELAY)
             with self._changed:
                 self._changed.wait_for(lambda: self._leaving, delay)
+        self._let_go()
 
     def _bring_up(self) -> bool:
         with self._ground.lock():
@@ -130,8 +134,11 @@ class TargetKeeper:
                 plan = self._ground.plan()
                 self._ended = False
                 running = self._ground.adopt(self) or self._spawn(plan.beside)
+                if self._held and running.client.status().configuration is None:
+                    self._resume(running, plan, self._held)
                 _configure(running, plan)
                 problem = self._mend(running, plan)
+                self._hold(running)
             except Exception as error:  # whatever it is: a thread that ended would never try again
                 problem = self._told("target_not_up", error)
                 if running is not None:
@@ -139,6 +146,40 @@ class TargetKeeper:
                     running = None
             self._settle(running, problem)
         return running is not None
+
+    def _resume(self, running: RunningTarget, plan: TargetPlan, held: Held) -> None:
+        """Hands over what the process before it had told, when all LUNs are there that its guest knows; raises
+        TargetError until they are."""
+        volatile = [str(address) for address, lun in plan.luns.items() if not lun.outlives]
+        ended = held.ended(_END_TIMEOUT)
+        if ended and not held.kept.names():
+            return
+        if volatile or not ended:
+            why = f"writes to LUN {', '.join(volatile)} may be lost" if volatile else "the process before is not gone"
+            _log.error("target_not_resumed", extra={"target": self.name, "problem": why})
+            self._let_go()
+            return
+        if problem := self._mend(running, plan):
+            raise TargetError(ErrorCode.HOST_ERROR, problem)
+        running.client.resume(held.kept)
+        _log.info("target_resumed", extra={"target": self.name, "pid": running.pid})
+
+    def _hold(self, running: RunningTarget) -> None:
+        """From now on it tells what it takes to go on without it. A process of an earlier version cannot."""
+        held = Held()
+        try:
+            running.client.keep(held.theirs.fileno())
+        except TargetError as error:
+            held.close()
+            _log.warning("target_not_held", extra={"target": self.name, "error": error.detail})
+            return
+        self._let_go()
+        self._held = held.handed()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            held.close()
 
     def _spawn(self, beside: str | None) -> RunningTarget:
         self._starts += 1

@@ -18,6 +18,7 @@ from vstore.store.pool import Pool
 from vstore.target.verbs import Configure, ImageSource, MapLun, ParentSource
 from vstore.vhost_user.listener import Listener
 
+_IN_PLACE = ("raw", "null", "luks")  # formats whose writes go where the blocks are
 _image = schema.images.c
 LUN_ROWS = (
     select(
@@ -88,6 +89,12 @@ class LunPlan:
         chain = ((image, row), *((each.name, each) for each in parents))
         layers = tuple(LayerPlan(name, each.file, data_file_of(each), each.secret) for name, each in chain if each.file)
         return cls(LunAddress(row.scsi_target, row.lun), row.image_id, pool, layers, request)
+
+    @property
+    def outlives(self) -> bool:
+        """Whether all that was acknowledged is in the files, also when the process is killed before a flush."""
+        formats = [self.request.image.format, *(parent.format for parent in self.request.image.parents)]
+        return "memory" not in formats and (self.request.read_only or formats[0] in _IN_PLACE)
 
     def serves_the_same(self, settings: MapLun) -> bool:
         """Whether a mapping that is there is this one; its length may have changed since."""

@@ -28,17 +28,21 @@ from vstore.target.verbs import (
     Empty,
     Event,
     Host,
+    Keep,
+    KeptRow,
     LunAddress,
     MapLun,
     Mapped,
     Resized,
     ResizeLun,
+    Resume,
     SnapshotLun,
     SnapshotRow,
     Snapshots,
     Status,
     StatusRequest,
 )
+from vstore.vhost_user.keeping import Kept
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer", bound=Declaration)
@@ -115,6 +119,22 @@ class TargetClient:
     def host(self, control: str) -> None:
         """Serves one more target in the same process, behind a control socket at this path."""
         self._call("host", Host(control=control), Empty)
+
+    def keep(self, sink: int) -> None:
+        """`sink`: where the process tells what it takes to go on without it. It stays the caller's."""
+        self._call("keep", Keep(), Empty, [sink])
+
+    def resume(self, kept: Kept) -> None:
+        """Before `configure`: what another process told. It stays the caller's."""
+        descriptors: list[int] = []
+        rows = []
+        for name, message in kept.items():
+            descriptors += message.descriptors
+            payload, count = message.payload.hex(), len(message.descriptors)
+            rows.append(
+                KeptRow(name=name, request=message.request, flags=message.flags, payload=payload, descriptors=count)
+            )
+        self._call("resume", Resume(kept=tuple(rows)), Empty, descriptors)
 
     def status(self) -> Status:
         """All LUNs, whatever number of answers that takes."""

@@ -15,6 +15,7 @@ from vstore.target.control import ControlServer
 from vstore.target.process import TargetProcess
 from vstore.target.shared import SharedLuns
 from vstore.target.sockets import listen
+from vstore.vhost_user.keeping import Keeping
 from vstore.vhost_user.listener import Listener
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Hosts:
 
     def serve(self, listener: Listener, *, hosted: bool = False) -> TargetProcess:
         """One more target, steered through this socket until it is stopped."""
-        process = TargetProcess(self._shared, self.host, hosted=hosted)
+        process = TargetProcess(self._shared, self.host, hosted=hosted, keeping=Keeping())
         self._serving[process] = asyncio.get_running_loop().create_task(self._serve(process, listener))
         return process
 

@@ -10,6 +10,7 @@ from vstore.target.lun import MappedLun
 from vstore.target.packet import Descriptors
 from vstore.target.sockets import adopt, listen
 from vstore.target.verbs import Configure, Event, FrontendConnected, FrontendDisconnected, RingBroken, VringStatus
+from vstore.vhost_user.keeping import Keeping, Kept
 from vstore.vhost_user.server import Server
 from vstore.vhost_user.virtio_scsi import POLL_NS, ScsiEndpoint
 
@@ -25,19 +26,31 @@ class TargetPort:
         self.remove_socket = remove_socket  # what was made in the file system; twice does no harm
 
     @classmethod
-    async def open(cls, request: Configure, descriptors: Descriptors, luns: Iterable[MappedLun], tell: _Tell) -> Self:
-        """Listens, with `luns` there already. Raises TargetError, and leaves nothing behind."""
+    async def open(
+        cls,
+        request: Configure,
+        descriptors: Descriptors,
+        luns: Iterable[MappedLun],
+        tell: _Tell,
+        *,
+        keeping: Keeping | None = None,
+        kept: Kept | None = None,
+    ) -> Self:
+        """Listens, with `luns` there already, and goes on with what was kept of another process.
+
+        Raises TargetError, and leaves nothing behind.
+        """
         async with contextlib.AsyncExitStack() as undo:
             listening, remove_socket = _listening(request, descriptors)
             undo.callback(remove_socket)
-            endpoint = _endpoint(request)
+            endpoint = _endpoint(request, keeping)
             undo.push_async_callback(endpoint.close)
-            port = cls(endpoint, Server(endpoint, listener=listening), remove_socket)
+            port = cls(endpoint, Server(endpoint, listener=listening, keeping=keeping), remove_socket)
             for mapped in luns:
                 port.put(mapped)
             endpoint.on_ring_broken(lambda vring: tell(RingBroken(vring=vring)))
             port._server.on_connection(lambda there: tell(FrontendConnected() if there else FrontendDisconnected()))
-            await port._server.start()
+            await port._server.start(kept)
             undo.pop_all()
         return port
 
@@ -94,7 +107,7 @@ def _listening(request: Configure, descriptors: Descriptors) -> tuple[socket.soc
     return listener.socket, listener.close
 
 
-def _endpoint(request: Configure) -> ScsiEndpoint:
+def _endpoint(request: Configure, keeping: Keeping | None) -> ScsiEndpoint:
     try:
         return ScsiEndpoint(
             request_queues=request.request_queues,
@@ -103,6 +116,7 @@ def _endpoint(request: Configure) -> ScsiEndpoint:
             name=request.name,
             port=request.port,
             poll_ns=POLL_NS if request.poll_us is None else request.poll_us * 1000,
+            keeping=keeping,
         )
     except OSError as error:
         raise TargetError(ErrorCode.HOST_ERROR, f"the data plane cannot start: {error.strerror}") from error

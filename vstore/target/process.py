@@ -25,6 +25,7 @@ from vstore.target.packet import Descriptors
 from vstore.target.port import TargetPort
 from vstore.target.shared import SharedLuns
 from vstore.target.state_file import Opener
+from vstore.vhost_user.keeping import Keeping, Kept, KeptMessage
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +35,18 @@ Host = Callable[[str], Awaitable[None]]  # (control socket): one more target in 
 class TargetProcess:
     """Errors of every verb: TargetError. Descriptors that a verb does not keep stay the caller's to close."""
 
-    def __init__(self, shared: SharedLuns | None = None, host: Host | None = None, *, hosted: bool = False) -> None:
-        """`shared`, `host`: of a process that may have several targets; `hosted`: it was started for another one."""
+    def __init__(
+        self,
+        shared: SharedLuns | None = None,
+        host: Host | None = None,
+        *,
+        hosted: bool = False,
+        keeping: Keeping | None = None,
+    ) -> None:
+        """`shared`, `host`: of a process that may have several targets; `hosted`: it was started for another one.
+        `keeping`: of a process that another one may have to follow."""
+        self._keeping = keeping
+        self._kept: Kept | None = None
         self._shared = shared or SharedLuns()
         self._host = host
         self._hosted = hosted
@@ -62,10 +73,42 @@ class TargetProcess:
             if self._configuration is not None:
                 _refuse_difference(self._configuration, request)
                 return verbs.Empty()
-            self._port = await TargetPort.open(request, descriptors, self._luns.values(), self._emit)
+            luns = self._luns.values()
+            self._port = await TargetPort.open(
+                request, descriptors, luns, self._emit, keeping=self._keeping, kept=self._kept
+            )
+            self._forget_kept()
             self._configuration = request
         _log.info("target_configured", extra={"target": request.name, "socket": request.socket})
         return verbs.Empty()
+
+    async def keep(self, request: verbs.Keep, descriptors: Descriptors) -> verbs.Empty:
+        del request
+        sink = descriptors.take()
+        assert sink is not None
+        if self._keeping is None:
+            os.close(sink)
+            raise TargetError(ErrorCode.INVALID_REQUEST, "this process keeps nothing")
+        self._keeping.attach(sink)
+        return verbs.Empty()
+
+    async def resume(self, request: verbs.Resume, descriptors: Descriptors) -> verbs.Empty:
+        if self._configuration is not None or self._keeping is None:
+            raise TargetError(ErrorCode.ALREADY_CONFIGURED, "only a process that is not configured yet can go on")
+        if sum(row.descriptors for row in request.kept) != len(descriptors):
+            raise TargetError(ErrorCode.INVALID_REQUEST, f"{len(descriptors)} descriptors are not those of the rows")
+        self._forget_kept()
+        self._kept = Kept()
+        for row in request.kept:
+            own = [taken for _ in range(row.descriptors) if (taken := descriptors.take()) is not None]
+            message = KeptMessage(row.request, row.flags, bytes.fromhex(row.payload), tuple(own))
+            self._kept.hold(row.name, message)
+        return verbs.Empty()
+
+    def _forget_kept(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept:
+            kept.close()
 
     async def host(self, request: verbs.Host, descriptors: Descriptors) -> verbs.Empty:
         del descriptors
@@ -219,6 +262,9 @@ class TargetProcess:
         finally:
             self.abandon()
             self._port = None
+            self._forget_kept()
+            if self._keeping:
+                self._keeping.close()
             self.stopped.set()
 
     async def _drop_at_end(self, mapped: MappedLun) -> None:

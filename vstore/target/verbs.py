@@ -196,6 +196,27 @@ class Host(Declaration):
     control: str = declared(text(4096))
 
 
+class Keep(Declaration):
+    """From now on the process tells through the socket that comes with this, packet by packet, what it takes to go on
+    without it (vhost_user/keeping.py); at once all that there is."""
+
+
+class KeptRow(Declaration):
+    """One thing that was told so; `descriptors`: how many of those that come along are its own."""
+
+    name: str = declared(text(256))
+    request: int = declared(whole(0, 2**32 - 1))
+    flags: int = declared(whole(0, 2**32 - 1))
+    payload: str = declared(text(2**18, r"([0-9a-f]{2})*", "hexadecimal digits in pairs"), "")
+    descriptors: int = declared(whole(0, 8), 0)
+
+
+class Resume(Declaration):
+    """Before `configure`: goes on with what a process before this one told, when its LUNs are mapped."""
+
+    kept: tuple[KeptRow, ...] = declared(rows(KeptRow, 65536))
+
+
 class StatusRequest(Declaration):
     first_lun: int = declared(whole(0, 2**22), 0)  # position in the LUN list to tell from
 
@@ -261,6 +282,8 @@ VERBS = {
         Verb("bitmap_lun", BitmapLun, BitmapList),
         Verb("status", StatusRequest, Status),
         Verb("host", Host, Empty),
+        Verb("keep", Keep, Empty, (1, 1)),
+        Verb("resume", Resume, Empty, (0, 2048)),
         Verb("stop", Empty, Empty),
     )
 }

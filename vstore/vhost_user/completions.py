@@ -2,13 +2,16 @@
 
 import asyncio
 import errno
+from collections.abc import Callable
 
 from vstore.dataplane import Completion, Device, Notice
 from vstore.vhost_user.complaints import Complaints
 
 
 class Completions:
-    def __init__(self, device: Device, complaints: Complaints) -> None:
+    def __init__(self, device: Device, complaints: Complaints, first: Callable[[], None] = lambda: None) -> None:
+        """`first`: what has to be done before any answer that waits here is told."""
+        self._first = first
         self._device = device
         self._complaints = complaints
         self._waiting: list[Completion] = []
@@ -32,6 +35,7 @@ class Completions:
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
+            self._first()
             self._device.complete(waiting)
 
     def _queue(self, completion: Completion) -> None:

@@ -8,15 +8,21 @@ compares sizes with the file's, and every index in it with the ring's.
 """
 
 import fcntl
+import logging
 import os
 from typing import Self
 
 from vstore.dataplane import Device, inflight_size
 from vstore.vhost_user.errors import RefusalError
+from vstore.vhost_user.keeping import Keeping
 from vstore.vhost_user.messages import Inflight
 
 MOST_VRINGS = 1024  # QEMU counts what its command line says, which may be more than is served
+OWN_ENTRIES = 1024  # of a ring; more are rare, and such a ring cannot be resumed
+SET_INFLIGHT_FD = 32
 _PAGE = 4096
+
+log = logging.getLogger(__name__)
 
 
 class Attached:
@@ -42,7 +48,7 @@ class InflightRegion:
     def __init__(self, device: Device, name: str) -> None:
         self._device = device
         self._name = name
-        self._there = False
+        self.there = False
 
     def made(self, wanted: Inflight) -> Attached:
         """A new one, not in use yet."""
@@ -55,13 +61,26 @@ class InflightRegion:
         """No ring may run."""
         _check(told)
         self._device.set_inflight(descriptor, told.mmap_size, told.mmap_offset, told.num_queues, told.queue_size)
-        self._there = True
+        self.there = True
+
+    def provide(self, vrings: int, keeping: Keeping) -> None:
+        """One that the front-end knows nothing of, for a process that goes on with its connection."""
+        size = -inflight_size(vrings, OWN_ENTRIES) // _PAGE * -_PAGE
+        told = Inflight(size, 0, vrings, OWN_ENTRIES, 0)
+        descriptor = memory(self._name, size)
+        try:
+            self.adopt(told, descriptor)
+            keeping.put("SET_INFLIGHT_FD", told.pack(), request=SET_INFLIGHT_FD, descriptors=[descriptor])
+        except OSError as error:
+            log.warning("%s: nobody will be able to go on with what is in flight: %s", self._name, error)
+        finally:
+            os.close(descriptor)
 
     def clear(self) -> None:
         """No ring may run."""
-        if self._there:
+        if self.there:
             self._device.set_inflight(-1, 0, 0, 0, 0)
-        self._there = False
+        self.there = False
 
 
 def memory(name: str, size: int) -> int:

@@ -8,11 +8,12 @@ says: task management and removal hold it, so that what the data plane has in fl
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from vstore.dataplane import GATE_FLUSH, GATE_READ, GATE_WRITE, Device, LunCounters, LunSettings, Volume
 from vstore.scsi.fast_path import FastPath
+from vstore.scsi.handover import take_over
 from vstore.scsi.logical_unit import LogicalUnit, ResetCause
 from vstore.scsi.reservable import Abort
 from vstore.scsi.target import Target
@@ -60,6 +61,7 @@ class LunMap:
         self._port = port
         self._mapped: dict[tuple[int, int], Mapped] = {}
         self._nexus: ITNexus | None = None
+        self.changed: set[Mapped] = set()  # whose state may be another than was kept last
         self.targets: dict[int, Target] = {}
 
     def __getitem__(self, address: tuple[int, int]) -> Mapped:
@@ -92,6 +94,21 @@ class LunMap:
                 mapped.unit.add_nexus(nexus)
             self._push(mapped)
 
+    def resume(self, nexus: ITNexus | None, kept: Mapping[tuple[int, int], bytes]) -> None:
+        """The units, and the machine if it is there, go on where another process left them, which told it so."""
+        self._nexus = nexus
+        for address, mapped in self._mapped.items():
+            try:
+                if address in kept:
+                    take_over(mapped.unit, kept[address], nexus)
+                    self._push(mapped)
+                    continue
+            except (ValueError, KeyError, TypeError):
+                log.exception("target %d, LUN %d: what was kept of the unit cannot be read", *address)
+            if nexus:
+                mapped.unit.add_nexus(nexus)
+            self._push(mapped)
+
     def reset(self) -> None:
         """The virtual machine was reset: a bus reset to units that are its alone, a lost nexus to shared ones."""
         assert self._nexus
@@ -110,7 +127,8 @@ class LunMap:
         if self._nexus:
             unit.add_nexus(self._nexus)
         self.targets.setdefault(target, Target(self._port)).add(lun, unit)
-        mapped.heeds = lambda: self._push(mapped)
+        mapped.heeds = lambda: self._heed(mapped)
+        self.changed.add(mapped)
         unit.on_change(mapped.heeds)
         mapped.drains = lambda: self.drained([mapped])
         unit.task_set.on_drain(mapped.drains)
@@ -134,6 +152,7 @@ class LunMap:
         if mapped.pushed:
             self._device.lun_remove(mapped.target, mapped.lun)
         del self._mapped[mapped.target, mapped.lun]
+        self.changed.discard(mapped)
         if mapped.heeds:
             mapped.unit.forget_change(mapped.heeds)
         if mapped.drains:
@@ -169,6 +188,10 @@ class LunMap:
     def in_flight(self, mapped: Mapped, tag: int | None = None) -> int:
         """Commands of this unit that the data plane has in flight."""
         return self._device.lun_in_flight(mapped.target, mapped.lun, tag) if mapped.pushed else 0
+
+    def _heed(self, mapped: Mapped) -> None:
+        self.changed.add(mapped)
+        self._push(mapped)
 
     def _push(self, mapped: Mapped) -> None:
         """Tells the data plane what it may do now, if that is not what it knows already."""

@@ -12,8 +12,10 @@ import socket
 import struct
 from collections.abc import Callable, Collection
 
+from vstore.vhost_user.endpoint import Endpoint
+from vstore.vhost_user.keeping import CONNECTION, Keeping, Kept
 from vstore.vhost_user.listener import Listener, Permissions
-from vstore.vhost_user.session import Endpoint, Session
+from vstore.vhost_user.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class Server:
         descriptor: int | None = None,
         permissions: Permissions | None = None,
         users: Collection[int] | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         if [path, listener, descriptor].count(None) != 2:
             raise ValueError("a server has a path, a listener or a descriptor: one of them")
@@ -46,6 +49,7 @@ class Server:
         self._given = socket.socket(fileno=descriptor) if descriptor is not None else listener
         self._permissions = permissions
         self._users = users
+        self._keeping = keeping
         self._file: Listener | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._session: Session | None = None
@@ -61,12 +65,19 @@ class Server:
         """Calls it with True when a front-end has come, with False when it is gone and cleaned up after."""
         self._listeners.append(listener)
 
-    async def start(self) -> None:
-        """Raises ValueError for an impossible path, OSError where nobody can listen."""
+    async def start(self, kept: Kept | None = None) -> None:
+        """`kept`: goes on with that connection first; it is the caller's. Raises ValueError for an impossible path,
+        OSError where nobody can listen."""
         if self._path is not None:
             self._file = Listener(self._path, self._permissions)
             self._given = self._file.socket
         assert self._given
+        if kept is not None and CONNECTION in kept:
+            self._serve(socket.socket(fileno=os.dup(kept[CONNECTION].descriptors[0])), kept)
+            assert self._session
+            await self._session.resumed.wait()
+        elif kept is not None:
+            self._endpoint.resumed(kept, connected=False)
         if self._given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._given.setblocking(False)
             self._accepting = asyncio.create_task(self._accept(self._given))
@@ -122,8 +133,10 @@ class Server:
         await self.ended()
         return True
 
-    def _serve(self, connection: socket.socket) -> None:
-        self._session = Session(self._endpoint, connection)
+    def _serve(self, connection: socket.socket, kept: Kept | None = None) -> None:
+        if self._keeping:
+            self._keeping.put(CONNECTION, descriptors=[connection.fileno()])
+        self._session = Session(self._endpoint, connection, self._keeping, kept)
         self._serving = asyncio.create_task(self._session.run())
         self._serving.add_done_callback(self._left)
         self._tell(True)

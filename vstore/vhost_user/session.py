@@ -19,16 +19,19 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
-from vstore.dataplane import Device
 from vstore.vhost_user.channel import Channel, Message
 from vstore.vhost_user.complaints import Complaints
+from vstore.vhost_user.endpoint import Endpoint
 from vstore.vhost_user.errors import ProtocolError, RefusalError
 from vstore.vhost_user.guest_memory import GuestMemory, Region, describe
 from vstore.vhost_user.inflight import Attached, InflightRegion
+from vstore.vhost_user.keeping import BEGUN, Keeping, Kept
+from vstore.vhost_user.kept_messages import forget_connection, in_order, note
 from vstore.vhost_user.messages import (
     CONFIG_SPACE,
     MESSAGES,
@@ -66,32 +69,6 @@ ACCEPTED = 0
 REFUSED = 1
 
 
-class Endpoint(Protocol):
-    """The device behind a session: what it offers, and what it must hear."""
-
-    device: Device
-    name: str
-    features: Feature
-    protocol_features: ProtocolFeature
-    vrings: int
-    memory_slots: int
-
-    def connected(self) -> None: ...
-    def negotiated(self, features: Feature) -> None: ...
-    def read_config(self, offset: int, length: int) -> bytes: ...
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Raises RefusalError."""
-
-    async def idle(self, vring: int) -> None:
-        """Returns when nothing that was fetched from this (stopped) ring is in flight."""
-
-    async def abort(self) -> None:
-        """Ends every command that is not yet with the driver."""
-
-    def reset(self) -> None: ...
-    def disconnected(self) -> None: ...
-
-
 Reply = Payload | Attached | None
 Method = Callable[["Session", Any, list[int]], Reply | Awaitable[Reply]]
 
@@ -99,7 +76,17 @@ Method = Callable[["Session", Any, list[int]], Reply | Awaitable[Reply]]
 class Session:
     """run() serves a connected socket until either side ends it. Owns the socket."""
 
-    def __init__(self, endpoint: Endpoint, connection: socket.socket) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: socket.socket,
+        keeping: Keeping | None = None,
+        resumes: Kept | None = None,
+    ) -> None:
+        """`keeping`: who is told what it takes to go on after this process was killed; `resumes`: goes on with that."""
+        self._keeping = keeping
+        self._resumes = resumes
+        self.resumed = asyncio.Event()  # set at once where there is nothing to go on with
         self._endpoint = endpoint
         self._device = endpoint.device
         self._channel = Channel(connection)
@@ -126,14 +113,40 @@ class Session:
 
     async def run(self) -> None:
         """Returns when the connection has ended and everything that it had set up is gone. Call it once."""
-        self._endpoint.connected()
         try:
+            await self._begin()
             if not self._closed:
                 self._serving = asyncio.create_task(self._serve())
                 await asyncio.wait([self._serving])
         finally:
             self.close()
             await self._end()
+
+    async def _begin(self) -> None:
+        try:
+            if self._resumes is None:
+                self._endpoint.connected()
+            else:
+                await self._resume(self._resumes)
+        finally:
+            self.resumed.set()
+
+    async def _resume(self, kept: Kept) -> None:
+        """What the front-end said to another process is obeyed once more, and nothing of that is answered."""
+        self._endpoint.resumed(kept, connected=True)
+        for row, message in in_order(kept):
+            with Message(row.id, 0, message.payload, [os.dup(each) for each in message.descriptors]) as again:
+                payload = self._parse(row, again)
+                method = METHODS.get(row.id)
+                if payload is not None and method is not None:
+                    await self._obey(row, method, payload, again)
+        self._endpoint.serve_notices()
+        if BEGUN in kept:
+            begun = kept[BEGUN]
+            with Message(
+                begun.request, begun.flags, begun.payload, [os.dup(each) for each in begun.descriptors]
+            ) as last:
+                await self._answer(last)
 
     async def _serve(self) -> None:
         try:
@@ -159,11 +172,16 @@ class Session:
         self._inflight.clear()
         self._memory.clear()
         self._endpoint.disconnected()
+        if self._keeping:
+            forget_connection(self._keeping)
 
     async def _answer(self, message: Message) -> None:
         # Judged by what was negotiated before: SET_PROTOCOL_FEATURES itself may change it.
         acknowledged = message.need_reply and ProtocolFeature.REPLY_ACK in self._protocol_features
         row, method = self._find(message.request)
+        if self._keeping:
+            flags, payload_bytes, attached = message.flags, message.payload, message.descriptors
+            self._keeping.put(BEGUN, payload_bytes, request=message.request, flags=flags, descriptors=attached)
         if row is None or method is None:
             self._complain("message %d is not spoken here", message.request)
             reply: Reply = Integer(REFUSED) if acknowledged else None
@@ -178,6 +196,8 @@ class Session:
             with reply if isinstance(reply, Attached) else contextlib.nullcontext():
                 descriptors = [reply.descriptor] if isinstance(reply, Attached) else []
                 await self._channel.send(message.request, reply.pack(), descriptors)
+        if self._keeping:
+            self._keeping.drop(BEGUN)
 
     def _find(self, request: int) -> tuple[Row | None, Method | None]:
         row = MESSAGES.get(request)
@@ -203,6 +223,8 @@ class Session:
         except (RefusalError, OSError) as error:
             self._complain("%s refused: %s", row.name, error)
             return REFUSED, None
+        if self._keeping:
+            note(self._keeping, row, payload, message)
         return ACCEPTED, reply
 
     # ---- what both sides speak ----
@@ -221,6 +243,8 @@ class Session:
         if Feature.LOG_ALL in self._features & ~features:
             self._device.set_log(-1, 0, 0)
         self._features = features
+        if self._keeping and not self._inflight.there:
+            self._inflight.provide(self._endpoint.vrings, self._keeping)
         self._endpoint.negotiated(features)
         if Feature.PROTOCOL_FEATURES not in features:  # vhost-user, "Ring states"
             self._vrings.enable_all()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from vstore.dataplane import Counters, Device, Notice, NoticeKind, Volume
 from vstore.scsi.commands import fast_rows
+from vstore.scsi.handover import handed_over
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.target import Target
 from vstore.scsi.task import ITNexus
@@ -22,6 +23,7 @@ from vstore.vhost_user.completions import Completions
 from vstore.vhost_user.control_queue import ControlQueue
 from vstore.vhost_user.errors import RefusalError
 from vstore.vhost_user.event_queue import EventQueue
+from vstore.vhost_user.keeping import UNIT, Keeping, Kept
 from vstore.vhost_user.layout import (
     CONTROL_QUEUE,
     FIRST_REQUEST_QUEUE,
@@ -80,6 +82,7 @@ class ScsiEndpoint:
         name: str = "vhost-user-scsi",
         port: int = 1,
         device: Device | None = None,
+        keeping: Keeping | None = None,
     ) -> None:
         if not 1 <= request_queues <= MAX_REQUEST_QUEUES:
             raise ValueError(f"{request_queues} request queues: 1..{MAX_REQUEST_QUEUES} are possible")
@@ -92,7 +95,8 @@ class ScsiEndpoint:
         self.device.set_fast_rows(fast_rows())
         self._configuration = Configuration(num_queues=request_queues).pack()
         self._complaints = Complaints(log, name)
-        self._completions = Completions(self.device, self._complaints)
+        self._keeping = keeping
+        self._completions = Completions(self.device, self._complaints, self._keep_units)
         self._port = port
         self._luns = LunMap(self.device, port)
         self._requests = RequestQueue(self.device, self._luns.targets, self._completions)
@@ -130,6 +134,8 @@ class ScsiEndpoint:
         if not mapped.unit.ports:
             await mapped.unit.settle()
         self._events.transport_reset(target, lun, TransportResetReason.REMOVED)
+        if self._keeping:
+            self._keeping.drop(f"{UNIT}/{target}/{lun}")
 
     async def settled(self, target: int, lun: int) -> None:
         """Returns when every command for the unit that came before has ended; the unit stays. Raises LookupError."""
@@ -172,6 +178,29 @@ class ScsiEndpoint:
         self._ending = False
         self._complaints.renew()
         self._luns.nexus = ITNexus(self.name, self._port)
+        self._keep_units()
+
+    def resumed(self, kept: Kept, *, connected: bool) -> None:
+        """Units and nexus go on as another process left them; without a front-end only units."""
+        states = {}
+        for name, message in kept.beneath(UNIT):
+            target, lun = map(int, name.removeprefix(f"{UNIT}/").split("/"))
+            states[target, lun] = message.payload
+        self._luns.resume(ITNexus(self.name, self._port) if connected else None, states)
+        self._luns.changed.update(self._luns.all())
+        self._keep_units()
+
+    def serve_notices(self) -> None:
+        """From now on, of a connection that was resumed."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.device.notice_fd(), self._take)
+
+    def _keep_units(self) -> None:
+        """Before anybody is answered out of it, what a unit knows is kept."""
+        while self._luns.changed:
+            mapped = self._luns.changed.pop()
+            if self._keeping:
+                self._keeping.put(f"{UNIT}/{mapped.target}/{mapped.lun}", handed_over(mapped.unit))
 
     def negotiated(self, features: Feature) -> None:
         self._events.features = features
