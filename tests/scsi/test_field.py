@@ -126,3 +126,13 @@ def test_a_layout_prints_its_fields() -> None:
 def test_text_is_padded_with_spaces_and_cut() -> None:
     assert ascii_field("AB", 4) == int.from_bytes(b"AB  ")
     assert ascii_field("ABCDE", 4) == int.from_bytes(b"ABCD")
+
+
+def test_a_structure_that_extends_another_has_its_fields_too_in_the_order_of_the_bytes() -> None:
+    class Extended(Sample, length=12):
+        middle = bits(0, 5, 4)  # in place of the other's
+
+    assert list(Extended.fields) == list(Sample.fields)
+    extended = Extended.of(high=1, middle=3, last=7)
+    assert extended.encode() == bytes.fromhex("b0 00 00 00 0000 000000 0000 07")
+    assert Sample.fields["middle"].width == 3

@@ -11,7 +11,7 @@ from tests.scsi.cluster import (
     EA_RO,
     FULL_STATUS,
     GOOD,
-    IGNORE,
+    INVALID_RELEASE,
     PREEMPT,
     PREEMPT_AND_ABORT,
     PREEMPTED,
@@ -41,12 +41,6 @@ from tests.scsi.initiator import (
 )
 from vstore.scsi.direct_access import ResetCause
 from vstore.scsi.task import ITNexus, Task
-
-BASIC = (REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, REPLACE)
-LOST = (0x7, 0x44, 0x01)
-INVALID_RELEASE = (0x5, 0x26, 0x04)
-INSUFFICIENT = (0x5, 0x55, 0x04)
-
 
 # ---- RESERVE, RELEASE, CLEAR --------------------------------------------------------------------------------
 

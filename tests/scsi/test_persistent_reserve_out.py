@@ -11,6 +11,7 @@ from tests.scsi.cluster import (
     EA_RO,
     GOOD,
     IGNORE,
+    INSUFFICIENT,
     MOVE,
     PREEMPT,
     PREEMPT_AND_ABORT,
@@ -42,12 +43,6 @@ from tests.scsi.initiator import (
     SHORT_DATA_OUT,
 )
 from vstore.scsi.persistent_reservations import MOST_REGISTRATIONS
-
-BASIC = (REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, REPLACE)
-LOST = (0x7, 0x44, 0x01)
-INVALID_RELEASE = (0x5, 0x26, 0x04)
-INSUFFICIENT = (0x5, 0x55, 0x04)
-
 
 # ---- REGISTER, REGISTER AND IGNORE EXISTING KEY -------------------------------------------------------------
 

@@ -4,14 +4,14 @@ import errno
 
 from tests.scsi.cluster import (
     APTPL,
+    BASIC,
     CLEAR,
     EA,
     EA_RO,
     GOOD,
     IGNORE,
+    LOST,
     MOVE,
-    PREEMPT,
-    PREEMPT_AND_ABORT,
     REGISTER,
     RELEASE,
     REPLACE,
@@ -36,12 +36,6 @@ from tests.scsi.initiator import (
 )
 from vstore.scsi.sense import AdditionalSense
 from vstore.scsi.task import BytesOut
-
-BASIC = (REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, REPLACE)
-LOST = (0x7, 0x44, 0x01)
-INVALID_RELEASE = (0x5, 0x26, 0x04)
-INSUFFICIENT = (0x5, 0x55, 0x04)
-
 
 # ---- APTPL, REPLACE LOST RESERVATION --------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ wherever it starts, so decoding, encoding, masks and pointers are all the same a
           | 7 ... 0 | 7 ... 0 | 7 ... 0 | 7 ... 0 |     bits(1, 4, 2): byte 1, bits 4 to 2
           +---------+---------+---------+---------+     shift = 32 - 8 - (7 - 4) - 3 = 18, mask = 7
 
-A subclass of `Layout` is such a structure; its class attributes are its fields. A layout holds no behaviour: limits and
-meanings live with whoever reads it.
+A subclass of `Layout` is such a structure; its class attributes are its fields, beside those of the structure that it
+extends. A layout holds no behaviour: limits and meanings live with whoever reads it.
 """
 
 from collections.abc import Iterator
@@ -130,7 +130,9 @@ class Layout:
     def __init_subclass__(cls, *, length: int, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         cls.length = length
-        cls.fields = {name: member for name, member in vars(cls).items() if isinstance(member, Field)}
+        inherited = next((base.fields for base in cls.__bases__ if issubclass(base, Layout)), {})
+        own = {name: member for name, member in vars(cls).items() if isinstance(member, Field)}
+        cls.fields = dict(sorted((inherited | own).items(), key=lambda each: (each[1].byte, -each[1].msb)))
         taken = 0
         for name, member in cls.fields.items():
             member.bind(name, length)

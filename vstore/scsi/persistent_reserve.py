@@ -10,48 +10,31 @@ from vstore.scsi.field import IGNORED, Layout, bit, bits, u16, u32, u64
 # ---- PERSISTENT RESERVE IN ------------------------------------------------------------------------------
 
 
-class ReadKeys(
-    Cdb,
-    name="PERSISTENT RESERVE IN (READ KEYS)",
-    opcode=0x5E,
-    service_action=0x00,
-    length=10,
-    beside=Beside.SERVED,
-):
+class _PersistentReserveIn(Cdb, name="", opcode=0x5E, length=10):
+    """What its service actions have in common; no row of the table."""
+
     allocation_length = u16(7)
 
-
-class ReadReservation(
-    Cdb,
-    name="PERSISTENT RESERVE IN (READ RESERVATION)",
-    opcode=0x5E,
-    service_action=0x01,
-    length=10,
-    beside=Beside.SERVED,
-):
-    allocation_length = u16(7)
+    def __init_subclass__(cls, *, action: str, service_action: int) -> None:
+        super().__init_subclass__(
+            name=f"PERSISTENT RESERVE IN ({action})",
+            opcode=0x5E,
+            length=10,
+            service_action=service_action,
+            beside=Beside.SERVED,
+        )
 
 
-class ReportCapabilities(
-    Cdb,
-    name="PERSISTENT RESERVE IN (REPORT CAPABILITIES)",
-    opcode=0x5E,
-    service_action=0x02,
-    length=10,
-    beside=Beside.SERVED,
-):
-    allocation_length = u16(7)
+class ReadKeys(_PersistentReserveIn, action="READ KEYS", service_action=0x00): ...
 
 
-class ReadFullStatus(
-    Cdb,
-    name="PERSISTENT RESERVE IN (READ FULL STATUS)",
-    opcode=0x5E,
-    service_action=0x03,
-    length=10,
-    beside=Beside.SERVED,
-):
-    allocation_length = u16(7)
+class ReadReservation(_PersistentReserveIn, action="READ RESERVATION", service_action=0x01): ...
+
+
+class ReportCapabilities(_PersistentReserveIn, action="REPORT CAPABILITIES", service_action=0x02): ...
+
+
+class ReadFullStatus(_PersistentReserveIn, action="READ FULL STATUS", service_action=0x03): ...
 
 
 class KeysHeader(Layout, length=8):
@@ -104,121 +87,60 @@ class FullStatusDescriptor(Layout, length=24):
 # ---- PERSISTENT RESERVE OUT -----------------------------------------------------------------------------
 
 
-class Register(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (REGISTER)",
-    opcode=0x5F,
-    service_action=0x00,
-    length=10,
-    beside=Beside.SERVED,
-):
+class _PersistentReserveOut(Cdb, name="", opcode=0x5F, length=10):
+    """What its service actions have in common; no row of the table. SCOPE and TYPE are not ignored by all."""
+
     scope = bits(2, 7, 4, IGNORED)
     type = bits(2, 3, 0, IGNORED)
     parameter_list_length = u32(5)
 
+    def __init_subclass__(cls, *, action: str, service_action: int) -> None:
+        super().__init_subclass__(
+            name=f"PERSISTENT RESERVE OUT ({action})",
+            opcode=0x5F,
+            length=10,
+            service_action=service_action,
+            beside=Beside.SERVED,
+        )
 
-class Reserve(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (RESERVE)",
-    opcode=0x5F,
-    service_action=0x01,
-    length=10,
-    beside=Beside.SERVED,
-):
+
+class Register(_PersistentReserveOut, action="REGISTER", service_action=0x00): ...
+
+
+class Reserve(_PersistentReserveOut, action="RESERVE", service_action=0x01):
     scope = bits(2, 7, 4)
     type = bits(2, 3, 0)
-    parameter_list_length = u32(5)
 
 
-class Release(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (RELEASE)",
-    opcode=0x5F,
-    service_action=0x02,
-    length=10,
-    beside=Beside.SERVED,
-):
+class Release(_PersistentReserveOut, action="RELEASE", service_action=0x02):
     scope = bits(2, 7, 4)
     type = bits(2, 3, 0)
-    parameter_list_length = u32(5)
 
 
-class Clear(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (CLEAR)",
-    opcode=0x5F,
-    service_action=0x03,
-    length=10,
-    beside=Beside.SERVED,
-):
-    scope = bits(2, 7, 4, IGNORED)
-    type = bits(2, 3, 0, IGNORED)
-    parameter_list_length = u32(5)
+class Clear(_PersistentReserveOut, action="CLEAR", service_action=0x03): ...
 
 
-class Preempt(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (PREEMPT)",
-    opcode=0x5F,
-    service_action=0x04,
-    length=10,
-    beside=Beside.SERVED,
-):
+class Preempt(_PersistentReserveOut, action="PREEMPT", service_action=0x04):
     scope = bits(2, 7, 4)
     type = bits(2, 3, 0)
-    parameter_list_length = u32(5)
 
 
-class PreemptAndAbort(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (PREEMPT AND ABORT)",
-    opcode=0x5F,
-    service_action=0x05,
-    length=10,
-    beside=Beside.SERVED,
-):
+class PreemptAndAbort(_PersistentReserveOut, action="PREEMPT AND ABORT", service_action=0x05):
     scope = bits(2, 7, 4)
     type = bits(2, 3, 0)
-    parameter_list_length = u32(5)
 
 
 class RegisterAndIgnoreExistingKey(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (REGISTER AND IGNORE EXISTING KEY)",
-    opcode=0x5F,
-    service_action=0x06,
-    length=10,
-    beside=Beside.SERVED,
-):
-    scope = bits(2, 7, 4, IGNORED)
-    type = bits(2, 3, 0, IGNORED)
-    parameter_list_length = u32(5)
+    _PersistentReserveOut, action="REGISTER AND IGNORE EXISTING KEY", service_action=0x06
+): ...
 
 
-class RegisterAndMove(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (REGISTER AND MOVE)",
-    opcode=0x5F,
-    service_action=0x07,
-    length=10,
-    beside=Beside.SERVED,
-):
-    scope = bits(2, 7, 4, IGNORED)
-    type = bits(2, 3, 0, IGNORED)
-    parameter_list_length = u32(5)
+class RegisterAndMove(_PersistentReserveOut, action="REGISTER AND MOVE", service_action=0x07): ...
 
 
-class ReplaceLostReservation(
-    Cdb,
-    name="PERSISTENT RESERVE OUT (REPLACE LOST RESERVATION)",
-    opcode=0x5F,
-    service_action=0x08,
-    length=10,
-    beside=Beside.SERVED,
-):
+class ReplaceLostReservation(_PersistentReserveOut, action="REPLACE LOST RESERVATION", service_action=0x08):
     scope = bits(2, 7, 4)
     type = bits(2, 3, 0)
-    parameter_list_length = u32(5)
 
 
 class BasicParameters(Layout, length=24):
