@@ -192,3 +192,76 @@ def test_an_image_that_cannot_keep_clusters_says_so(tmp_path: Path, made: Callab
     create_image("raw", tmp_path / "raw", MIB)
     with pytest.raises(UnsupportedFeature, match="discard=unref"):
         open_chain("raw", tmp_path / "raw")[0].place_discarded(how)
+
+
+# ---- ANCHOR --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_anchored_clusters_read_as_zeros_and_have_room_on_the_host_whatever_they_were(
+    made: Callable[..., Path], kind: str
+) -> None:
+    """Written, written in part, discarded, or never there; also in the file's next life, when a write takes none."""
+    path = made(kind)
+    disk = opened(path, Discard.KEEP)
+    assert disk.anchors
+    disk.write_blocking(0, b"\1" * MIB)
+    disk.write_blocking(MIB, b"\2" * 512)
+    disk.write_blocking(2 * MIB, b"\3" * MIB)
+    disk.flush_blocking()
+    disk.write_zeroes_blocking(2 * MIB, MIB, deallocate=True)
+    disk.anchor_blocking(0, 4 * MIB)
+    assert disk.read_blocking(0, 4 * MIB) == bytes(4 * MIB)
+    assert anchored(disk) == 4 * MIB
+    disk.close()
+    assert checked(path)["check-errors"] == 0
+    disk = opened(path, Discard.KEEP)
+    assert anchored(disk) == 4 * MIB
+    used = os.stat(path).st_blocks
+    disk.write_blocking(0, b"\4" * 4 * MIB)
+    disk.flush_blocking()
+    assert os.stat(path).st_blocks - used < 2048  # tables, room ahead; not the data
+    assert disk.read_blocking(4 * MIB - 1, 1) == b"\4"
+    disk.close()
+
+
+def anchored(disk: Disk) -> int:
+    """Bytes from the start on."""
+    total = 0
+    while True:
+        for length, status in disk.status_blocking(total, disk.length - total):
+            if status != 2:
+                return total
+            total += length
+
+
+def test_the_ends_of_a_range_that_are_parts_of_clusters_are_zeroed(made: Callable[..., Path]) -> None:
+    disk = opened(made(), Discard.KEEP)
+    disk.write_blocking(0, b"\1" * MIB)
+    disk.anchor_blocking(512, 3 * 65536)
+    assert disk.read_blocking(0, MIB) == b"\1" * 512 + bytes(3 * 65536) + b"\1" * (MIB - 512 - 3 * 65536)
+    assert [status for _, status in disk.status_blocking(0, 4 * 65536)] == [1, 2, 1]
+    disk.anchor_blocking(2 * MIB + 512, 1024)  # inside one that was never there
+    disk.anchor_blocking(3 * MIB - 512, 65536 + 1024)
+    assert disk.read_blocking(2 * MIB, MIB + 131072) == bytes(MIB + 131072)
+    assert disk.status_blocking(3 * MIB, 65536)[0] == (65536, 2)
+    disk.close()
+
+
+@pytest.mark.parametrize("how", [Discard.UNREF, Discard.PUNCH])
+def test_nothing_is_anchored_where_the_host_gets_its_space_back(made: Callable[..., Path], how: Discard) -> None:
+    disk = opened(made(), how)
+    assert not disk.anchors
+    disk.write_blocking(0, b"\1" * MIB)
+    disk.flush_blocking()
+    disk.write_zeroes_blocking(0, MIB, deallocate=True)
+    assert 2 not in [status for _, status in disk.status_blocking(0, MIB)]
+    disk.close()
+
+
+def test_what_finds_no_room_is_an_error(made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = opened(made(), Discard.KEEP)
+    monkeypatch.setattr(disk, "_give_room", lambda *_: False)
+    with pytest.raises(OSError, match="No space left"):
+        disk.anchor_blocking(0, MIB)
+    disk.close()

@@ -114,16 +114,15 @@ class BlockIo:
                     raise
             self._map.commits.reserve_if_empty()
 
-    def status(self, offset: int, length: int) -> tuple[int, bool]:
-        """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros). Not
-        farther than the map is loaded."""
+    def status(self, offset: int, length: int) -> tuple[int, int]:
+        """For how many bytes from `offset` on it is so, as `Volume.status`. Not farther than the map is loaded."""
         length = min(length, LOADED_AT_ONCE * self._block_size)
         with _unless_unmapped():
             return self._volume.status(offset, length)
         self._map.load(offset, 1)
         with _unless_unmapped():
             return self._volume.status(offset, length)
-        return min(length, self._block_size - offset % self._block_size), True  # to be composed, or dropped meanwhile
+        return min(length, self._block_size - offset % self._block_size), 1  # to be composed, or dropped meanwhile
 
     @contextlib.contextmanager
     def held(self, offset: int, length: int, *, exclusive: bool = False) -> Iterator[None]:

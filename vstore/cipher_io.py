@@ -108,8 +108,8 @@ class CipherIo:
                 else:
                     self.write(at, bytes(count))
 
-    def status(self, offset: int, length: int) -> tuple[int, bool]:
-        """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros)."""
+    def status(self, offset: int, length: int) -> tuple[int, int]:
+        """For how many bytes from `offset` on it is so, as `Volume.status`."""
         _check(offset, length, self._volume.length)
         first = offset // self._size
         count = min(-(-(offset + length) // self._size) - first, _AT_ONCE)
@@ -183,8 +183,8 @@ class CipherIo:
             done += os.pwrite(layer.descriptor, memoryview(data)[done:], offset + done)
 
 
-def _has_room(word: int) -> bool:
-    return word >> 60 not in (BlockState.HOLE, BlockState.ZERO)
+def _has_room(word: int) -> int:
+    return int(word >> 60 not in (BlockState.HOLE, BlockState.ZERO))
 
 
 def _check(offset: int, length: int, end: int) -> None:

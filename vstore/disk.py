@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from formats.errors import ImageError, UnsupportedFeature
-from formats.image import Image, Kept, LayerFlags, Reference, check_length
+from formats.image import Discard, Image, Kept, LayerFlags, Reference, check_length
 from formats.qcow2 import bitmap_verbs
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
@@ -31,6 +31,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _MOST_ROWS = 256  # of one look at what has room: so many a GET LBA STATUS tells at most
+_WRITTEN_AT_ONCE = 1 << 20  # bytes of zeros
 _THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
 
 Bytes = bytes | bytearray | memoryview
@@ -118,9 +119,19 @@ class Disk:
         """Zeroes a range inside the disk; with `deallocate` its space goes back to the host where it can."""
         await self._in_thread(self.write_zeroes_blocking, offset, length, deallocate=deallocate)
 
-    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """Rows of bytes in order, from `offset` on, and of each whether it has room on the host (else it reads as
-        zeros). They may end before the range does: what is looked at in one call is bounded."""
+    @property
+    def anchors(self) -> bool:
+        """Whether a range can be zeroed and have room on the host all the same, which no one else takes: blocks keep
+        their places in the image, and those are never punched."""
+        return self.deallocates and self.image.discard is Discard.KEEP
+
+    async def anchor(self, offset: int, length: int) -> None:
+        """Zeroes a range, whose whole blocks have room on the host then. OSError (ENOSPC): they do not. `anchors`."""
+        await self._in_thread(self.anchor_blocking, offset, length)
+
+    async def status(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Rows of bytes in order, from `offset` on, and of each 0: it has no room on the host, and reads as zeros; 1:
+        it has room; 2: both. They may end before the range does: what is looked at in one call is bounded."""
         return await self._in_thread(self.status_blocking, offset, length)
 
     async def space(self) -> Space | None:
@@ -151,13 +162,57 @@ class Disk:
         with self._moving(change=True):
             self._io.zero(offset, length, deallocate=deallocate and self.deallocates)
 
-    def status_blocking(self, offset: int, length: int) -> list[tuple[int, bool]]:
+    def anchor_blocking(self, offset: int, length: int) -> None:
+        """As `anchor`, for threads that may wait."""
+        size, end = self.image.geometry.block_size, offset + length
+        first, last = offset + -offset % size, end if end == self.length else end - end % size
+        with self._moving(change=True):
+            if first >= last:
+                self._write_zeros(offset, length)
+                return
+            self._write_zeros(offset, first - offset)
+            self._write_zeros(last, end - last)
+            self._zero_in_place(first, last - first)
+            if self._give_room(first, last - first):
+                self._zero_in_place(first, last - first)
+            if any(status == 0 for _, status in self._rows(first, last - first)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _zero_in_place(self, offset: int, length: int) -> None:
+        self._io.zero(offset, length, deallocate=False)
+        self._io.flush()
+
+    def _give_room(self, offset: int, length: int) -> bool:
+        """Zeros are written where there is none; once they are committed, the blocks have places to keep. Whether there
+        was such a place."""
+        written = False
+        for count, status in self._rows(offset, length):
+            if status == 0:
+                self._write_zeros(offset, count)
+                written = True
+            offset += count
+        if written:
+            self._io.flush()
+        return written
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        for at in range(offset, offset + length, _WRITTEN_AT_ONCE):
+            self._io.write(at, bytes(min(_WRITTEN_AT_ONCE, offset + length - at)))
+
+    def _rows(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        end = offset + length
+        while offset < end:
+            count, status = self._io.status(offset, end - offset)
+            yield count, status
+            offset += count
+
+    def status_blocking(self, offset: int, length: int) -> list[tuple[int, int]]:
         """As `status`, for threads that may wait."""
-        rows: list[tuple[int, bool]] = []
+        rows: list[tuple[int, int]] = []
         with self._moving():
             while length and len(rows) < _MOST_ROWS:
-                done, has_room = self._io.status(offset, length)
-                rows.append((done, has_room))
+                done, status = self._io.status(offset, length)
+                rows.append((done, status if self.anchors else status % 2))
                 offset, length = offset + done, length - done
         return rows
 

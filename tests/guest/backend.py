@@ -47,11 +47,11 @@ def _vrings(control: Path) -> str:
 
 
 class Export:
-    """`vstore export IMAGE --format raw --socket PATH`: one disk at target 0, LUN 0. Leaving the block stops it."""
+    """`vstore export IMAGE --format FORMAT --socket PATH`: one disk at target 0, LUN 0. Leaving the block stops it."""
 
-    def __init__(self, image: Path, *options: str) -> None:
+    def __init__(self, image: Path, *options: str, format: str = "raw") -> None:
         self.socket = image.with_suffix(".sock")
-        words: list[str | Path] = [VSTORE, "export", image, "--format", "raw", "--socket", self.socket, *options]
+        words: list[str | Path] = [VSTORE, "export", image, "--format", format, "--socket", self.socket, *options]
         self.process = Process("vstore export", words, image.with_suffix(".export.log"))
 
     def __enter__(self) -> Self:

@@ -20,12 +20,13 @@ OUTCOMES = {
 @dataclass(frozen=True)
 class Row:
     """`command`: without the disk, which comes last, or stands, as a generic device, where SG is. `told`: what it must
-    print."""
+    print. `kept`: of the disk whose image keeps its clusters."""
 
     command: str
     status: int = DONE
     told: str = ""
     why: str = ""
+    kept: bool = False
 
     def on(self, disk: str, generic: str) -> str:
         """The line for the shell."""
@@ -85,6 +86,12 @@ TABLE = (
     Row("sg_write_same --16 --unmap --lba=64 --num=64"),
     Row("sg_unmap --force --lba=64 --num=64"),
     Row("sg_get_lba_status --lba=64", told="deallocated"),
+    Row("sg_unmap --force --anchor --lba=64 --num=64", ILLEGAL, why="a raw image gives its space back"),
+    Row("sg_write_same --16 --unmap --anchor --lba=64 --num=64", ILLEGAL, why="the same"),
+    Row("sg_unmap --force --anchor --lba=128 --num=128", kept=True),
+    Row("sg_write_same --16 --unmap --anchor --lba=256 --num=128", kept=True),
+    Row("sg_get_lba_status --lba=128", told="anchored", kept=True),
+    Row("sg_vpd --page=lbpv", told="(ANC_SUP): 1", kept=True),
     Row("sg_reassign --grown", told="0"),
     Row("sg_reassign --dummy --address=1"),
     Row("sg_format --format --quick --wait"),
@@ -115,7 +122,9 @@ TABLE = (
 
 def reference() -> str:
     """docs/sg3_utils.md."""
-    lines = [f"| `{row.on('DISK', 'SG')}` | {OUTCOMES[row.status]} | {row.why} |" for row in TABLE]
+    lines = [
+        f"| `{row.on('KEPT' if row.kept else 'DISK', 'SG')}` | {OUTCOMES[row.status]} | {row.why} |" for row in TABLE
+    ]
     return "\n".join([*_HEAD, *lines, ""])
 
 
@@ -124,7 +133,8 @@ _HEAD = (
     "",
     "What the programs of sg3_utils do with a disk of vstore, in a Linux guest. `make guest-test` runs every line;",
     "this page is printed from the table that it runs (`python -m tests.guest.sg3_table > docs/sg3_utils.md`). More of",
-    "what they print is checked in `tests/guest/test_sg3_utils.py`.",
+    "what they print is checked in `tests/guest/test_sg3_utils.py`. DISK is a raw image, KEPT a qcow2 image that is",
+    "exported with `--discard keep`.",
     "",
     "| command | ends | because |",
     "|---|---|---|",

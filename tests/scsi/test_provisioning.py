@@ -16,7 +16,9 @@ from tests.scsi.initiator import (
 from tests.scsi.sg3 import decoded
 from vstore.scsi.commands import (
     GetLbaStatus16,
+    Inquiry,
     Unmap,
+    Write10,
     WriteSame10,
     WriteSame16,
 )
@@ -272,8 +274,84 @@ def test_reserved_bytes_of_get_lba_status_are_refused(byte: int) -> None:
 
 def test_an_error_of_the_map_is_told() -> None:
     class Unknown(MemoryMedium):
-        async def status(self, _: int, __: int) -> list[tuple[int, bool]]:
+        async def status(self, _: int, __: int) -> list[tuple[int, int]]:
             raise OSError(5, "no map")
 
     initiator = Initiator(make_unit(medium=Unknown(MIB)))
     assert initiator.check(GetLbaStatus16.build(allocation_length=24)).code == (3, 0x11, 0)
+
+
+# ---- ANCHOR --------------------------------------------------------------------------------------------
+
+ANCHORING = [
+    (
+        Unmap.build(anchor=1, parameter_list_length=24),
+        bytes.fromhex("0016 0010 00000000 0000000000000003 00000002 00000000"),
+    ),
+    (WriteSame10.build(anchor=1, unmap=1, lba=3, number_of_logical_blocks=2), bytes(512)),
+    (WriteSame16.build(anchor=1, unmap=1, lba=3, number_of_logical_blocks=2), bytes(512)),
+    (WriteSame16.build(anchor=1, unmap=1, ndob=1, lba=3, number_of_logical_blocks=2), b""),
+]
+
+
+def anchoring() -> Initiator:
+    initiator = Initiator(make_unit(medium=MemoryMedium(MIB, anchors=True)))
+    initiator.data[:] = b"\1" * MIB
+    return initiator
+
+
+@pytest.mark.parametrize(("cdb", "data"), ANCHORING)
+def test_anchored_blocks_read_as_zeros_and_are_told_to_be_anchored(cdb: bytes, data: bytes) -> None:
+    initiator = anchoring()
+    initiator.good(WriteSame16.build(unmap=1, ndob=1, lba=4, number_of_logical_blocks=4))
+    initiator.good(cdb, data)
+    assert initiator.data == b"\1" * 1536 + bytes(5 * 512) + b"\1" * (MIB - 8 * 512)
+    assert status(initiator) == [(0, 3, 0), (3, 2, 2), (5, 3, 1), (8, BLOCKS - 8, 0)]
+    initiator.good(Write10.build(lba=3, transfer_length=1), bytes(512))
+    assert status(initiator)[:2] == [(0, 4, 0), (4, 1, 2)]
+    initiator.good(WriteSame16.build(unmap=1, ndob=1, lba=4, number_of_logical_blocks=1))
+    assert status(initiator)[1] == (4, 4, 1)
+
+
+def test_other_data_than_zeros_is_written_whether_anchored_or_not() -> None:
+    initiator = anchoring()
+    initiator.good(WriteSame16.build(anchor=1, unmap=1, number_of_logical_blocks=2), b"\2" * 512)
+    assert status(initiator) == [(0, BLOCKS, 0)]
+    assert initiator.data[:1024] == b"\2" * 1024
+
+
+@pytest.mark.parametrize(("cdb", "data"), ANCHORING)
+def test_a_unit_that_cannot_anchor_refuses_to_and_says_so(cdb: bytes, data: bytes) -> None:
+    initiator = Initiator()
+    assert initiator.refused(cdb, data) == ((1, 0) if cdb[0] == 0x42 else (1, 4))
+    page = Inquiry.build(evpd=1, page_code=0xB2, allocation_length=8)
+    assert initiator.good(page)[5] & 2 == 0
+    assert anchoring().good(page)[5] & 2 == 2
+
+
+@pytest.mark.parametrize("row", [WriteSame10, WriteSame16])
+def test_write_same_without_unmap_anchors_nothing(row: type[WriteSame10]) -> None:
+    assert anchoring().refused(row.build(anchor=1, number_of_logical_blocks=1), bytes(512)) == (1, 4)
+
+
+def test_a_unit_that_is_not_thin_has_no_anchors() -> None:
+    initiator = Initiator(make_unit(medium=MemoryMedium(MIB, anchors=True), thin=False))
+    assert initiator.refused(WriteSame16.build(anchor=1, unmap=1, number_of_logical_blocks=1), bytes(512)) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([(512, 2), (3584, 0), (4096, 2)], [(0, 1, 0), (1, 1, 2), (2, 254, 0)]),
+        ([(4608, 2), (3584, 2), (8192, 0)], [(0, 2, 2), (2, 2, 1), (4, 252, 0)]),
+        ([(2048, 0), (1024, 1), (1024, 0), (4096, 0)], [(0, 1, 0), (1, 1, 1), (2, 254, 0)]),
+    ],
+)
+def test_a_block_of_which_a_part_is_anchored_and_a_part_is_not_is_mapped(
+    rows: list[tuple[int, int]], told: list[tuple[int, int, int]]
+) -> None:
+    class Mixed(MemoryMedium):
+        async def status(self, _: int, length: int) -> list[tuple[int, int]]:
+            return [*rows, (length - sum(row[0] for row in rows), 1)]
+
+    assert status(Initiator(make_unit(medium=Mixed(MIB, anchors=True), logical_block_length=4096))) == told

@@ -91,7 +91,7 @@ int vs_volume_tracked(vs_volume *volume, uint64_t *offset, uint64_t *length);
 /* Zeroes a range; with deallocate set, gives its space back where the file can (it reads as zeros either way). */
 int vs_volume_zero(vs_volume *volume, uint64_t offset, uint64_t length, int deallocate);
 int vs_volume_flush(vs_volume *volume);
-/* 1: at `offset` the disk has room on the host; 0: it has none and reads as zeros; *length is cut to where that may end.
+/* At `offset` the disk 1: has room on the host; 0: has none, reads as zeros; 2: both; *length is cut to where that may end.
  * -ENODATA: the map needs Python there; -EINVAL: not inside the disk. */
 int vs_volume_status(vs_volume *volume, uint64_t offset, uint64_t *length);
 /* The errno of a flush after which a layer's writes are not to be trusted, by whoever learnt of it: the kernel tells only

@@ -29,9 +29,11 @@ static bool in_hole(const struct layer *layer, uint64_t offset, uint64_t *length
 	return false;
 }
 
-/* 1: the extent has room; 0: it has none, and reads as zeros; -ENODATA: Python knows. */
+/* 1: the extent has room; 0: it has none, and reads as zeros; 2: both; -ENODATA: Python knows. */
 static int extent_status(const struct vs_volume *volume, struct extent *extent)
 {
+	if (extent->state == VS_ZERO && extent->offset && volume->allocation.keeps_places)
+		return in_hole(volume->layers[extent->layer], extent->offset, &extent->length) ? 0 : 2;
 	if (reads_zero(extent))
 		return 0;
 	if (extent->state == VS_COMPRESSED)

@@ -130,12 +130,12 @@ class Volume:
         result = lib.vs_volume_zero(self.pointer, offset, length, deallocate)
         checked(result, f"volume_zero({offset}, {length})")
 
-    def status(self, offset: int, length: int) -> tuple[int, bool]:
-        """For how many bytes from `offset` on it is so: whether there is room on the host (else it reads as zeros).
+    def status(self, offset: int, length: int) -> tuple[int, int]:
+        """For how many bytes from `offset` on it is so: 0: no room on the host, and zeros; 1: room; 2: room, and zeros.
         OSError (ENODATA) where the map must be loaded."""
         found = ffi.new("uint64_t *", length)
-        has_room = checked(lib.vs_volume_status(self.pointer, offset, found), f"volume_status({offset}, {length})")
-        return int(found[0]), bool(has_room)
+        status = checked(lib.vs_volume_status(self.pointer, offset, found), f"volume_status({offset}, {length})")
+        return int(found[0]), int(status)
 
     def flush(self) -> None:
         checked(lib.vs_volume_flush(self.pointer), "volume_flush()")

@@ -101,7 +101,7 @@ class ReadDefectData10(Cdb, name="READ DEFECT DATA (10)", opcode=0x37, length=10
 
 class WriteSame10(Cdb, name="WRITE SAME (10)", opcode=0x41, length=10, access=Access.WRITE, fast=Fast.WRITE_SAME):
     wrprotect = bits(1, 7, 5, ZERO)
-    anchor = bit(1, 4, ZERO)
+    anchor = bit(1, 4)
     unmap = bit(1, 3)
     lba = u32(2)
     group_number = bits(6, 4, 0, IGNORED)
@@ -109,7 +109,7 @@ class WriteSame10(Cdb, name="WRITE SAME (10)", opcode=0x41, length=10, access=Ac
 
 
 class Unmap(Cdb, name="UNMAP", opcode=0x42, length=10, access=Access.WRITE, fast=Fast.UNMAP):
-    anchor = bit(1, 0, ZERO)
+    anchor = bit(1, 0)
     group_number = bits(6, 4, 0, IGNORED)
     parameter_list_length = u16(7)
 
@@ -212,7 +212,7 @@ class SynchronizeCache16(
 
 class WriteSame16(Cdb, name="WRITE SAME (16)", opcode=0x93, length=16, access=Access.WRITE, fast=Fast.WRITE_SAME):
     wrprotect = bits(1, 7, 5, ZERO)
-    anchor = bit(1, 4, ZERO)
+    anchor = bit(1, 4)
     unmap = bit(1, 3)
     ndob = bit(1, 0)
     lba = u64(2)

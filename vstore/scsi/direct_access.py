@@ -136,6 +136,11 @@ class DirectAccessDevice(Counting, Operable):
         return self._thin and not self.read_only
 
     @property
+    def anchors(self) -> bool:
+        """Whether what is unmapped can keep its room on the host (ANCHOR)."""
+        return self.thin and self.medium.anchors
+
+    @property
     def descriptor_sense(self) -> bool:
         return bool(self.modes.control.d_sense)
 

@@ -34,6 +34,7 @@ from vstore.scsi.device_server import Handlers, sense_of
 from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.field import Field, Position
 from vstore.scsi.held_copies import MOST_HELD, Copy
+from vstore.scsi.medium import DEALLOCATED
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense, SenseKey
 from vstore.scsi.task import ReservationConflict, Status, Task
 from vstore.scsi.vpd import designators
@@ -219,7 +220,7 @@ async def _copy_piece(segment: _Segment, offset: int, length: int) -> None:
     to = segment.destination_at + offset - segment.source_at
     if destination.thin:
         rows = await source.status(offset, length)
-        if rows[0] == (length, False):
+        if rows[0] == (length, DEALLOCATED):
             await destination.medium.write_zeroes(to, length, deallocate=True)
             return
     await destination.medium.write(to, await source.read(offset, length))

@@ -7,6 +7,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 _T = TypeVar("_T")
 
 
+# What a row of bytes is: it has no room on the host, and reads as zeros; it has room; both.
+DEALLOCATED, MAPPED, ANCHORED = range(3)
+
+
 class Space(Protocol):
     """Bytes: what the medium takes of the host's storage, and what is left there for it and for all others."""
 
@@ -56,9 +60,18 @@ class Medium(Protocol):
 
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None: ...
 
-    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """Rows of bytes in order, from `offset` on, and of each whether it has room on the host (else it reads as
-        zeros). At least one of them; they may end before the range does."""
+    @property
+    def anchors(self) -> bool:
+        """Whether a range can be zeroed and have room of its own on the host all the same."""
+        ...
+
+    async def anchor(self, offset: int, length: int) -> None:
+        """Makes a range so; where a part of a block is left over at an end, that is zeroed. Only where it `anchors`."""
+        ...
+
+    async def status(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Rows of bytes in order, from `offset` on, and of each whether it is MAPPED, DEALLOCATED or ANCHORED. At least
+        one of them; they may end before the range does."""
         ...
 
     async def space(self) -> Space | None:
@@ -85,14 +98,18 @@ class Room(NamedTuple):
 class MemoryMedium:
     """A disk in memory; its coroutines never suspend."""
 
-    def __init__(self, length: int, *, read_only: bool = False, deallocates: bool = True) -> None:
+    def __init__(
+        self, length: int, *, read_only: bool = False, deallocates: bool = True, anchors: bool = False
+    ) -> None:
         self.data = bytearray(length)
         self.read_only = read_only
         self.deallocates = deallocates
         self.caches = True
         self.flushes = 0
         self.room: Room | None = None
+        self.anchors = anchors
         self.holes: set[int] = set()  # sectors of 512 bytes that were deallocated
+        self.anchored: set[int] = set()
 
     @property
     def length(self) -> int:
@@ -106,17 +123,26 @@ class MemoryMedium:
         assert 0 <= offset <= offset + len(data) <= len(self.data)
         assert not self.read_only
         self.data[offset : offset + len(data)] = data
-        if self.holes:
-            self.holes.difference_update(range(offset // 512, -(-(offset + len(data)) // 512)))
+        for unmapped in (self.holes, self.anchored):
+            if unmapped:
+                unmapped.difference_update(range(offset // 512, -(-(offset + len(data)) // 512)))
 
     async def write_zeroes(self, offset: int, length: int, *, deallocate: bool) -> None:
         await self.write(offset, bytes(length))
         if deallocate and self.deallocates:
             self.holes.update(range(-(-offset // 512), (offset + length) // 512))
 
-    async def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+    async def anchor(self, offset: int, length: int) -> None:
+        assert self.anchors
+        await self.write(offset, bytes(length))
+        self.anchored.update(range(-(-offset // 512), (offset + length) // 512))
+
+    async def status(self, offset: int, length: int) -> list[tuple[int, int]]:
         sectors = range(offset // 512, (offset + length) // 512)
-        return [(512 * len(list(row)), not hole) for hole, row in groupby(sectors, self.holes.__contains__)]
+        return [(512 * len(list(row)), each) for each, row in groupby(sectors, self._status_of)]
+
+    def _status_of(self, sector: int) -> int:
+        return ANCHORED if sector in self.anchored else DEALLOCATED if sector in self.holes else MAPPED
 
     async def space(self) -> Space | None:
         return self.room

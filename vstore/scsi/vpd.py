@@ -116,7 +116,8 @@ def block_device_characteristics(unit: DirectAccessDevice, _: int) -> bytes:
 
 
 def logical_block_provisioning(unit: DirectAccessDevice, _: int) -> bytes:
-    """UNMAP, WRITE SAME (10) and WRITE SAME (16) deallocate, and what is deallocated reads as zeros; or all zero."""
+    """UNMAP, WRITE SAME (10) and WRITE SAME (16) deallocate, and what is deallocated reads as zeros; or all zero.
+    ANC_SUP where discarded blocks keep their places in the image (`--discard keep`)."""
     if not unit.thin:
         return LogicalBlockProvisioning().encode()
     return LogicalBlockProvisioning.of(
@@ -125,6 +126,7 @@ def logical_block_provisioning(unit: DirectAccessDevice, _: int) -> bytes:
         lbpws=1,
         lbpws10=1,
         lbprz=1,
+        anc_sup=int(unit.anchors),
         provisioning_type=_THIN_PROVISIONED,
     ).encode()
 
