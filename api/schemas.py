@@ -72,6 +72,18 @@ class CloneSpec(_NewImage):
     format: str = Field("qcow2", description="image format of the overlay")
 
 
+class Registration(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"file": "debian-12.qcow2", "format": "qcow2", "labels": {"from": "cloud"}}]}
+    )
+
+    file: str = Field(description="plain name of a file in the pool's directory, which belongs to no image")
+    format: str = Field(description="its image format, which is not guessed")
+    parent: str | None = Field(None, description="the image that it is an overlay on")
+    secret: str | None = Field(None, description="the name of the secret that opens it, if it is encrypted")
+    labels: dict[str, str] | None = None
+
+
 class ImageChange(Body):
     """JSON Merge Patch (RFC 7396)."""
 

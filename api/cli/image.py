@@ -112,6 +112,22 @@ def _birth(spec: dict[str, Any]) -> dict[str, object]:
     )
 
 
+@image.command("register")
+@click.argument("name")
+@click.argument("file")
+@click.option("--format", "format_", required=True, help="Image format of FILE, which is not guessed.")
+@click.option("--parent", help="The image that it is an overlay on.")
+@click.option("--secret", help="What opens it, if it is encrypted.")
+@label_option
+@pool_option
+@json_option
+@pass_client
+def register(client: Client, /, *, name: str, pool: str, as_json: bool, format_: str, **spec: Any) -> None:
+    """Take FILE, which lies in the pool's directory and belongs to no image, for the image NAME."""
+    body = given(**{**spec, "labels": dict(spec["labels"])}, format=format_)
+    emit_object(client.call("POST", _path(pool, name, "register"), body), as_json=as_json)
+
+
 @image.command("convert")
 @click.argument("name")
 @click.argument("into", required=False)

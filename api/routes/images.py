@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from api.conditional import Changing, Creating, Preferring, Reading
 from api.routes.access import Paging, TheStore, examples, problems
 from api.routes.jobs import EXAMPLE as JOB
-from api.schemas import CloneSpec, ImageChange, ImageSpec, Listing
+from api.schemas import CloneSpec, ImageChange, ImageSpec, Listing, Registration
 from vstore.store.records import Image, Job
 
 router = APIRouter(prefix="/v1/pools/{pool}/images", tags=["images"])
@@ -65,6 +65,21 @@ def clone_image(pool: str, image: str, spec: CloneSpec, store: TheStore, creatin
     given = spec.given()
     clone = given.pop("name")
     return creating.done(store.clone_image(pool, image, clone=clone, **given), f"image {clone}")
+
+
+@router.post(
+    "/{image}/register",
+    operation_id="ImageRegister",
+    status_code=201,
+    responses=examples(EXAMPLE, 200, 201)
+    | problems(
+        *("not_found", "already_exists", "conflict", "in_use", "unsupported", "secret_needed", "secret_wrong"),
+        *("locked", "exists", "work_failed", "busy"),
+    ),
+)
+def register_image(pool: str, image: str, spec: Registration, store: TheStore, creating: Creating) -> Image:
+    """Takes a file of the pool's directory for an image: 201; 200 if it is that already."""
+    return creating.done(store.register_image(pool, image, **spec.given()), f"image {image}")
 
 
 @router.get("/{image}", operation_id="ImageShow", responses=examples(EXAMPLE, 200) | problems("not_found"))

@@ -148,7 +148,11 @@ def takes_parent(format: str) -> bool:
 def effective(format: str, file: HostFile, opener: Opener | None) -> dict[str, Any]:
     """The options that a new image has come to have, whoever chose them. Raises ImageError."""
     with open_image(format, file, opener=opener) as image:
-        told = image.info()
+        return options_told(format, image.info())
+
+
+def options_told(format: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The same out of what `info` tells."""
     specific: Any = told.get("format-specific") or {}
     values = {**told, **specific.get("data", {})}
     found = {name: values.get(_own(name).replace("_", "-")) for name in offered(format)}

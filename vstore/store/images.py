@@ -11,16 +11,16 @@ from sqlalchemy import Connection, Row, delete, insert, select
 from formats.registry import open_image
 from vstore.store import schema
 from vstore.store.catalog import birth
-from vstore.store.chains import check_childless, check_depth, depths, parents
+from vstore.store.chains import check_childless, parents
 from vstore.store.errors import AlreadyExists, Conflict, InUse, InvalidArgument, NotFound
 from vstore.store.identifiers import LunAddress, check_labels, check_name, check_size
 from vstore.store.image_records import image_record, image_records, luns_of
 from vstore.store.image_spec import ImageSpec, effective, file_name, files_of, offered
 from vstore.store.inside import Run
 from vstore.store.jobs import JobPlan, RunningJob
-from vstore.store.mappings import check_still, check_there, mappings, place
+from vstore.store.mappings import check_there, mappings, place
+from vstore.store.parenting import Parenting
 from vstore.store.parts import (
-    Parts,
     change,
     check_revision,
     decode_cursor,
@@ -40,7 +40,7 @@ from vstore.store.work import image_files, plain
 Resize = Callable[[Run], None]
 
 
-class ImageVerbs(Parts):
+class ImageVerbs(Parenting):
     def create_image(
         self,
         pool: str,
@@ -71,7 +71,7 @@ class ImageVerbs(Parts):
                 _check_same(connection, row, wanted, spec)
                 return image_record(connection, where, row), False
             self.claims.check(f"{pool}/{name}", alone=True)
-            base = None if parent is None else self._parent(where, parent)
+            base = None if parent is None else self.to_be_parent(where, parent)
             self._create(where, name, spec, wanted, base)
             return self.show_image(pool, name), True
 
@@ -191,21 +191,6 @@ class ImageVerbs(Parts):
         if not told["encrypted"]:
             raise InvalidArgument("secret", f"image {row.name} is not encrypted", "leave it out")
         return secret
-
-    def _parent(self, pool: Pool, name: str) -> Row[Any]:
-        """The row of an image that can become a parent. Raises NotFound, InvalidArgument, InUse."""
-        with self.catalog.read() as connection:
-            try:
-                row = image_row(connection, pool, name)
-            except NotFound as error:
-                raise NotFound(error.detail, field="parent") from None
-            check_depth(row, depths(connection, [row.id])[row.id])
-            instead = "unmap it, or convert a snapshot of it and take that"
-            check_still(connection, row, "a parent", instead)
-        if row.file is None:
-            raise InvalidArgument("parent", f"{row.format} images have no file", "choose an image that has one")
-        self.claims.check(f"{pool.name}/{name}", alone=False)
-        return row
 
     def _create(
         self, pool: Pool, name: str, spec: ImageSpec, wanted: Mapping[str, Any], parent: Row[Any] | None

@@ -15,6 +15,7 @@ from vstore.store.looks import LookVerbs
 from vstore.store.luns import LunVerbs
 from vstore.store.plans import load_plan
 from vstore.store.reconcile import adopt_length, known_targets, opened_pools, reconcile_pool
+from vstore.store.registration import RegistrationVerbs
 from vstore.store.running import Spawn
 from vstore.store.secret_files import SecretFiles
 from vstore.store.secrets import SecretVerbs
@@ -28,6 +29,7 @@ from vstore.target.spawn import spawn
 
 class Store(
     ImageVerbs,
+    RegistrationVerbs,
     LookVerbs,
     SnapshotVerbs,
     BitmapVerbs,
