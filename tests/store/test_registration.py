@@ -1,12 +1,12 @@
 """Files that were copied into the pool become images, if they are what they are said to be."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.store.test_secrets import K1, K2, TOP
+from formats.registry import create_image
+from tests.store.test_secrets import K1, K2, TOP, qemu_io
 from tests.store.test_transfers import done
 from tests.store.world import MIB, STATE, World
 from vstore.store import Store
@@ -23,25 +23,21 @@ from vstore.store.errors import (
 QCOW2 = {"format": "qcow2"}
 
 
-def qemu_img(world: World, *argv: str) -> None:
-    secrets = ["--object", f"secret,id=k1,data={K1}", "--object", f"secret,id=k2,data={K2}"]
-    subprocess.run(["qemu-img", argv[0], *secrets, *argv[1:]], check=True, capture_output=True, cwd=world.pool())
-
-
 @pytest.fixture
-def chain(store: Store, world: World) -> Store:
-    """base.qcow2 (k1) <- top.qcow2 (k2) of qemu-img's, and TOP as a raw file; 1 MiB, not registered."""
+def chain(store: Store, world: World, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """base.qcow2 (k1) <- top.qcow2 (k2), empty, and the disk of both as plain.raw; 1 MiB, not registered."""
+    monkeypatch.setattr("formats.luks._ITERATIONS", 4000)
     store.set_secret("k1", value=K1)
     store.set_secret("k2", value=K2)
     (world.pool() / "plain.raw").write_bytes(TOP)
-    luks = "encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret"
-    qemu_img(world, "convert", "-O", "qcow2", "-o", f"{luks}=k1", "plain.raw", "base.qcow2")
-    below = ["-u", "-b", "base.qcow2", "-F", "qcow2"]
-    qemu_img(world, "create", "-f", "qcow2", *below, "-o", f"{luks}=k2", "top.qcow2", "1M")
+    sealed, below = {"encrypt.format": "luks"}, {"backing_file": "base.qcow2", "backing_fmt": "qcow2"}
+    create_image("qcow2", world.pool() / "base.qcow2", MIB, options=sealed, secret=K1.encode())
+    qemu_io(world, "base.qcow2", "k1", "write -P 1 0 1M", "write -P 2 64k 64k", "write -P 3 128k 64k")
+    create_image("qcow2", world.pool() / "top.qcow2", MIB, options=sealed | below, secret=K2.encode())
     return store
 
 
-def test_an_encrypted_chain_of_qemu_is_registered_parents_first(chain: Store, world: World) -> None:
+def test_an_encrypted_chain_is_registered_parents_first(chain: Store, world: World) -> None:
     base, new = chain.register_image("default", "base", file="base.qcow2", secret="k1", **QCOW2)
     assert (new, base.file, base.secret, base.virtual_size_bytes) == (True, "base.qcow2", "k1", MIB)
     assert base.options["cluster_size_bytes"] == 65536

@@ -59,7 +59,8 @@ class RegistrationVerbs(Parenting):
             told = self._told(where, file, spec)
             _check_told(file, told, base, spec)
             self._register(where, {"labels": {}, **birth(), **wanted, "name": name, "preallocation": "off"}, told)
-            return self.show_image(pool, name), True
+            with self.catalog.read() as connection:
+                return image_record(connection, where, image_row(connection, where, name)), True
 
     def _told(self, pool: Pool, file: str, spec: ImageSpec) -> dict[str, Any]:
         value = self.secret_value(spec.secret)
