@@ -4,7 +4,8 @@ Only what walks whole images imports this, and only when it does: numpy takes lo
 """
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads serve linear algebra, of which there is none here
 
@@ -73,6 +74,30 @@ def wrong_l1(entries: Words, cluster_size: int, end: int) -> tuple[Truths, Truth
     strange: Truths = (entries & ~(_OFFSET | _COPIED) != _ZERO) | ((tables == _ZERO) & (entries != _ZERO))
     misplaced: Truths = (tables & np.uint64(cluster_size - 1) != _ZERO) | (tables >= np.uint64(end))
     return strange, misplaced
+
+
+def parted(numbers: Sequence[int], length: int, pieces: Iterable[int], room: int) -> tuple["array[int]", "array[int]"]:
+    """Those in these pieces of `length` numbers, or in the first `room` others that they lie in; and the rest."""
+    each = np.array(numbers, np.uint64)
+    theirs, known = each // np.uint64(length), np.fromiter(pieces, np.uint64)
+    if room > 0:
+        known = np.concatenate([known, np.setdiff1d(theirs, known)[:room]])
+    inside = np.isin(theirs, known)
+    return array("Q", each[inside].tobytes()), array("Q", each[~inside].tobytes())
+
+
+def block_words(table: "array[int]", most: int, allowed: int) -> list[int]:
+    """Places of the words of a refcount table that have other bits than those allowed, or name more than `most`."""
+    each = np.array(table, np.uint64)
+    wrong = (each & ~np.uint64(allowed) != _ZERO) | (each > np.uint64(most))
+    found: list[int] = wrong.nonzero()[0].tolist()
+    return found
+
+
+def in_order(table: "array[int]", unit: int) -> "array[int]":
+    """Those that are not 0, sorted, in units of so many."""
+    each = np.array(table, np.uint64)
+    return array("Q", (np.sort(each[each != _ZERO]) // np.uint64(unit)).tobytes())
 
 
 def alike(one: Words, two: Words) -> Truths:

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import operator
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from formats.errors import InvalidArgument, ReadOnlyImage
@@ -24,6 +24,7 @@ from formats.qcow2.references import Walk
 from formats.qcow2.structures import COMPRESSED, COPIED, OFFSET, REFCOUNT_BLOCK_OFFSET, WORD, Incompatible
 
 _TOLD = 100  # findings that are told in words
+_LONG = 1 << 16  # words of a refcount table that is looked at with numpy
 
 
 @dataclass
@@ -135,6 +136,14 @@ class Examination:
 
     # the refcount structures
 
+    def _blocks_in_order(self, unit: int = 1) -> Sequence[int]:
+        """Where there are refcount blocks, sorted, in units of so many bytes."""
+        if len(self._blocks) < _LONG:
+            return sorted(offset // unit for offset in self._blocks if offset)
+        from formats.qcow2 import arrays  # which takes longer to load than to look through a short table
+
+        return arrays.in_order(self._blocks, unit)
+
     def _read_structure(self) -> None:
         start = self.header.start
         length = start.refcount_table_clusters * self._size
@@ -144,7 +153,7 @@ class Examination:
         self._check_blocks()
         first = start.refcount_table_offset // self._size
         structure = array("Q", range(first, first + start.refcount_table_clusters))
-        structure.extend(offset // self._size for offset in self._blocks if offset)
+        structure.extend(self._blocks_in_order(self._size))
         self._walk.counts.add_each(structure[start.refcount_table_clusters :])
         self._structure = structure
         for cluster in self._walk.counts.not_once(structure):
@@ -155,9 +164,14 @@ class Examination:
         """Words of the refcount table become offsets; 0 where there is none, or where none can be."""
         most = (self.file.length - 1) // self._size * self._size
         whole = REFCOUNT_BLOCK_OFFSET & -self._size
-        for index, word in enumerate(self._blocks):
-            if word & ~whole or word > most:
-                self._blocks[index] = self._checked_block(index, word)
+        if len(self._blocks) < _LONG:
+            wrong = [n for n, word in enumerate(self._blocks) if word & ~whole or word > most]
+        else:
+            from formats.qcow2 import arrays
+
+            wrong = arrays.block_words(self._blocks, most, whole)
+        for index in wrong:
+            self._blocks[index] = self._checked_block(index, self._blocks[index])
 
     def _checked_block(self, index: int, word: int) -> int:
         offset = word & REFCOUNT_BLOCK_OFFSET
@@ -200,9 +214,11 @@ class Examination:
 
     def _told(self) -> Iterator[tuple[int, int]]:
         """Ranges of clusters, first and length, whose counts the file has."""
-        there = set(self._walk.in_data(sorted(filter(None, self._blocks))))
+        there = set(self._walk.tables_in_data(self._blocks_in_order()))
         for index, offset in enumerate(self._blocks) if there else ():
-            for start, end in self.file.written(offset, self._size) if offset in there else ():
+            if offset not in there:
+                continue
+            for start, end in self.file.written(offset, self._size):
                 first = (start - offset) * 8 // self._bits
                 yield index * self._per_block + first, -(-(end - offset) * 8 // self._bits) - first
 
@@ -216,16 +232,20 @@ class Examination:
         for first, count in self._spans(loose=False):
             seen.add(first // self._per_page)
             told, named = self._disk_counts(first, count), self._walk.counts.span(first, count)
-            used = max(_used(told), _used(named))
-            highest = first + used - 1 if used else highest
+            if any(named) or any(told):
+                highest = first + max(_used(told), _used(named)) - 1
             if told == named:
                 continue
             for n in itertools.compress(range(count), map(operator.ne, told, named)):
                 self._judge(first + n, told[n], named[n])
         cluster = highest
         for cluster, named_times in self._walk.counts.loose():
-            if cluster // self._per_page not in seen:
+            if cluster // self._per_page in seen:
+                continue
+            if len(self.report.findings) < _TOLD:
                 self._judge(cluster, 0, named_times)
+            else:
+                self.report.corruptions += 1  # of which there may be millions
         highest = max(highest, cluster)
         self.report.image_end_offset = (highest + 1) * self._size
 

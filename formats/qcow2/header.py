@@ -166,11 +166,11 @@ class Header:
 
     @property
     def extended_l2(self) -> bool:
-        return bool(self.incompatible & Incompatible.EXTENDED_L2)
+        return bool(self.features.incompatible_features & int(Incompatible.EXTENDED_L2))  # asked often, so no new flags
 
     @property
     def has_data_file(self) -> bool:
-        return bool(self.incompatible & Incompatible.DATA_FILE)
+        return bool(self.features.incompatible_features & int(Incompatible.DATA_FILE))
 
     @property
     def raw_data(self) -> bool:

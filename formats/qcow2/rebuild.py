@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from formats.errors import UnsupportedFeature
 from formats.host_file import HostFile
 from formats.qcow2 import widths
+from formats.qcow2.cluster_counts import Counts
 from formats.qcow2.header import Header, write_fixed
-from formats.qcow2.references import Counts
 from formats.qcow2.structures import MAX_REFCOUNT_TABLE_BYTES, WORD
 
 

@@ -4,7 +4,6 @@ The walk trusts nothing. What cannot be true is a Finding: told in words, with t
 that a repair can overwrite it. A table that several L1 tables share is read once and counted as often as it is named.
 """
 
-from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,115 +13,17 @@ from formats.errors import ImageError
 from formats.host_file import HostFile
 from formats.qcow2 import bitmap_directory, snapshot_table
 from formats.qcow2 import structures as disk
+from formats.qcow2.cluster_counts import Counts
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import Header
 from formats.qcow2.pages import Pages
 from formats.qcow2.sparse_counts import SparseCounts
 from formats.qcow2.structures import ALL_SUBCLUSTERS, COMPRESSED, COPIED, OFFSET, SUBCLUSTERS, WORD, ZERO
 
-_CHUNK = 4096
-_MOST_CHUNKS = 4096  # 64 MiB, enough for all of a disk of 1 TiB in the usual clusters
-_MOST_COUNTED = (1 << 32) - 1  # in a piece, until a cluster in it has more
 _MOST_FINDINGS = 1 << 16
 _LONG = 1 << 16  # words of a table that is read in large pieces:
 _PIECE = 1 << 19  # bytes
 _MOST_BYTES = 2 << 30  # of all L1 tables of snapshots, or all tables of bitmaps
-
-
-class Counts:
-    """A count per host cluster, kept only where there are any: in long pieces, and one by one where those would take
-    too much memory."""
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, array[int]] = {}
-        self._scattered = SparseCounts()
-
-    def add(self, first: int, count: int, times: int = 1) -> None:
-        for cluster in range(first, first + count):
-            chunk, place = divmod(cluster, _CHUNK)
-            counts = self._chunks.get(chunk) or self._new_chunk(chunk)
-            if counts is None:
-                self._scattered.add(cluster, times)
-            else:
-                self._count(chunk, place, times)
-
-    def _count(self, chunk: int, place: int, times: int) -> None:
-        try:
-            self._chunks[chunk][place] += times
-        except OverflowError:  # a snapshot table of 65,536 times one L1 table of 65,536 times one L2 table
-            self._chunks[chunk] = array("Q", self._chunks[chunk])
-            self._chunks[chunk][place] += times
-
-    def add_each(self, clusters: Sequence[int]) -> None:
-        """One reference more to each, of which there may be millions."""
-        chunks, scattered = self._chunks, array("Q")
-        for cluster in clusters:
-            counts = chunks.get(cluster // _CHUNK)
-            if counts is None and len(chunks) < _MOST_CHUNKS:
-                counts = self._new_chunk(cluster // _CHUNK)
-            if counts is None:
-                scattered.append(cluster)
-            elif counts[cluster % _CHUNK] < _MOST_COUNTED:
-                counts[cluster % _CHUNK] += 1
-            else:
-                self._count(cluster // _CHUNK, cluster % _CHUNK, 1)
-        self._scattered.add_each(scattered)
-
-    def not_once(self, clusters: Sequence[int]) -> Iterator[int]:
-        """Those of them whose count is not 1."""
-        chunks, scattered = self._chunks, array("Q")
-        for cluster in clusters:
-            counts = chunks.get(cluster // _CHUNK)
-            if counts is None:
-                scattered.append(cluster)
-            elif counts[cluster % _CHUNK] != 1:
-                yield cluster
-        times = self._scattered.get_each(scattered)
-        yield from (cluster for cluster, count in zip(scattered, times, strict=True) if count != 1)
-
-    def _new_chunk(self, chunk: int) -> "array[int] | None":
-        if len(self._chunks) >= _MOST_CHUNKS:
-            return None
-        self._chunks[chunk] = array("I", bytes(_CHUNK * 4))
-        return self._chunks[chunk]
-
-    def get(self, cluster: int) -> int:
-        counts = self._chunks.get(cluster // _CHUNK)
-        return self._scattered.get(cluster) if counts is None else counts[cluster % _CHUNK]
-
-    def span(self, first: int, count: int) -> list[int]:
-        """The counts of a range."""
-        found: list[int] = []
-        while count:
-            chunk, at = divmod(first, _CHUNK)
-            take = min(count, _CHUNK - at)
-            counts = self._chunks.get(chunk)
-            if counts is not None:
-                found += counts[at : at + take].tolist()
-            else:
-                found += self._scattered.span(first, take)
-            first, count = first + take, count - take
-        return found
-
-    def chunks(self, *, loose: bool) -> Iterator[tuple[int, int]]:
-        """Ranges of clusters, first and length, outside of which there are no counts, but those that are `loose`."""
-        return ((chunk * _CHUNK, _CHUNK) for chunk in (self._numbers() if loose else sorted(self._chunks)))
-
-    def loose(self) -> Iterator[tuple[int, int]]:
-        """Clusters and counts of those that are kept one by one."""
-        return self._scattered.items()
-
-    def _numbers(self) -> list[int]:
-        return sorted(self._chunks.keys() | self._scattered.chunks(_CHUNK))
-
-    @property
-    def end(self) -> int:
-        """One more than the last cluster that is named."""
-        for chunk in sorted(self._chunks, reverse=True):
-            if any(self._chunks[chunk]):
-                last = max(n for n, count in enumerate(self._chunks[chunk]) if count)
-                return max(chunk * _CHUNK + last + 1, self._scattered.end)
-        return self._scattered.end
 
 
 @dataclass(frozen=True)
@@ -265,6 +166,16 @@ class Walk:
             self.name(table, self._size, "an L2 table", times)
         for table in self.in_data(table for table, _ in named.items()):
             self._l2(table, named.get(table), active=active)
+
+    def tables_in_data(self, offsets: Sequence[int]) -> Iterator[int]:
+        """As `in_data`, of sorted offsets: what lies in a hole is passed over at once, however much it is."""
+        at = 0
+        while at < len(offsets):
+            offset = offsets[at]
+            data = next((start for start, _ in self.file.written(offset, self._file_end - offset)), self._file_end)
+            at = max(at + 1, bisect_right(offsets, data - self._size, at))
+            if data < offset + self._size:
+                yield offset
 
     def in_data(self, offsets: Iterable[int]) -> Iterator[int]:
         """Those of some clusters, in order, of which the file has anything."""

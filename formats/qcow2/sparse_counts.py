@@ -4,7 +4,7 @@ Only where there are very many is numpy loaded, which takes longer than to look 
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -64,18 +64,18 @@ class SparseCounts:
                 count += int(self._sorted[1][at])
         return count
 
-    def get_each(self, numbers: "array[int]") -> Iterable[int]:
-        """The counts of these, of which there may be millions."""
+    def not_once(self, numbers: "array[int]") -> list[int]:
+        """Those of these, of which there may be millions, whose count is not 1."""
         if self._sorted is None or not len(self._sorted[0]):
-            return (self._new.get(number, 0) for number in numbers)
+            return [number for number in numbers if self._new.get(number, 0) != 1]
         import numpy as np
 
         self._sort_in()
         known, counts = self._sorted
         wanted = np.array(numbers, np.int64)
         at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        found: NDArray[np.int64] = np.where(known[at] == wanted, counts[at], 0)
-        return array("q", found.tobytes())
+        found: list[int] = wanted[(known[at] != wanted) | (counts[at] != 1)].tolist()
+        return found
 
     def _span(self, first: int, count: int) -> list[int]:
         import numpy as np
