@@ -84,12 +84,18 @@ class Kept:
         self.close()
 
     def obey(self, data: bytes, descriptors: Sequence[int]) -> None:
-        """A packet of Keeping; its descriptors are this one's now."""
-        told = json.loads(data)
-        if "drop" in told:
-            self.forget(told["drop"])
+        """A packet of Keeping; its descriptors are this one's now. Raises ValueError, KeyError, TypeError."""
+        try:
+            told = json.loads(data)
+            name, message = (told["drop"], None) if "drop" in told else (told["put"], message_of(told, descriptors))
+        except (ValueError, KeyError, TypeError):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        if message is None:
+            self.forget(name)
         else:
-            self.hold(told["put"], message_of(told, descriptors))
+            self.hold(name, message)
 
 
 def message_of(told: Mapping[str, Any], descriptors: Sequence[int]) -> KeptMessage:
