@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from api.cli.client import ApiProblem
+from formats.registry import create_image
 from tests.api.daemon import Daemon
 from tests.api.test_live import finished
 from tests.api.test_serve import disk_of
@@ -25,15 +26,23 @@ IMAGE, LUN = "/v1/pools/default/images/disk", "/v1/targets/vm/luns/0"
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    """base (qcow2, k1) <- disk (qcow2, k2), which is LUN 0 of target `vm`; 4 MiB."""
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """base (qcow2, k1) <- disk (qcow2, k2), which is LUN 0 of target `vm`; 4 MiB. Registered, because the test makes
+    images whose secrets are tried quickly."""
+    monkeypatch.setattr("formats.luks._ITERATIONS", 4000)
     root = Path(tempfile.mkdtemp(prefix="vs"))
     daemon = Daemon(root)
     daemon.start()
     for name, value in PASS.items():
         daemon.put(f"secrets/{name}", value=value)
-    daemon.put("pools/default/images/base", format="qcow2", virtual_size_bytes=4 * MIB, secret="k1")
-    daemon.put("pools/default/images/disk", format="qcow2", parent="base", secret="k2")
+    below: dict[str, object] = {}
+    for name, secret, parent in (("base", "k1", None), ("disk", "k2", "base")):
+        path = daemon.image(name).with_suffix(".qcow2")
+        options = {"encrypt.format": "luks", **below}
+        create_image("qcow2", path, 4 * MIB, options=options, secret=PASS[secret].encode())
+        body = {"file": path.name, "format": "qcow2", "secret": secret, "parent": parent}
+        daemon.client.call("POST", f"/v1/pools/default/images/{name}/register", body)
+        below = {"backing_file": path.name, "backing_fmt": "qcow2"}
     daemon.put("targets/vm", request_queues=1)
     daemon.put("targets/vm/luns/0", image="disk", serial="SERIAL1")
     yield daemon
