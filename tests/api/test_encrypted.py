@@ -9,10 +9,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from api.cli.client import ApiProblem
+from api.cli.errors import ApiProblem
 from formats.registry import create_image
 from tests.api.daemon import Daemon
 from tests.api.test_live import finished
@@ -52,7 +53,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 
 def decrypted(daemon: Daemon) -> bytes:
     """The disk as qemu-img reads its chain."""
-    node = None
+    node: dict[str, Any] | None = None
     for name, secret in (("base", "k1"), ("disk", "k2")):
         file = {"driver": "file", "filename": str(daemon.image(name).with_suffix(".qcow2"))}
         encrypt = {"format": "luks", "key-secret": secret}
