@@ -20,7 +20,7 @@ from vstore.store.errors import (
     StoreError,
 )
 
-QCOW2 = {"format": "qcow2"}
+QCOW2: dict[str, Any] = {"format": "qcow2"}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_an_encrypted_chain_is_registered_parents_first(chain: Store, world: Wor
     assert (top.parent, top.secret, top.chain_depth) == ("base", "k2", 1)
     done(chain, chain.convert_image("default", "web", into="flat", format="raw"))
     assert (world.pool() / "flat.raw").read_bytes() == TOP
-    again = {"file": "top.qcow2", "parent": "base", "secret": "k2", **QCOW2}
+    again: dict[str, Any] = {"file": "top.qcow2", "parent": "base", "secret": "k2", **QCOW2}
     assert chain.register_image("default", "web", **again) == (chain.show_image("default", "web"), False)
     with pytest.raises(AlreadyExists):
         chain.register_image("default", "web", **{**again, "file": "other.qcow2"})
