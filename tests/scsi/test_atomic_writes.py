@@ -188,6 +188,25 @@ def test_a_write_that_fails_half_way_is_undone() -> None:
     assert json.loads(intents.load() or b"") == []
 
 
+@pytest.mark.parametrize("settled_by", ["another write", "the end of the unit"])
+def test_a_write_whose_end_could_not_be_kept_does_not_undo_what_is_written_there_later(settled_by: str) -> None:
+    initiator, medium, intents = logged()
+
+    def full(_: bytes | bytearray | memoryview) -> None:
+        intents.error = errno.ENOSPC
+
+    medium.on_write = full
+    assert initiator.check(WriteAtomic16.build(transfer_length=2), b"\x22" * 1024).code == (7, 0x27, 7)
+    medium.on_write, intents.error = lambda _: None, 0
+    medium.data[:512] = b"\x11" * 512  # a plain write, of what had been there before
+    if settled_by == "another write":
+        assert initiator.send(WriteAtomic16.build(lba=8, transfer_length=1), b"\x33" * 512).status is Status.GOOD
+    else:
+        ended(initiator.unit.settle())
+    ended(AtomicWrites(MemorySection(intents._sections, SECTION)).heal(medium))
+    assert medium.data[:1024] == b"\x11" * 512 + b"\x22" * 512
+
+
 class PowerLost(BaseException):
     pass
 

@@ -72,6 +72,7 @@ class AtomicWrites:
         self._section = section
         self._lock = threading.Lock()
         self._intents: tuple[Intent, ...] = ()
+        self._ends_owed = False
         try:
             data = section.load() if section else None
             self._intents = () if data is None else _decoded(data)
@@ -83,7 +84,8 @@ class AtomicWrites:
         return self._section is not None
 
     async def write(self, medium: Medium, offset: int, data: bytes) -> None:
-        """Durable when it returns; OSError: it is as if it had never been."""
+        """Durable when it returns; OSError: it is as if it had never been, or all of it is there and only the state
+        beside the image could not be written."""
         await medium.alone(offset, len(data), lambda held: self._write(held, offset, data), exclusive=True)
 
     def _write(self, medium: Held, offset: int, data: bytes) -> None:
@@ -98,10 +100,10 @@ class AtomicWrites:
             with suppress(OSError):
                 medium.write(offset, old)
                 medium.flush()
-                self._keep(remove=intent)
+                self._end(intent)
             raise
         medium.flush()
-        self._keep(remove=intent)
+        self._end(intent)
 
     async def heal(self, medium: Medium) -> None:
         """Completes what a loss of power broke off; before anything is served. OSError: it is to be tried again."""
@@ -116,12 +118,26 @@ class AtomicWrites:
         for intent in self._intents:
             self._keep(remove=intent)
 
+    def _end(self, intent: Intent) -> None:
+        """It is in place, or undone. Where that cannot be kept now, the next save tells of it, or `settle`: obeyed
+        later, it would undo what others write there from now on."""
+        with self._lock:
+            self._intents = tuple(each for each in self._intents if each is not intent)
+            self._ends_owed = True
+        self._keep()
+
+    def settle(self) -> None:
+        """Before the unit goes: tries again to keep that writes have ended."""
+        if self._ends_owed:
+            with suppress(OSError):
+                self._keep()
+
     def _keep(self, *, add: Intent | None = None, remove: Intent | None = None) -> None:
         assert self._section
         with self._lock:
             intents = tuple(each for each in self._intents if each is not remove) + ((add,) if add else ())
             self._section.save_blocking(_encoded(intents))
-            self._intents = intents
+            self._intents, self._ends_owed = intents, False
 
 
 def _encoded(intents: Iterable[Intent]) -> bytes:

@@ -341,3 +341,4 @@ class DirectAccessDevice(Counting, Operable):
         self.give_up()
         self.watch_no_more()
         await self.background.settled()
+        self.atomic_writes.settle()
