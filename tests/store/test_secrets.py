@@ -4,6 +4,7 @@ that name what is missing."""
 import json
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vstore.store.errors import (
     StoreError,
     Unsupported,
 )
+from vstore.store.secret_files import SecretFiles
 from vstore.store.secrets import claim_of
 
 K1, K2 = "open sesame", "eines Tages"
@@ -319,3 +321,14 @@ def test_a_luks_image_is_not_checked(kept: Store) -> None:
     kept.create_image("default", "a", virtual_size_bytes=MIB, format="luks", secret="k1")
     with pytest.raises(Unsupported):
         kept.check_image("default", "a")
+
+
+def test_secrets_kept_side_by_side_do_not_become_each_other(tmp_path: Path) -> None:
+    files = SecretFiles(tmp_path / "secrets")
+
+    def keep(name: str) -> bool:
+        values = [f"{name} {number}".encode() for number in range(100)]
+        return all(files.keep(name, value) is None and files.read(name) == value for value in values)
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(keep, ["red", "green", "blue"]))

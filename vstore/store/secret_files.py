@@ -7,6 +7,7 @@ from here to workers by their standard input and to target processes by descript
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from vstore.store.errors import CatalogUnavailable, SecretNeeded
 from vstore.store.identifiers import NAME
 
 _DIRECTORY_MODE, _MODE = 0o700, 0o600
-_DRAFT = ".new"  # no secret has such a name; changes come one at a time
+_DRAFT = ".new"  # no secret has such a name; one lock keeps it for one change
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -34,6 +35,7 @@ class SecretFiles:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._drafting = threading.Lock()
         with _told("the directory of secrets", "used"):
             make(directory, _DIRECTORY_MODE)
             directory.chmod(_DIRECTORY_MODE)
@@ -63,7 +65,7 @@ class SecretFiles:
     def keep(self, name: str, value: bytes) -> None:
         """Durable when this returns, instead of what had the name."""
         draft = self._directory / _DRAFT
-        with _told(f"secret {name}", "kept"):
+        with self._drafting, _told(f"secret {name}", "kept"):
             draft.unlink(missing_ok=True)
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE), "wb") as file:
                 file.write(value)
