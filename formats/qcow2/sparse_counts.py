@@ -92,7 +92,15 @@ class SparseCounts:
         """The counts of a range."""
         if self._sorted is not None and self._new:
             self._sort_in()
-        return [self._new.get(first + n, 0) for n in range(count)] if self._sorted is None else self._span(first, count)
+        if self._sorted is not None:
+            return self._span(first, count)
+        if len(self._new) > count:
+            return [self._new.get(first + n, 0) for n in range(count)]
+        found = [0] * count  # quickly, because a rebuild asks for all of a file, however few there are
+        for number, times in self._new.items():
+            if first <= number < first + count:
+                found[number - first] = times
+        return found
 
     def items(self) -> Iterator[tuple[int, int]]:
         """Numbers and their counts, in order."""
