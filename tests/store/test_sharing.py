@@ -186,6 +186,8 @@ def test_a_new_daemon_takes_both_over(world: RealWorld, pair: Store) -> None:
         assert [again.show_target(name).process.pid for name in ("vm0", "vm1")] == pids
         assert other.command(READ, data_in_length=512).status == GOOD
         again.unmap_lun("vm0", "0")
+        told = other.command(READ, data_in_length=512).sense
+        assert (told[2], told[12], told[13]) == (6, 0x3F, 0x03)  # one port less: INQUIRY DATA HAS CHANGED
         assert other.command(READ, data_in_length=512).status == GOOD
     world.close_store(again, stop_targets=True)
     world.open()
