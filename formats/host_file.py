@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from formats import byte_locks, direct_io, space
+from formats import byte_locks, direct_io, plain_io, space
 from formats.errors import ImageError, InvalidArgument, InvalidImage, ReadOnlyImage, UnsupportedFeature, image_error
 from formats.image import Layer, LayerFlags, Reference
 
@@ -149,10 +149,7 @@ class HostFile:
         """The bytes of the range, fewer only at the end of the file."""
         if self.direct:
             return direct_io.read(self.descriptor, offset, length, self.direct_alignment)
-        parts = bytearray()
-        while len(parts) < length and (part := os.pread(self.descriptor, length - len(parts), offset + len(parts))):
-            parts += part
-        return bytes(parts)
+        return plain_io.read(self.descriptor, offset, length)
 
     def written(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Start and end of the parts of a range that may hold anything but zeros, as the file system knows them."""

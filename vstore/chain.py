@@ -11,11 +11,10 @@ Not thread-safe: who shares a chain holds a lock around every call.
 """
 
 import bisect
-import os
 from array import array
 from collections.abc import Iterator, Sequence
 
-from formats import direct_io
+from formats import direct_io, plain_io
 from formats.errors import SecretNeeded, UnsupportedFeature
 from formats.image import SECTOR, BlockState, Image, Layer, LayerFlags, Run, entry
 
@@ -196,7 +195,7 @@ def _read(layer: Layer, offset: int, length: int) -> bytes:
     if LayerFlags.DIRECT in layer.flags:
         data = direct_io.read(layer.descriptor, offset, length, layer.alignment)
     else:
-        data = os.pread(layer.descriptor, length, offset)
+        data = plain_io.read(layer.descriptor, offset, length)
     return data.ljust(length, b"\0")
 
 

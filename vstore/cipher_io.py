@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from formats import direct_io
+from formats import direct_io, plain_io
 from formats.errors import ImageError
 from formats.image import SECTOR, BlockState, Change, Cipher, HostExtent, LayerFlags, entry
 from vstore.chain import Chain
@@ -170,7 +170,7 @@ class CipherIo:
         if LayerFlags.DIRECT in layer.flags:
             data = direct_io.read(layer.descriptor, offset, length, layer.alignment)
         else:
-            data = os.pread(layer.descriptor, length, offset)
+            data = plain_io.read(layer.descriptor, offset, length)
         return data.ljust(length, b"\0")
 
     def _pwrite(self, offset: int, plain: bytes) -> None:

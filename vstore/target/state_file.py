@@ -19,6 +19,7 @@ import threading
 import zlib
 from collections.abc import Callable
 
+from formats import plain_io
 from vstore.scsi.kept_state import StateLost
 
 SLOT = 1 << 20
@@ -86,7 +87,7 @@ class StateFile:
     # ---- the file ---------------------------------------------------------------------------------------
 
     def _read(self, descriptor: int) -> None:
-        data = [os.pread(descriptor, SLOT, number * SLOT) for number in (0, 1)]
+        data = [plain_io.read(descriptor, number * SLOT, SLOT) for number in (0, 1)]
         self._lengths = [len(each.rstrip(b"\0")) for each in data]
         found = [slot for each in data if (slot := _slot(each))]
         if found:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from formats import direct_io
+from formats import direct_io, plain_io
 from formats.errors import CorruptImage
 from formats.image import SECTOR, Cipher, Image, Layer, LayerFlags
 from vstore.transfer.extents import Extent, extents
@@ -201,7 +201,7 @@ def _decrypt(cipher: Cipher, layer: Layer, offset: int, view: memoryview) -> Non
     if layer.alignment > 1:
         data = direct_io.read(layer.descriptor, start, end - start, layer.alignment)
     else:
-        data = os.pread(layer.descriptor, end - start, start)
+        data = plain_io.read(layer.descriptor, start, end - start)
     view[:] = cipher.decrypt(start, data.ljust(end - start, b"\0"))[offset - start : offset - start + len(view)]
 
 
