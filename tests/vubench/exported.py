@@ -22,7 +22,7 @@ class Exported:
     socket: Path
 
     def descriptors(self) -> int:
-        """How many are open, but for the image's state file, which is opened by the first command that keeps something."""
+        """How many are open, but for the image's state file, which the first command that keeps something opens."""
         folder = Path(f"/proc/{self.process.pid}/fd")
         return sum(not os.readlink(each).endswith(".vstore-state") for each in folder.iterdir())
 
