@@ -124,6 +124,20 @@ def test_only_punching_gives_the_host_its_space_back(made: Callable[..., Path]) 
     assert used[Discard.KEEP] > LENGTH
 
 
+def test_what_was_discarded_behind_the_end_of_a_disk_that_shrank_is_no_matter(made: Callable[..., Path]) -> None:
+    path = made()
+    disk = opened(path, Discard.PUNCH)
+    disk.write_blocking(0, random.Random(5).randbytes(LENGTH))
+    disk.flush_blocking()
+    disk.write_zeroes_blocking(4 * MIB, 2 * MIB, deallocate=True)
+    kept = disk._map.commits.kept
+    disk.flush_blocking()
+    kept._rows.append((LENGTH // (64 * KIB) - 1, 1))  # as noted before the keeper took what the flush had noted
+    disk.resize(2 * MIB)
+    disk.close()
+    assert checked(path).get("leaks", 0) == 0
+
+
 def test_a_write_right_after_the_discard_is_not_punched_away(made: Callable[..., Path]) -> None:
     path = made("short-clusters")
     disk = opened(path, Discard.PUNCH)

@@ -35,12 +35,14 @@ class KeptPlaces:
             rows, self._rows = self._rows, []
         for first, count in rows:
             for block in range(first, first + count, _AT_ONCE):
-                with contextlib.suppress(OSError):  # the disk has been cut off before it
+                with contextlib.suppress(OSError):
                     self._punch(block, min(_AT_ONCE, first + count - block))
 
     def _punch(self, first: int, count: int) -> None:
         size = self._image.geometry.block_size
         end = min((first + count) * size, self._volume.length)
+        if end <= first * size:  # the disk has been cut off before it
+            return
         with self._volume.held(first * size, end - first * size), self._lock:
             for extent in self._extents(first, count, size):
                 self._image.empty(extent)
