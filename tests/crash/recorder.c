@@ -131,7 +131,8 @@ static int watched(int fd)
 	return remember(status.st_ino, inside ? path + prefix + 1 : NULL);
 }
 
-__attribute__((constructor)) static void begin(void)
+/* Reads the environment: when the library is loaded, or called by name in a process that was forked behind that. */
+__attribute__((constructor)) void recorder_begin(void)
 {
 	const char *where = getenv("VSTORE_CRASH_FOLDER"), *log = getenv("VSTORE_CRASH_LOG");
 	const char *refuse = getenv("VSTORE_CRASH_REFUSE");

@@ -15,6 +15,8 @@ enum { FILE_SEEN = 1, WRITE, TRUNCATE, PUNCH, ZERO, ALLOCATE, BARRIER, MARK, FAI
 void note(uint32_t kind, int file, uint64_t offset, uint64_t length, uint32_t flags, const struct iovec *data,
 	  int count);
 _Noreturn void die(const char *why);
+/* Begins to note what happens in the folder that the environment names, if it names one. */
+void recorder_begin(void);
 
 /* Reads the environment. */
 void faults_begin(void);

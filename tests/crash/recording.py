@@ -173,7 +173,6 @@ class Fault:
 
 
 def environment(folder: Path, *, refuse: str = "", fault: Fault | None = None) -> dict[str, str]:
-    """For a process whose doings in `folder`/files are to be recorded in `folder`/log."""
+    """What tells the recorder to note the doings in `folder`/files, in `folder`/log."""
     names = {"VSTORE_CRASH_FOLDER": str(folder / "files"), "VSTORE_CRASH_LOG": str(folder / "log")}
-    names |= {"VSTORE_CRASH_REFUSE": refuse, "VSTORE_CRASH_FAIL": str(fault or "")}
-    return {**os.environ, **names, "LD_PRELOAD": str(recorder())}
+    return names | {"VSTORE_CRASH_REFUSE": refuse, "VSTORE_CRASH_FAIL": str(fault or "")}

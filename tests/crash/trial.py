@@ -1,13 +1,11 @@
 """One trial: a variant made, used under the recorder, and crashed in as many ways as wanted.
 
 folder/before   the files as they were        folder/files   the same, used       folder/log   what happened
-folder/initial  a generation for each sector
+folder/initial  a generation for each sector    folder/output  what the process said
 """
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,18 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash import faulty, states
+from tests.crash import faulty, nursery, states
 from tests.crash.history import History
 from tests.crash.judge import Judge
 from tests.crash.recording import Fault, Kind, Recording, environment
 from tests.crash.small import small_numbers
 from tests.crash.states import State
 from tests.crash.variants import Variant, prepare
+from tests.crash.workload import Work
 
 ROOT = Path(__file__).parents[2]
 MEMORY = Path("/dev/shm")
 KEPT = ROOT / "build" / "crash"
-SECONDS = 120  # a workload may take
 
 
 @dataclass
@@ -55,31 +53,12 @@ def record(folder: Path, variant: Variant, seed: int, mutant: str = "", fault: F
     shutil.copytree(files, folder / "before")
     (folder / "initial").write_text(json.dumps(initial))
     (folder / "log").touch()
-    argv = [
-        sys.executable,
-        "-m",
-        "tests.crash.workload",
-        str(folder),
-        variant.name,
-        str(seed),
-        mutant,
-        str(fault or ""),
-    ]
-    done = subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=environment(folder, refuse=variant.refuse, fault=fault),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    work = Work(variant.name, seed, mutant, fault)
+    code = nursery.run(environment(folder, refuse=variant.refuse, fault=fault), folder, work)
     began = b"answer" in (folder / "log").read_bytes()
-    if done.returncode and not (mutant and began):  # a defect may end it half way
-        raise RuntimeError(
-            f"the workload of {variant.name}, seed {seed}, {fault=}, ended with {done.returncode}:\n"
-            f"{done.stdout}{done.stderr}"
-        )
+    if code and not (mutant and began):  # a defect may end it half way
+        said = (folder / nursery.OUTPUT).read_text()
+        raise RuntimeError(f"{work} ended with {code}:\n{said}")
 
 
 def history_of(folder: Path, recording: Recording) -> History:

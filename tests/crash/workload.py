@@ -1,12 +1,10 @@
-"""The process that is crashed.
-
-python -m tests.crash.workload FOLDER VARIANT SEED [MUTANT [FAULT]]      with the recorder loaded
-"""
+"""What the process does that is crashed."""
 
 import os
 import sys
 import threading
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 from formats.errors import ImageError
@@ -19,19 +17,30 @@ from tests.crash.small import small_numbers
 from tests.crash.variants import VARIANTS
 
 
-def main(folder: str, variant: str, seed: str, mutant: str = "", fault: str = "") -> None:
-    row = VARIANTS[variant]
-    mutants.apply(mutant)
-    delays.apply(f"{variant}:{seed}")
+@dataclass(frozen=True)
+class Work:
+    """What is done: `mutant`, a defect on purpose; `fault`, calls of the host that fail."""
+
+    variant: str
+    seed: int
+    mutant: str = ""
+    fault: Fault | None = None
+
+
+def use(folder: Path, work: Work) -> None:
+    """Ends the process itself where something goes wrong."""
+    row = VARIANTS[work.variant]
+    mutants.apply(work.mutant)
+    delays.apply(f"{work.variant}:{work.seed}")
     threading.excepthook = _end
     with small_numbers(row.cluster_size):
-        kind = ServedGuest if row.served else FaultyGuest if fault else Guest
-        if fault:
-            FaultyGuest.fault = Fault.parse(fault)
+        kind = ServedGuest if row.served else FaultyGuest if work.fault else Guest
+        if work.fault:
+            FaultyGuest.fault = work.fault
         try:
-            guest = kind(Path(folder), row, seed)
+            guest = kind(folder, row, str(work.seed))
         except (OSError, ImageError) as error:
-            if not fault:  # else the image could not even be opened, and nobody was told anything
+            if not work.fault:  # else the image could not even be opened, and nobody was told anything
                 _end(error)
             return
         try:
@@ -47,7 +56,3 @@ def _end(error: object) -> None:
         traceback.print_exception(problem)
     sys.stderr.flush()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
