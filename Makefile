@@ -51,7 +51,7 @@ run: build ## start vstore for this user, and say what to try
 	@echo "$$TRY"
 	@exec $(BIN)/vstore serve
 
-demo: build | apt-guest ## watch a Linux guest use a disk that vstore serves
+demo: build .venv/.test | apt-guest ## watch a Linux guest use a disk that vstore serves
 	@$(BIN)/python -m tests.guest.demo
 
 test: vubench native-test build .venv/.test .venv/.fuzz | apt-test ## the tests: Python, and C under ASan and UBSan
