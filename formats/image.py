@@ -344,6 +344,17 @@ class Image(abc.ABC):
         """Finds the `cipher` of an encrypted image. Errors: SecretWrong (none of the secrets is right), SecretNeeded
         (none is given), UnsupportedFeature."""
 
+    @property
+    def replaces_key(self) -> bool:
+        """Whether `replace_key` can be called: where nothing else that is kept needs the key."""
+        return False
+
+    def replace_key(self) -> None:
+        """Destroys the key that the disk is encrypted with, and gives it another, which the same secret opens. What
+        was written is noise from there on, unless it is zeroed. Durable; after an error (OSError, CorruptImage) either
+        key may be the disk's, and it must be tried again before anything is read or written."""
+        raise UnsupportedFeature(f"{self.format} images have no key that could be replaced")
+
     def listens(self) -> int | None:
         """Bytes in the smallest piece of the disk of which it matters whether it has changed; None: it does not matter.
         Who asks will tell every change (`touched`) before the image is closed or resized; until somebody does, it

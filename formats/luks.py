@@ -11,6 +11,8 @@ import hmac
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import NamedTuple
 
 from formats.errors import CorruptImage, SecretNeeded, SecretWrong, UnsupportedFeature
 from formats.layout import Structure, big_endian, octets, u16, u32
@@ -19,7 +21,6 @@ from formats.sector_cipher import SECTOR, SectorCipher, digest_of
 MAGIC = b"LUKS\xba\xbe"
 HEADER_BYTES = 592
 SLOTS = 8
-_ACTIVE, _FREE = 0x00AC71F3, 0x0000DEAD
 _STRIPES = 4000  # of a new slot
 _ITERATIONS = 500_000  # of a new slot: about half a second
 _ALIGNMENT = 4096
@@ -28,6 +29,11 @@ _MOST_ITERATIONS = 1 << 25  # about a minute for a slot; QEMU takes as many as i
 _MOST_STRIPES = 1 << 12
 
 Read = Callable[[int, int], bytes]  # offset, length: bytes of the area that begins with the header
+
+
+class SlotState(IntEnum):
+    ACTIVE = 0x00AC71F3
+    FREE = 0x0000DEAD
 
 
 @big_endian
@@ -54,6 +60,16 @@ class KeySlot(Structure):
     salt: bytes = octets(32)
     key_material_offset: int = u32()  # sectors
     stripes: int = u32()
+
+
+class Opened(NamedTuple):
+    """What a secret has opened: the cipher, and the slot with what the secret became there."""
+
+    cipher: SectorCipher
+    slot: int
+    slot_key: bytes
+    iterations: int
+    salt: bytes
 
 
 class Luks:
@@ -83,33 +99,43 @@ class Luks:
                 f"{self._name}: {iterations} iterations of PBKDF2; 1 to {_MOST_ITERATIONS} are done for a LUKS key"
             )
 
-    def open(self, secret: bytes) -> SectorCipher:
+    def open(self, secret: bytes) -> Opened:
         """The cipher of the disk, if the secret opens a slot; SecretWrong otherwise. Takes a second or more."""
-        for slot in self.slots:
-            if slot.active == _ACTIVE:
-                key = self._unlock(slot, secret)
+        for number, slot in enumerate(self.slots):
+            if slot.active == SlotState.ACTIVE:
+                slot_key = self._slot_key(slot, secret)
+                key = self._unlock(number, slot_key)
                 if hmac.compare_digest(self._digest(key), self.header.mk_digest):
-                    return SectorCipher(self.cipher_name, self.cipher_mode, key)
+                    cipher = SectorCipher(self.cipher_name, self.cipher_mode, key)
+                    return Opened(cipher, number, slot_key, slot.iterations, slot.salt)
         raise SecretWrong(f"the secret does not open {self._name}: no key slot of it has that one")
 
     def _digest(self, key: bytes) -> bytes:
         header = self.header
         return hashlib.pbkdf2_hmac(self.hash, key, header.mk_digest_salt, header.mk_digest_iterations, _DIGEST_BYTES)
 
-    def _unlock(self, slot: KeySlot, secret: bytes) -> bytes:
-        """What the slot gives for the secret, right or wrong."""
+    def _slot_key(self, slot: KeySlot, secret: bytes) -> bytes:
         self._check_iterations(slot.iterations)
-        length = self.header.key_bytes
+        return hashlib.pbkdf2_hmac(self.hash, secret, slot.salt, slot.iterations, self.header.key_bytes)
+
+    def material(self, number: int) -> range:
+        """The bytes of a slot's key material, in whole sectors."""
+        slot = self.slots[number]
+        start = slot.key_material_offset * SECTOR
+        return range(start, start + -(-self.header.key_bytes * slot.stripes // SECTOR) * SECTOR)
+
+    def _unlock(self, number: int, slot_key: bytes) -> bytes:
+        """What the slot gives, right or wrong."""
+        slot, length = self.slots[number], self.header.key_bytes
         if not 0 < slot.stripes <= _MOST_STRIPES:
             raise UnsupportedFeature(
                 f"{self._name}: a key slot of {slot.stripes} stripes; 1 to {_MOST_STRIPES} are read"
             )
-        span = -(-length * slot.stripes // SECTOR) * SECTOR
-        material = self._read(slot.key_material_offset * SECTOR, span)
-        if len(material) < span:
+        place = self.material(number)
+        material = self._read(place.start, len(place))
+        if len(material) < len(place):
             raise CorruptImage(f"{self._name}: a key slot ends behind the end of the LUKS header's area")
-        key = hashlib.pbkdf2_hmac(self.hash, secret, slot.salt, slot.iterations, length)
-        plain = SectorCipher(self.cipher_name, self.cipher_mode, key).decrypt(material, 0)
+        plain = SectorCipher(self.cipher_name, self.cipher_mode, slot_key).decrypt(material, 0)
         return merge(plain[: length * slot.stripes], length, self.hash)
 
     def describe(self) -> dict[str, object]:
@@ -132,12 +158,15 @@ class Luks:
 
 
 def _describe(slot: KeySlot) -> dict[str, object]:
-    told: dict[str, object] = {"active": slot.active == _ACTIVE, "key-offset": slot.key_material_offset * SECTOR}
-    return {**told, "iters": slot.iterations, "stripes": slot.stripes} if slot.active == _ACTIVE else told
+    told: dict[str, object] = {
+        "active": slot.active == SlotState.ACTIVE,
+        "key-offset": slot.key_material_offset * SECTOR,
+    }
+    return {**told, "iters": slot.iterations, "stripes": slot.stripes} if told["active"] else told
 
 
-def open_with(name: str, secrets: Sequence[bytes], read: Read) -> SectorCipher:
-    """The cipher that one of the secrets gives. SecretWrong where none does, SecretNeeded where there is none."""
+def open_with(name: str, secrets: Sequence[bytes], read: Read) -> Opened:
+    """What one of the secrets opens. SecretWrong where none does, SecretNeeded where there is none."""
     luks = Luks(name, read)
     if not secrets:
         raise SecretNeeded(f"{name} is encrypted (LUKS); give its secret")
@@ -156,8 +185,8 @@ def new(secret: bytes) -> bytes:
     length, salt, slot_salt, key = 64, os.urandom(32), os.urandom(32), os.urandom(64)
     room = -(-length * _STRIPES // _ALIGNMENT) * _ALIGNMENT
     places = range(_ALIGNMENT, _ALIGNMENT + SLOTS * room, room)
-    slots = [KeySlot(_FREE, 0, b"", place // SECTOR, _STRIPES) for place in places]
-    slots[0] = KeySlot(_ACTIVE, _ITERATIONS, slot_salt, places[0] // SECTOR, _STRIPES)
+    slots = [KeySlot(SlotState.FREE, 0, b"", place // SECTOR, _STRIPES) for place in places]
+    slots[0] = KeySlot(SlotState.ACTIVE, _ITERATIONS, slot_salt, places[0] // SECTOR, _STRIPES)
     digest_iterations = max(1000, _ITERATIONS // 8)
     header = Header(
         magic=MAGIC,
@@ -173,15 +202,15 @@ def new(secret: bytes) -> bytes:
         uuid=str(uuid.uuid4()).encode(),
     )
     slot_key = hashlib.pbkdf2_hmac("sha256", secret, slot_salt, _ITERATIONS, length)
-    material = SectorCipher("aes", "xts-plain64", slot_key).encrypt(_split(key, "sha256"), 0)
+    material = SectorCipher("aes", "xts-plain64", slot_key).encrypt(split(key, _STRIPES, "sha256"), 0)
     start = header.pack() + b"".join(slot.pack() for slot in slots)
     return (start.ljust(_ALIGNMENT, b"\0") + material).ljust(places.stop, b"\0")
 
 
-def _split(key: bytes, hash: str) -> bytes:
-    """Stripes that merge into the key: random, but for the last."""
-    stripes = os.urandom(len(key) * (_STRIPES - 1))
-    return stripes + _xor(merge(stripes + bytes(len(key)), len(key), hash), key)
+def split(key: bytes, stripes: int, hash: str) -> bytes:
+    """So many stripes that merge into the key (AFsplit): random, but for the last."""
+    material = os.urandom(len(key) * (stripes - 1))
+    return material + _xor(merge(material + bytes(len(key)), len(key), hash), key)
 
 
 def merge(material: bytes, length: int, hash: str) -> bytes:

@@ -10,6 +10,7 @@ from formats.errors import CorruptImage, InvalidArgument, SecretNeeded, Unsuppor
 from formats.host_file import HostFile
 from formats.image import SECTOR, BlockState, Change, Geometry, Image, Layer, Run, check_length, entry
 from formats.luks import HEADER_BYTES, Luks, new, open_with
+from formats.luks_key import Area, MasterKey
 from formats.sector_cipher import PlacedCipher
 
 BLOCK_SIZE = 65536
@@ -32,13 +33,28 @@ class LuksFile(Image):
         if length < SECTOR:
             raise CorruptImage(f"{file.name} ends at {file.length}, before its data at {self.payload_offset}")
         super().__init__(Geometry(length, BLOCK_SIZE), read_only=file.read_only)
+        self._key: MasterKey | None = None
 
     @property
     def encrypted(self) -> bool:
         return True
 
     def unlock(self, secrets: Sequence[bytes]) -> None:
-        self.cipher = PlacedCipher(open_with(self.file.name, secrets, self.file.pread), self.payload_offset)
+        opened = open_with(self.file.name, secrets, self.file.pread)
+        self.cipher = PlacedCipher(opened.cipher, self.payload_offset)
+        file = self.file
+        self._key = MasterKey(file.name, opened, Area(self.payload_offset, file.pread, file.pwrite, file.fdatasync))
+
+    @property
+    def replaces_key(self) -> bool:
+        return not self.read_only and self._key is not None and self._key.replaceable
+
+    def replace_key(self) -> None:
+        """All blocks read as noise afterwards."""
+        self._require_writable("replace its key")
+        assert self._key is not None
+        self.cipher = PlacedCipher(self._key.replace(), self.payload_offset)
+        self.luks = Luks(self.file.name, self.file.pread)
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -1,6 +1,7 @@
 """Encrypted disks: what is written is what qemu-io decrypts, and back; over parents, resized, never in the clear."""
 
 import asyncio
+import errno
 import random
 import resource
 from array import array
@@ -10,6 +11,7 @@ import pytest
 
 from formats.errors import InvalidArgument, SecretNeeded, SecretWrong, UnsupportedFeature
 from formats.host_file import HostFile
+from formats.luks_key import MasterKey
 from formats.qcow2.check import check
 from formats.registry import create_image, open_chain, open_image
 from tests.formats.contract import change_randomly
@@ -280,4 +282,54 @@ def test_a_look_at_what_has_room_is_bounded_and_asks_for_many_blocks_at_once(
     assert rows[:2] == [(4096 * 65536 - 512, False), (4096 * 65536, False)]
     assert len(asked) == len(rows) == 256
     assert set(asked) == {4096}
+    disk.close()
+
+
+@pytest.mark.parametrize("format", ["qcow2", "luks"])
+def test_a_disk_whose_key_is_replaced_has_lost_all_and_holds_what_is_written_then(tmp_path: Path, format: str) -> None:
+    path = made(tmp_path / "disk", format)
+    disk = Disk(*open_chain(format, path, secrets=[KEY]))
+    disk.write_blocking(0, b"secret.." * (MIB // 8))
+    old = disk.image.cipher
+    assert disk.replaces_key
+    disk.replace_key_blocking()
+    assert b"secret.." not in disk.read_blocking(0, MIB)
+    disk.write_blocking(3 * 512, b"open" * 128)
+    disk.close()
+    assert flattened(path, format, tmp_path / "raw")[3 * 512 : 4 * 512] == b"open" * 128
+    assert old is not None
+    if format == "qcow2":
+        assert_clean(path)
+
+
+def test_a_disk_over_a_parent_keeps_its_key(tmp_path: Path) -> None:
+    """What shines through is not of it, and would be there after an erase as before."""
+    made(tmp_path / "base", "qcow2")
+    path = made(tmp_path / "disk", "qcow2", backing_file="base", backing_fmt="qcow2")
+    disk = Disk(*open_chain("qcow2", path, secrets=[KEY]))
+    assert not disk.replaces_key
+    disk.close()
+
+
+@pytest.mark.parametrize("format", ["qcow2", "luks"])
+def test_after_a_failed_replacement_nothing_is_read_or_written_until_one_succeeds(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made(tmp_path / "disk", format)
+    disk = Disk(*open_chain(format, path, secrets=[KEY]))
+    disk.write_blocking(0, b"\1" * 512)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the host fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MasterKey, "_write", fail)
+        with pytest.raises(OSError, match="the host fails"):
+            disk.replace_key_blocking()
+    for deed in (lambda: disk.read_blocking(0, 512), lambda: disk.write_blocking(0, bytes(512))):
+        with pytest.raises(OSError, match="it is not known which key"):
+            deed()
+    disk.replace_key_blocking()
+    disk.write_blocking(0, b"\2" * 512)
+    assert disk.read_blocking(0, 512) == b"\2" * 512
     disk.close()

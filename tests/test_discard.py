@@ -275,7 +275,7 @@ def test_nothing_is_anchored_where_the_host_gets_its_space_back(made: Callable[.
 
 def test_what_finds_no_room_is_an_error(made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     disk = opened(made(), Discard.KEEP)
-    monkeypatch.setattr(disk, "_give_room", lambda *_: False)
+    monkeypatch.setattr("vstore.anchoring._give_room", lambda *_: False)
     with pytest.raises(OSError, match="No space left"):
         disk.anchor_blocking(0, MIB)
     disk.close()

@@ -33,15 +33,23 @@ class CipherIo:
     """Raises OSError. Offsets and lengths in bytes, of any alignment, inside the disk. `lock` guards the images."""
 
     def __init__(self, volume: Volume, chain: Chain, cipher: Cipher, lock: threading.RLock) -> None:
-        self._volume, self._chain, self._cipher, self._lock = volume, chain, cipher, lock
+        self._volume, self._chain, self._lock = volume, chain, lock
+        self._known: Cipher | None = cipher
         self._image = chain.top
         self._size = self._image.geometry.block_size
         self._pending: dict[int, Change] = {}
         self._room: list[int] = []  # offsets of reserved blocks
 
+    @property
+    def _cipher(self) -> Cipher:
+        if self._known is None:
+            raise OSError(errno.EIO, "a replacement of the disk's key has failed; it is not known which key is its own")
+        return self._known
+
     def read(self, offset: int, length: int) -> bytes:
         _check(offset, length, self._volume.length)
         with self._lock, _told():
+            assert self._cipher
             return b"".join(self._read(at, count) for at, count in self._pieces(offset, length))
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -136,6 +144,15 @@ class CipherIo:
                 self._pending.clear()
             else:
                 self._volume.flush()
+
+    def replace_key(self) -> None:
+        """Every sector of the disk is another one then. After an error nothing is read or written."""
+        with self._lock, _told():
+            self.flush()
+            self._known = None
+            self._image.touched(0, self._volume.length)
+            self._image.replace_key()
+            self._known = self._image.cipher
 
     def close(self) -> None:
         """Gives back what was reserved in vain. Call it after the last flush."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from formats.errors import ImageError, UnsupportedFeature
 from formats.image import Discard, Image, Kept, LayerFlags, Reference, check_length
 from formats.qcow2 import bitmap_verbs
+from vstore import anchoring
 from vstore.block_io import BlockIo, Keeper
 from vstore.block_map import BlockMap
 from vstore.chain import Chain
@@ -31,7 +32,6 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _MOST_ROWS = 256  # of one look at what has room: so many a GET LBA STATUS tells at most
-_WRITTEN_AT_ONCE = 1 << 20  # bytes of zeros
 _THREADS = 4  # slow-path calls of one disk under way at once; the rest wait their turn
 
 Bytes = bytes | bytearray | memoryview
@@ -134,6 +134,22 @@ class Disk:
         it has room; 2: both. They may end before the range does: what is looked at in one call is bounded."""
         return await self._in_thread(self.status_blocking, offset, length)
 
+    @property
+    def replaces_key(self) -> bool:
+        """Whether `replace_key` makes all that can be read unreadable: what a parent has is not of this disk's key."""
+        return self._ciphers is not None and not self._parents and self.image.replaces_key
+
+    async def replace_key(self) -> None:
+        """Destroys the key that the disk is encrypted with: what was written is noise from there on. After an OSError
+        nothing can be read or written until another call succeeds."""
+        await self._in_thread(self.replace_key_blocking)
+
+    def replace_key_blocking(self) -> None:
+        """As `replace_key`, for threads that may wait."""
+        assert self._ciphers
+        with self._moving(change=True):
+            self._ciphers.replace_key()
+
     async def space(self) -> Space | None:
         """None where no file system says: an image in memory, a block device."""
         return await self._in_thread(self.space_blocking)
@@ -164,47 +180,8 @@ class Disk:
 
     def anchor_blocking(self, offset: int, length: int) -> None:
         """As `anchor`, for threads that may wait."""
-        size, end = self.image.geometry.block_size, offset + length
-        first, last = offset + -offset % size, end if end == self.length else end - end % size
         with self._moving(change=True):
-            if first >= last:
-                self._write_zeros(offset, length)
-                return
-            self._write_zeros(offset, first - offset)
-            self._write_zeros(last, end - last)
-            self._zero_in_place(first, last - first)
-            if self._give_room(first, last - first):
-                self._zero_in_place(first, last - first)
-            if any(status == 0 for _, status in self._rows(first, last - first)):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _zero_in_place(self, offset: int, length: int) -> None:
-        self._io.zero(offset, length, deallocate=False)
-        self._io.flush()
-
-    def _give_room(self, offset: int, length: int) -> bool:
-        """Zeros are written where there is none; once they are committed, the blocks have places to keep. Whether there
-        was such a place."""
-        written = False
-        for count, status in self._rows(offset, length):
-            if status == 0:
-                self._write_zeros(offset, count)
-                written = True
-            offset += count
-        if written:
-            self._io.flush()
-        return written
-
-    def _write_zeros(self, offset: int, length: int) -> None:
-        for at in range(offset, offset + length, _WRITTEN_AT_ONCE):
-            self._io.write(at, bytes(min(_WRITTEN_AT_ONCE, offset + length - at)))
-
-    def _rows(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        end = offset + length
-        while offset < end:
-            count, status = self._io.status(offset, end - offset)
-            yield count, status
-            offset += count
+            anchoring.anchor(self._io, offset, length, self.image.geometry.block_size, self.length)
 
     def status_blocking(self, offset: int, length: int) -> list[tuple[int, int]]:
         """As `status`, for threads that may wait."""

@@ -31,7 +31,7 @@ from formats.image import (
     Run,
     check_length,
 )
-from formats.qcow2 import compression, discarding, info, parent, resize
+from formats.qcow2 import compression, discarding, encryption, info, parent, resize
 from formats.qcow2.bitmaps import Bitmaps
 from formats.qcow2.entries import Entries
 from formats.qcow2.header import write_fixed
@@ -51,6 +51,7 @@ from formats.qcow2.widths import words_of
 from formats.qcow2.writer import Writer
 
 if TYPE_CHECKING:
+    from formats.luks_key import MasterKey
     from formats.qcow2.deletion import Deletion
     from formats.qcow2.freeze import Freeze
 
@@ -64,6 +65,7 @@ class Qcow2(Image):
 
     format = "qcow2"
     resizes = True
+    key: "MasterKey | None" = None
 
     def __init__(self, file: HostFile, *, opener: Opener | None = None, track_writes: bool = False) -> None:
         """`opener` is asked for the external data file of an image that has one, and for nothing else. `track_writes`:
@@ -188,11 +190,14 @@ class Qcow2(Image):
         return self.header.encrypted
 
     def unlock(self, secrets: Sequence[bytes]) -> None:
-        if self.encrypted:
-            from formats.luks import open_with  # the cryptography package takes longer to load than an image to open
-            from formats.sector_cipher import PlacedCipher
+        encryption.unlock(self, secrets)
 
-            self.cipher = PlacedCipher(open_with(self.file.name, secrets, self.luks))
+    @property
+    def replaces_key(self) -> bool:
+        return encryption.replaces_key(self)
+
+    def replace_key(self) -> None:
+        encryption.replace_key(self)
 
     def luks(self, offset: int, length: int) -> bytes:
         """Bytes of the area that has the LUKS header; fewer at its end."""

@@ -97,7 +97,7 @@ TABLE = (
     Row("sg_format --format --quick --wait"),
     Row("sg_sanitize --quick --block --wait"),
     Row("sg_sanitize --quick --overwrite --zero --wait"),
-    Row("sg_sanitize --quick --crypto", ILLEGAL, why="there is no cryptographic erase"),
+    Row("sg_sanitize --quick --crypto", ILLEGAL, why="only encrypted images have a cryptographic erase"),
     Row("sg_start --stop"),
     Row("sg_start --start"),
     Row("sg_start --eject", ILLEGAL, why="nothing can be taken out"),

@@ -162,7 +162,7 @@ def held(node: Node) -> tuple[int, int] | None:
 def cluster(*names: str, record: MemoryRecord | None = None, unit: LogicalUnit | None = None) -> list[Node]:
     """Machines of these names at target ports 1, 2 and so on."""
     target = Target()
-    target.add(0, unit or make_unit(state=record))
+    target.add(0, unit or make_unit(state=record, replaces_key=True))
     return [Node(target, name, port) for port, name in enumerate(names, 1)]
 
 

@@ -18,12 +18,14 @@ def _nothing(_: Initiator) -> None:
 
 
 class Example(NamedTuple):
-    """`prepare`: what must have happened; `lost`: on a unit that has lost its reservations."""
+    """`prepare`: what must have happened; `lost`: on a unit that has lost its reservations; `replaces_key`: on one
+    whose medium is encrypted."""
 
     cdb: str
     data_out: bytes = b""
     prepare: Prepare = _nothing
     lost: bool = False
+    replaces_key: bool = False
 
 
 def _out(action: int, kind: int, length: int = 24) -> str:
@@ -80,6 +82,7 @@ EXAMPLES: dict[str, Example] = {
     "UNMAP": Example("42 00 00000000 00 0018 00", _UNMAP),
     "SANITIZE (OVERWRITE)": Example("48 01 00 00 00 00 00 0008 00", bytes.fromhex("01 00 0004 aabbccdd")),
     "SANITIZE (BLOCK ERASE)": Example("48 02 00 00 00 00 00 0000 00"),
+    "SANITIZE (CRYPTOGRAPHIC ERASE)": Example("48 03 00 00 00 00 00 0000 00", replaces_key=True),
     "SANITIZE (EXIT FAILURE MODE)": Example("48 1f 00 00 00 00 00 0000 00"),
     "LOG SELECT": Example("4c 00 40 00 00 00 00 0010 00", _COUNTERS),
     "LOG SENSE": Example("4d 00 42 00 00 0000 1000 00"),
@@ -138,7 +141,7 @@ def ready_for(name: str, *, prepared: bool = True, **settings: Any) -> Initiator
     preparation forbid it."""
     example = EXAMPLES[name]
     state = MemoryRecord(lost=True) if example.lost else MemoryState()
-    initiator = Initiator(make_unit(**{"state": state} | settings))
+    initiator = Initiator(make_unit(**{"state": state, "replaces_key": example.replaces_key} | settings))
     if prepared:
         example.prepare(initiator)
     return initiator

@@ -43,6 +43,10 @@ class FaultyMedium(MemoryMedium):
         await self._called("write_zeroes", offset, length, deallocate)
         self.data[offset : offset + length] = bytes(length)
 
+    async def replace_key(self) -> None:
+        await self._called("replace_key")
+        await super().replace_key()
+
     async def flush(self) -> None:
         await self._called("flush")
         await super().flush()

@@ -40,7 +40,8 @@ def run(work: Coroutine[Any, Any, Response]) -> Response:
 
 
 def make_unit(length: int = MIB, **settings: Any) -> LogicalUnit:
-    medium = settings.pop("medium", None) or MemoryMedium(length)
+    replaces_key = settings.pop("replaces_key", False)
+    medium = settings.pop("medium", None) or MemoryMedium(length, replaces_key=replaces_key)
     return LogicalUnit(medium, IDENTITY, **settings)
 
 

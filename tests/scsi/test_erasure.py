@@ -163,9 +163,8 @@ def test_block_erase_deallocates_every_block() -> None:
     assert medium.calls == [("write_zeroes", 0, MIB, True), ("flush",)]
 
 
-def test_block_erase_of_a_thick_unit_and_cryptographic_erase_are_not_there() -> None:
+def test_block_erase_of_a_thick_unit_is_not_there() -> None:
     assert Initiator(make_unit(thin=False)).refused(SanitizeBlockErase.build()) == (1, 4)
-    assert Initiator().refused(bytes([0x48, 3]).ljust(10, b"\0")) == (1, 4)
 
 
 @pytest.mark.parametrize(

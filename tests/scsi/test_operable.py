@@ -14,6 +14,7 @@ from vstore.scsi.commands import (
     Inquiry,
     Read10,
     SanitizeBlockErase,
+    SanitizeCryptographicErase,
     SanitizeExitFailureMode,
     SanitizeOverwrite,
     Write10,
@@ -28,6 +29,7 @@ CORRUPTED, SANITIZE_FAILED = (3, 0x31, 0x00), (3, 0x31, 0x03)
 COPY_ABORTED = 0xA
 OVERWRITE = SanitizeOverwrite.build(immed=1, parameter_list_length=6), bytes.fromhex("03 00 0002 a55a")
 BLOCK_ERASE = SanitizeBlockErase.build(immed=1), b""
+CRYPTOGRAPHIC_ERASE = SanitizeCryptographicErase.build(immed=1), b""
 FORMAT = FormatUnit.build(fmtdata=1), bytes([0, 2, 0, 0])
 
 
@@ -48,13 +50,13 @@ def settled(unit: LogicalUnit) -> Initiator:
 
 async def killed(cdb: bytes, data: bytes, **settings: Any) -> tuple[FaultyMedium, MemoryState]:
     """The medium and the state of a unit whose process was killed after it had answered this command with GOOD."""
-    medium, state = FaultyMedium(3 * MIB), MemoryState()
+    medium, state = FaultyMedium(3 * MIB, replaces_key=True), MemoryState()
     medium.data[:] = b"\1" * (3 * MIB)
     medium.gate = asyncio.Event()
     response = await sent(settled(make_unit(medium=medium, state=state, **settings)), cdb, data)
     assert response.status is Status.GOOD
     await asyncio.sleep(0)
-    left = FaultyMedium(3 * MIB)
+    left = FaultyMedium(3 * MIB, replaces_key=True)
     left.data[:] = medium.data
     return left, MemoryState.of(state.sections)
 
@@ -64,7 +66,7 @@ def ended(work: Coroutine[Any, Any, None]) -> None:
         work.send(None)
 
 
-@pytest.mark.parametrize(("cdb", "data"), [OVERWRITE, BLOCK_ERASE])
+@pytest.mark.parametrize(("cdb", "data"), [OVERWRITE, BLOCK_ERASE, CRYPTOGRAPHIC_ERASE])
 async def test_a_sanitize_begins_again_after_the_process_was_killed_and_the_unit_is_not_ready_meanwhile(
     cdb: bytes, data: bytes
 ) -> None:

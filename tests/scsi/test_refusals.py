@@ -114,6 +114,8 @@ def by_service_action(name: str) -> Response:
     """The command is there, but not in this unit or in this state."""
     if name == "SANITIZE (BLOCK ERASE)":
         return sent(ready_for(name, thin=False), name)
+    if name == "SANITIZE (CRYPTOGRAPHIC ERASE)":
+        return sent(ready_for(name, replaces_key=False), name)
     if name == "SET IDENTIFYING INFORMATION":
         return sent(ready_for(name, state=None), name)
     initiator = ready_for(name, prepared=False, state=MemoryRecord())
@@ -255,7 +257,7 @@ def failing(number: int, *operations: str) -> Provoke:
     """The medium does not do these, or nothing at all."""
 
     def provoke(name: str) -> Response:
-        medium = FaultyMedium(MIB)
+        medium = FaultyMedium(MIB, replaces_key=EXAMPLES[name].replaces_key)
         initiator = ready_for(name, medium=medium)
         medium.errors = dict.fromkeys(operations or ("read", "write", "write_zeroes", "flush"), number)
         if "read" in medium.errors:

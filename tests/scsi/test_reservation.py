@@ -31,7 +31,7 @@ SERVED = {
 
 def pair() -> tuple[Initiator, Initiator]:
     """Two nexuses of one unit."""
-    one = Initiator(make_unit(state=MemoryState()))
+    one = Initiator(make_unit(state=MemoryState(), replaces_key=True))
     return one, Initiator(one.target)
 
 

@@ -173,7 +173,7 @@ def codes(initiator: Initiator, option: int, opcode: int = 0, action: int = 0, r
 
 @pytest.mark.parametrize(("rctd", "size"), [(0, 8), (1, 20)])
 def test_all_commands_are_listed_with_their_lengths(rctd: int, size: int) -> None:
-    data = codes(Initiator(make_unit(state=MemoryState())), 0, rctd=rctd)
+    data = codes(Initiator(make_unit(state=MemoryState(), replaces_key=True)), 0, rctd=rctd)
     assert int.from_bytes(data[:4]) == len(data) - 4 == size * len(COMMANDS)
     for row, at in zip(COMMANDS, range(4, len(data), size), strict=True):
         descriptor = data[at : at + size]

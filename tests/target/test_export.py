@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from api.cli import main
-from formats.registry import create_image
+from formats.registry import create_image, open_chain
 from tests.formats.reference import qemu_io, run
 from tests.target.conftest import MIB, VSTORE, exporting, hint, until
 from tests.target.guest import GOOD, read_10, settle, write_10
 from vstore.client import VstoreDevice
+from vstore.disk import Disk
 
 USAGE, FAILED = 64, 1
 
@@ -299,9 +300,16 @@ def test_an_encrypted_image_is_served_with_its_key_and_refused_without(tmp_path:
             settle(device)
             write_10(device, 3, b"clear words!" * 43 * 2 + bytes(-12 * 86 % 512))
             assert read_10(device, 3)[:12] == b"clear words!"
+            assert device.command(bytes.fromhex("48 03 00 00 00 00 00 0000 00")).status == 0  # CRYPTOGRAPHIC ERASE
+            assert not any(read_10(device, 3))
+            write_10(device, 5, b"other words!" * 43 * 2 + bytes(-12 * 86 % 512))
         process.terminate()
         assert process.wait(timeout=15) == 0
     assert b"clear words!" not in path.read_bytes()
+    (image,) = open_chain("qcow2", path, read_only=True, secrets=[b"pass phrase"])
+    found = Disk(image)
+    assert found.read_blocking(5 * 512, 12) == b"other words!"
+    found.close()
 
 
 def test_a_sanitize_begins_again_after_kill_9_and_the_disk_is_not_ready_before_it_has_ended(

@@ -68,7 +68,13 @@ _PATTERN = b"".join((1 + n * 7919 % 65535).to_bytes(2) * 256 for n in range(LONG
 def make_disk(number: int, **settings: object) -> Disk:
     read_only = bool(settings.pop("read_only", False))
     length = LENGTH if number else LONG
-    medium = BreakableMedium(length, read_only=read_only, deallocates=number != 1, anchors=number == 0)
+    medium = BreakableMedium(
+        length,
+        read_only=read_only,
+        deallocates=number != 1,
+        anchors=number == 0,
+        replaces_key=number == 0 and settings.get("thin") is not False,  # a thick disk would hold noise afterwards
+    )
     medium.caches = number != 2
     medium.data[:] = _PATTERN[:length]
     state = None if number == 2 else MemoryState()

@@ -132,6 +132,15 @@ class SanitizeBlockErase(
     parameter_list_length = u16(7, ZERO)
 
 
+class SanitizeCryptographicErase(
+    Cdb, name="SANITIZE (CRYPTOGRAPHIC ERASE)", opcode=0x48, service_action=0x03, length=10, access=Access.ERASE
+):
+    immed = bit(1, 7)
+    znr = bit(1, 6, ZERO)
+    ause = bit(1, 5)
+    parameter_list_length = u16(7, ZERO)
+
+
 class SanitizeExitFailureMode(Cdb, name="SANITIZE (EXIT FAILURE MODE)", opcode=0x48, service_action=0x1F, length=10):
     immed = bit(1, 7, IGNORED)
     znr = bit(1, 6, ZERO)

@@ -14,7 +14,13 @@ from vstore.scsi.atomic_writes import SECTION as ATOMIC_WRITES
 from vstore.scsi.buffers import Buffers
 from vstore.scsi.cdb import Access, Beside, Cdb
 from vstore.scsi.clock import Clock
-from vstore.scsi.commands import SanitizeBlockErase, SetIdentifyingInformation, Unmap, WriteAtomic16
+from vstore.scsi.commands import (
+    SanitizeBlockErase,
+    SanitizeCryptographicErase,
+    SetIdentifyingInformation,
+    Unmap,
+    WriteAtomic16,
+)
 from vstore.scsi.counting import Counting
 from vstore.scsi.device_server import sense_of
 from vstore.scsi.fast_path import FastPath
@@ -141,6 +147,11 @@ class DirectAccessDevice(Counting, Operable):
         return self.thin and self.medium.anchors
 
     @property
+    def replaces_key(self) -> bool:
+        """Whether all that was written can be lost with the key that it is encrypted with."""
+        return self.medium.replaces_key and not self.read_only
+
+    @property
     def descriptor_sense(self) -> bool:
         return bool(self.modes.control.d_sense)
 
@@ -175,6 +186,8 @@ class DirectAccessDevice(Counting, Operable):
         if row is WriteAtomic16 and not self.atomic_writes.kept:
             return False
         if row is SetIdentifyingInformation and not self.identifying_information.keeps:
+            return False
+        if row is SanitizeCryptographicErase and not self.replaces_key:
             return False
         return super().supports(row) and (row not in (Unmap, SanitizeBlockErase) or self.thin)
 

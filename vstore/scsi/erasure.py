@@ -2,12 +2,19 @@
 
 default pattern, BLOCK ERASE     deallocated where the unit is thin, else zeroed
 a pattern, OVERWRITE             written to every block, in place where the image has one
+CRYPTOGRAPHIC ERASE              encrypted with a key that is lost; then deallocated where the unit is thin, else noise
 """
 
 from vstore.scsi.block_parameters import FormatHeaderLong, FormatHeaderShort, InitializationPattern, OverwriteParameters
 from vstore.scsi.block_range import CHUNK
 from vstore.scsi.cdb import unknown_service_action
-from vstore.scsi.commands import FormatUnit, SanitizeBlockErase, SanitizeExitFailureMode, SanitizeOverwrite
+from vstore.scsi.commands import (
+    FormatUnit,
+    SanitizeBlockErase,
+    SanitizeCryptographicErase,
+    SanitizeExitFailureMode,
+    SanitizeOverwrite,
+)
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MIB, DirectAccessDevice
 from vstore.scsi.field import Field, Position
@@ -113,9 +120,23 @@ async def sanitize_block_erase(unit: DirectAccessDevice, cdb: SanitizeBlockErase
     return b""
 
 
-def _sanitize(
-    unit: DirectAccessDevice, cdb: SanitizeOverwrite | SanitizeBlockErase, passes: int, data_out: bytes = b""
-) -> Operation:
+async def sanitize_cryptographic_erase(unit: DirectAccessDevice, cdb: SanitizeCryptographicErase, _: Task) -> bytes:
+    """The key is replaced by another, and nobody has the old one any more."""
+    operation = _sanitize(unit, cdb, 1)
+    await unit.operate(operation, _replace_key(unit, operation), immed=bool(cdb.immed))
+    return b""
+
+
+async def _replace_key(unit: DirectAccessDevice, operation: Operation) -> None:
+    await unit.medium.replace_key()
+    if unit.thin:
+        await _clear(unit, operation)
+
+
+_Sanitize = SanitizeOverwrite | SanitizeBlockErase | SanitizeCryptographicErase
+
+
+def _sanitize(unit: DirectAccessDevice, cdb: _Sanitize, passes: int, data_out: bytes = b"") -> Operation:
     """SBC-4 4.11.1: a failure that may not be left is not followed by a SANITIZE that could make one that may."""
     failure = unit.failure
     if cdb.ause and failure is not None and failure is not FORMAT_FAILED and not failure.may_exit:
@@ -156,5 +177,6 @@ HANDLERS: Handlers = {
     FormatUnit: format_unit,
     SanitizeOverwrite: sanitize_overwrite,
     SanitizeBlockErase: sanitize_block_erase,
+    SanitizeCryptographicErase: sanitize_cryptographic_erase,
     SanitizeExitFailureMode: exit_failure_mode,
 }

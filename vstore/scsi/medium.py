@@ -74,6 +74,15 @@ class Medium(Protocol):
         one of them; they may end before the range does."""
         ...
 
+    @property
+    def replaces_key(self) -> bool:
+        """Whether the bytes are encrypted with a key that can be replaced, and nothing else can be read."""
+        ...
+
+    async def replace_key(self) -> None:
+        """All that was written is noise from there on, durably. Only where it `replaces_key`."""
+        ...
+
     async def space(self) -> Space | None:
         """None: nobody knows."""
         ...
@@ -99,7 +108,13 @@ class MemoryMedium:
     """A disk in memory; its coroutines never suspend."""
 
     def __init__(
-        self, length: int, *, read_only: bool = False, deallocates: bool = True, anchors: bool = False
+        self,
+        length: int,
+        *,
+        read_only: bool = False,
+        deallocates: bool = True,
+        anchors: bool = False,
+        replaces_key: bool = False,
     ) -> None:
         self.data = bytearray(length)
         self.read_only = read_only
@@ -108,6 +123,7 @@ class MemoryMedium:
         self.flushes = 0
         self.room: Room | None = None
         self.anchors = anchors
+        self.replaces_key = replaces_key
         self.holes: set[int] = set()  # sectors of 512 bytes that were deallocated
         self.anchored: set[int] = set()
 
@@ -143,6 +159,10 @@ class MemoryMedium:
 
     def _status_of(self, sector: int) -> int:
         return ANCHORED if sector in self.anchored else DEALLOCATED if sector in self.holes else MAPPED
+
+    async def replace_key(self) -> None:
+        assert self.replaces_key
+        self.data[:] = bytes(byte ^ 0x5A for byte in self.data)
 
     async def space(self) -> Space | None:
         return self.room

@@ -72,10 +72,12 @@ class BlockLimits(Layout, length=60):
 
 
 class BlockDeviceCharacteristics(Layout, length=60):
-    """SBC-3 6.6.2, without the VPD header."""
+    """SBC-4 6.6.2, without the VPD header."""
 
     medium_rotation_rate = u16(0)
     product_type = u8(2)
+    wabereq = bits(3, 7, 6)
+    wacereq = bits(3, 5, 4)
     nominal_form_factor = bits(3, 3, 0)
     fuab = bit(4, 1)
     vbuls = bit(4, 0)

@@ -68,7 +68,8 @@ def _but(rows: _Rows, *names: str) -> _Rows:
 KEEPING = ("MODE SELECT", "SET IDENTIFYING INFORMATION", "PERSISTENT RESERVE OUT", "FORMAT UNIT", "SANITIZE")
 _KEEPS = _of(*KEEPING)
 _WRITES = _either(_accesses(Access.WRITE, Access.FLUSH), _of("START STOP UNIT"), _KEEPS)
-_ONLY_THIN = ("UNMAP", "SANITIZE (BLOCK ERASE)")  # which no read-only unit is
+# Which no read-only unit has.
+_ONLY_WRITABLE = ("UNMAP", "SANITIZE (BLOCK ERASE)", "SANITIZE (CRYPTOGRAPHIC ERASE)")
 _TAKES_DATA = _either(
     _evaluates("parameter_list_length"),
     _but(_accesses(Access.WRITE), "UNMAP"),
@@ -121,6 +122,8 @@ _FIELDS: tuple[tuple[str, str, _Rows], ...] = (
      "SANITIZE (CRYPTOGRAPHIC ERASE)")),
     ("service_action", "a SANITIZE without AUSE has failed", _of("SANITIZE (EXIT FAILURE MODE)")),
     ("service_action", "the unit is not thin", _of("SANITIZE (BLOCK ERASE)")),
+    ("service_action", "the image is not encrypted, has internal snapshots or a parent, or is read-only",
+     _of("SANITIZE (CRYPTOGRAPHIC ERASE)")),
     ("service_action", "nothing can be kept beside the image", _of("SET IDENTIFYING INFORMATION")),
     ("service_action", "nothing is reserved", _of("PERSISTENT RESERVE OUT (REGISTER AND MOVE)")),
     ("service_action", "nothing is lost", _of("PERSISTENT RESERVE OUT (REPLACE LOST RESERVATION)")),
@@ -156,7 +159,7 @@ _REASONS: tuple[tuple[K, A, str, _Rows], ...] = (
     (K.NOT_READY, A.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED, "the unit is stopped",
      lambda row: row.access is not Access.NONE or family(row) in ("TEST UNIT READY", "EXTENDED COPY")),
     (K.DATA_PROTECT, A.WRITE_PROTECTED, "the unit, or the copy's destination, is read-only",
-     _but(_either(_accesses(Access.WRITE, Access.ERASE), _of("EXTENDED COPY")), *_ONLY_THIN)),
+     _but(_either(_accesses(Access.WRITE, Access.ERASE), _of("EXTENDED COPY")), *_ONLY_WRITABLE)),
     (_I, A.INVALID_COMMAND_OPERATION_CODE, "the unit is not thin", _of("UNMAP")),
     (_I, A.INVALID_COMMAND_OPERATION_CODE, "nothing can be kept beside the image", _of("WRITE ATOMIC")),
     (K.DATA_PROTECT, A.PERSISTENT_RESERVATION_INFORMATION_LOST, "what was reserved cannot be read any more", _LOSES),

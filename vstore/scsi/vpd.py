@@ -27,6 +27,7 @@ _BINARY, _ASCII = 1, 2
 _T10_VENDOR_ID, _NAA, _RELATIVE_PORT, _TARGET_PORT_GROUP = 1, 3, 4, 5
 _TARGET_PORT = 1  # association
 _THIN_PROVISIONED = 2
+_READ_AT_ONCE = 0b01  # WABEREQ, WACEREQ: with GOOD status, whatever the data are
 _NO_LIMIT = 0xFFFF_FFFF
 
 
@@ -111,8 +112,15 @@ def block_limits(unit: DirectAccessDevice, _: int) -> bytes:
 
 
 def block_device_characteristics(unit: DirectAccessDevice, _: int) -> bytes:
-    """A medium that does not rotate, unless told otherwise."""
-    return BlockDeviceCharacteristics.of(medium_rotation_rate=unit.rotation_rate, fuab=1, vbuls=1).encode()
+    """A medium that does not rotate, unless told otherwise. WABEREQ, WACEREQ: after a SANITIZE of that kind, where
+    there is one, blocks can be read before they are written."""
+    return BlockDeviceCharacteristics.of(
+        medium_rotation_rate=unit.rotation_rate,
+        wabereq=_READ_AT_ONCE if unit.thin else 0,
+        wacereq=_READ_AT_ONCE if unit.replaces_key else 0,
+        fuab=1,
+        vbuls=1,
+    ).encode()
 
 
 def logical_block_provisioning(unit: DirectAccessDevice, _: int) -> bytes:
