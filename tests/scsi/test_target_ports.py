@@ -8,6 +8,7 @@ from tests.scsi.sg3 import decoded
 from vstore.scsi.commands import Inquiry, ReportTargetPortGroups
 from vstore.scsi.target import WELL_KNOWN_REPORT_LUNS, Target
 from vstore.scsi.task import ITNexus
+from vstore.scsi.vpd import VPD_PAGES
 
 GROUP = "80 01 00 01 00 00 00 01 00 00 00 01"  # PREF, active/optimized; AO_SUP; group 1; one port: 1
 
@@ -64,6 +65,29 @@ def test_each_nexus_is_told_the_port_that_it_came_through_and_all_of_them_all_th
         assert [report[at : at + 4].hex() for at in range(12, 24, 4)] == ["00000001", "00000002", "00000003"]
         ports = node.good(Inquiry.build(evpd=1, page_code=0x88, allocation_length=255))[4:]
         assert [ports[at : at + 4].hex() for at in range(0, 36, 12)] == ["00000001", "00000002", "00000003"]
+
+
+def test_more_ports_than_a_descriptor_counts_are_of_more_groups_and_each_stays_in_its_own() -> None:
+    (node,) = cluster("one")
+    node.unit.ports |= {2, 255, 256, 510, 511, 0xFFFF}
+    report = node.good(ReportTargetPortGroups.build(allocation_length=255))
+    groups, at = {}, 4
+    while at < len(report):
+        number, count = int.from_bytes(report[at + 2 : at + 4]), report[at + 7]
+        assert (report[at], report[at + 1]) == (0x80, 1)
+        places = range(at + 8, at + 8 + 4 * count, 4)
+        groups[number] = [int.from_bytes(report[place + 2 : place + 4]) for place in places]
+        at = places.stop
+    assert groups == {1: [1, 2, 255], 2: [256, 510], 3: [511], 257: [0xFFFF]}
+    assert int.from_bytes(report[:4]) == len(report) - 4
+
+
+def test_a_unit_behind_ports_of_more_than_one_group_tells_each_nexus_its_own() -> None:
+    (node,) = cluster("one")
+    node.unit.ports |= set(range(1, 600))
+    assert len(node.good(ReportTargetPortGroups.build(allocation_length=4096))) == 4 + 3 * 8 + 4 * 599
+    page = VPD_PAGES[0x83].body(node.unit, 256)
+    assert page[-16:].hex(" ") == "01 14 00 04 00 00 01 00 01 15 00 04 00 00 00 02"
 
 
 def test_a_registration_names_the_port_that_inquiry_names() -> None:

@@ -19,7 +19,7 @@ from vstore.scsi.pages import (
     ModePagePolicy,
     ScsiPort,
 )
-from vstore.scsi.target_ports import TARGET_PORT_GROUP, ports_of
+from vstore.scsi.target_ports import group_of, ports_of
 
 Body = Callable[[Any, int], bytes]
 
@@ -57,7 +57,7 @@ def device_identification(unit: DirectAccessDevice, port: int) -> bytes:
         + designator
         for code_set, kind, designator in designators(unit)
     )
-    return named + _of_port(_RELATIVE_PORT, port) + _of_port(_TARGET_PORT_GROUP, TARGET_PORT_GROUP)
+    return named + _of_port(_RELATIVE_PORT, port) + _of_port(_TARGET_PORT_GROUP, group_of(port))
 
 
 def designators(unit: DirectAccessDevice) -> list[tuple[int, int, bytes]]:
