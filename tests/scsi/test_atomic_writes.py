@@ -363,3 +363,23 @@ def test_intents_that_cannot_be_read_are_none_and_are_logged(
         atomic_writes = AtomicWrites(section)
     ended(atomic_writes.heal(FaultyMedium()))
     assert "cannot be read any more" in caplog.text
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_read_only_medium_is_served_if_all_is_whole_and_refused_with_the_way_out_if_not(*, broken: bool) -> None:
+    state = intended(b"\x11" * 1024, b"\x22" * 1024)
+    kept = state.sections[SECTION]
+    medium = FaultyMedium(read_only=True)
+    medium.data[:1024] = b"\x11" * 512 + (b"\x22" if broken else b"\x11") * 512
+    resuming = make_unit(medium=medium, state=state, read_only=True).resume()
+    if broken:
+        with pytest.raises(OSError, match="map it writable once") as caught:
+            resuming.send(None)
+        assert caught.value.errno == errno.EROFS
+    else:
+        ended(resuming)
+    assert medium.calls == [("read", 0, 1024)]
+    assert state.sections[SECTION] == kept
+    medium.read_only = False
+    ended(make_unit(medium=medium, state=state, read_only=True).resume())
+    assert medium.data[:1024] == (b"\x22" if broken else b"\x11") * 1024

@@ -65,7 +65,7 @@ async def write_atomic(unit: DirectAccessDevice, cdb: WriteAtomic16, task: Task)
         raise cdb.invalid_field("transfer_length")
     check_range(unit, cdb.lba, count)
     if count:
-        await unit.atomic_writes.write(unit.medium, cdb.lba * size, task.fetch(count * size))
+        await unit.write_atomically(cdb.lba * size, task.fetch(count * size))
     return b""
 
 

@@ -13,10 +13,14 @@ the unit is served again. No format and no file system has to be atomic for that
 one sector of 512 bytes is. Three flushes a command are what it costs; the intents lie in the unit's state, beside its
 image, and a unit that has none does not know the command.
 
+What could not be undone is torn: until another attempt succeeds, nobody reads or writes there, or, if only the flush
+failed, nobody writes. Otherwise what others write would be undone by the intent, which must be obeyed after a crash.
+
 A sector that is neither old nor new says that somebody else wrote to the image after the crash: then the intent is
 stale, and obeying it would undo that.
 """
 
+import errno
 import json
 import logging
 import threading
@@ -24,6 +28,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, Self
 
 from vstore.scsi.device_server import reading
@@ -33,6 +38,10 @@ from vstore.scsi.medium import Held, Medium
 SECTION = "atomic writes"
 MAXIMUM_ATOMIC_BYTES = 128 << 10  # as many as there are threads of a disk, in base64, fit in the state
 _SECTOR = 512
+_MAP_WRITABLE = (
+    "a loss of power has broken off an atomic write to the disk, which is completed when it is writable: "
+    "map it writable once, then read-only"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +74,20 @@ def _sectors(data: bytes) -> Iterable[bytes]:
     return (data[at : at + _SECTOR] for at in range(0, len(data), _SECTOR))
 
 
+class Torn(NamedTuple):
+    """What has failed and could not be undone durably. `old`: the bytes that belong there; `back`: they are there, but
+    may not be after a loss of power."""
+
+    intent: Intent
+    old: bytes
+    back: bool
+
+    def meets(self, span: range) -> bool:
+        """Whether they have a byte in common."""
+        start = self.intent.offset
+        return start < span.stop and span.start < start + len(self.old)
+
+
 class AtomicWrites:
     """Of one unit. Without a section there are none."""
 
@@ -72,6 +95,7 @@ class AtomicWrites:
         self._section = section
         self._lock = threading.Lock()
         self._intents: tuple[Intent, ...] = ()
+        self._torn: tuple[Torn, ...] = ()
         self._ends_owed = False
         try:
             data = section.load() if section else None
@@ -82,6 +106,11 @@ class AtomicWrites:
     @property
     def kept(self) -> bool:
         return self._section is not None
+
+    @property
+    def torn(self) -> bool:
+        """Whether there are ranges that `mend` has to be asked for before they are used."""
+        return bool(self._torn)
 
     async def write(self, medium: Medium, offset: int, data: bytes) -> None:
         """Durable when it returns; OSError: it is as if it had never been, or all of it is there and only the state
@@ -95,25 +124,49 @@ class AtomicWrites:
         self._keep(add=intent)
         try:
             medium.write(offset, data)
+            medium.flush()
         except BaseException:
-            # What cannot be undone stays intended: then the next power on makes all of it new.
-            with suppress(OSError):
-                medium.write(offset, old)
-                medium.flush()
-                self._end(intent)
+            self._undo(Torn(intent, old, back=False), medium)
             raise
-        medium.flush()
         self._end(intent)
 
+    def _undo(self, torn: Torn, medium: Held) -> None:
+        """What cannot be undone stays intended: then the next power on makes all of it new, unless `mend` did it."""
+        others = tuple(each for each in self._torn if each.intent is not torn.intent)
+        try:
+            medium.write(torn.intent.offset, torn.old)
+            torn = torn._replace(back=True)
+            medium.flush()
+        except OSError:
+            self._torn = (*others, torn)
+            return
+        self._torn = others
+        with suppress(OSError):
+            self._end(torn.intent)
+
+    async def mend(self, medium: Medium, span: range, *, only_read: bool) -> None:
+        """Before these bytes are used: tries again to undo what is torn there. OSError (EIO): in vain."""
+        for torn in self._torn:
+            if torn.meets(span):
+                undo = partial(self._undo, torn)
+                await medium.alone(torn.intent.offset, len(torn.old), undo, exclusive=True)
+        if any(torn.meets(span) and not (only_read and torn.back) for torn in self._torn):
+            raise OSError(errno.EIO, "an atomic write there has failed, and could not be undone")
+
     async def heal(self, medium: Medium) -> None:
-        """Completes what a loss of power broke off; before anything is served. OSError: it is to be tried again."""
+        """Completes what a loss of power broke off; before anything is served. OSError: it is to be tried again; EROFS:
+        as soon as the medium is writable. Where it is not, what is whole stays intended, as nobody can change it."""
         if not self._intents:
             return
         for intent in self._intents:
             if intent.offset + len(intent.new) > medium.length:
                 continue  # the disk was made shorter since
             if intent.is_broken_off(await medium.read(intent.offset, len(intent.new))):
+                if medium.read_only:
+                    raise OSError(errno.EROFS, _MAP_WRITABLE)
                 await medium.write(intent.offset, intent.new)
+        if medium.read_only:
+            return
         await medium.flush()
         for intent in self._intents:
             self._keep(remove=intent)

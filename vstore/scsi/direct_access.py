@@ -22,7 +22,7 @@ from vstore.scsi.commands import (
     WriteAtomic16,
 )
 from vstore.scsi.counting import Counting
-from vstore.scsi.device_server import sense_of
+from vstore.scsi.device_server import reading, sense_of
 from vstore.scsi.fast_path import FastPath
 from vstore.scsi.held_copies import HeldCopies
 from vstore.scsi.identity import Identity
@@ -43,6 +43,7 @@ MAXIMUM_COMPARE_AND_WRITE = 255  # blocks, all that the CDB can name
 MAXIMUM_PREFETCH_BYTES = 64 * MIB  # what one command may bring into the host's cache
 MAXIMUM_UNMAP_DESCRIPTORS = 256
 MAXIMUM_BACKGROUND = 16  # works begun with IMMED that wait for their end; those of more commands keep the command
+_LENGTHS = ("transfer_length", "verification_length", "prefetch_length", "number_of_logical_blocks")
 LOGICAL_BLOCK_LENGTHS = (512, 1024, 2048, 4096)
 PHYSICAL_BLOCK_LENGTH = 4096  # where nothing is said, as nearly every disk and file system has today
 
@@ -213,10 +214,37 @@ class DirectAccessDevice(Counting, Operable):
             self.task_set.leave(entry)
 
     async def serve(self, row: type[Cdb], cdb: Cdb, task: Task) -> bytes | Status:
+        if self.atomic_writes.torn and row.access not in (Access.NONE, Access.FLUSH):
+            with reading() if row.access is Access.READ else contextlib.nullcontext():
+                await self.mend(self._span(cdb), only_read=row.access is Access.READ)
         if row.access is not Access.WRITE:
             return await super().serve(row, cdb, task)
         with self.writing():
             return await super().serve(row, cdb, task)
+
+    def _span(self, cdb: Cdb) -> range:
+        """The bytes that it is about, or all."""
+        told = dict(cdb.items())
+        lba, size = told.get("lba"), self.logical_block_length
+        count = next((told[name] for name in _LENGTHS if name in told), 0)
+        if lba is None or not count:
+            return range(self.blocks * size)
+        return range(lba * size, (lba + count) * size)
+
+    async def write_atomically(self, offset: int, data: bytes) -> None:
+        """As `AtomicWrites.write`; the data plane keeps off from then on where that leaves something torn."""
+        try:
+            await self.atomic_writes.write(self.medium, offset, data)
+        finally:
+            if self.atomic_writes.torn:
+                self.changed()
+
+    async def mend(self, span: range, *, only_read: bool) -> None:
+        """Before these bytes are read or written; as `AtomicWrites.mend`."""
+        if self.atomic_writes.torn:
+            await self.atomic_writes.mend(self.medium, span, only_read=only_read)
+            if not self.atomic_writes.torn:
+                self.changed()
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
@@ -252,7 +280,7 @@ class DirectAccessDevice(Counting, Operable):
 
     def fast_path(self, nexus: ITNexus) -> FastPath:
         """What the data plane may do for this nexus until the next change."""
-        shut = self.stopped or self.operation or self.failure or not self.task_set.open
+        shut = self.stopped or self.operation or self.failure or not self.task_set.open or self.atomic_writes.torn
         ready = not shut and self.attentions.none_wait(nexus)
         changes = ready and not self.shuts_out(nexus, Beside.CONFLICT)
         return FastPath(
