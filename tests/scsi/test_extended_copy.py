@@ -314,20 +314,29 @@ def test_sixteen_copies_are_remembered() -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.EIO, DEVICE_FAILURE), (errno.ENOSPC, (7, 0x27, 0x07)), (errno.EBADF, DEVICE_FAILURE)]
 )
-def test_a_copy_that_fails_tells_how_far_it_got_and_why(number: int, code: tuple[int, int, int]) -> None:
+def test_a_copy_that_fails_tells_how_far_it_got_where_and_why(number: int, code: tuple[int, int, int]) -> None:
     medium = FaultyMedium()
     made = initiator(unit("one"), unit("two", medium))
     medium.errors["write"] = number
     segments = [segment(1, 3, 0, 0, 4), segment(0, 0, 1, 0, 4)]
-    assert made.check(*command(listed(both(made), segments, identifier=5, usage=2))).code == code
+    sense = made.check(*command(listed(both(made), segments, identifier=5, usage=2)))
+    assert (sense.code, sense.segment) == (code, 1)
     assert status_of(made, 5) == "00 00 00 08 02 00 01 01 00 00 00 02"
     asked = ReceiveCopyFailureDetails.build(list_identifier=5, allocation_length=255)
     details = made.good(asked)
     assert int.from_bytes(details[:4]) == len(details) - 4 == 56 + 18
     assert (details[56], details[58:60]) == (2, b"\0\x12")
     assert (details[62] & 0xF, details[72], details[73]) == code
+    assert details[68:72] == b"\0\0\0\1"  # COMMAND-SPECIFIC INFORMATION: the segment, in the third and fourth byte
     assert made.good(asked) == bytes(4)
     assert numbers(made.target.luns[0], 0, 4) == [3, 4, 5, 6]
+
+
+def test_a_segment_that_is_not_of_whole_blocks_is_told_by_its_number() -> None:
+    made = initiator(unit("one"), unit("two", logical_block_length=4096))
+    cscds = [cscd(made.target.luns[0]), cscd(made.target.luns[1], size=4096)]
+    sense = made.check(*command(listed(cscds, [segment(0, 0, 1, 0, 8), segment(0, 0, 1, 0, 1)])))
+    assert (sense.code, sense.segment) == (INEXACT, 1)
 
 
 async def test_a_copy_that_goes_on_keeps_its_identifier() -> None:

@@ -93,3 +93,12 @@ def test_no_sense_is_all_zero_but_for_the_frame() -> None:
 
 def test_check_condition_says_what_it_carries() -> None:
     assert str(CheckCondition(NO_SENSE)) == "NO_SENSE NO_ADDITIONAL_SENSE_INFORMATION"
+
+
+def test_the_segment_of_a_copy_is_the_third_and_fourth_byte_of_the_command_specific_information() -> None:
+    sense = Sense(SenseKey.COPY_ABORTED, AdditionalSense.THIRD_PARTY_DEVICE_FAILURE, segment=0x0102)
+    assert sense.encode(descriptor=False)[8:12].hex() == "00000102"
+    descriptor = sense.encode(descriptor=True)
+    assert descriptor[7:].hex(" ") == "0c 01 0a 00 00 00 00 01 02 00 00 00 00"
+    for data in (sense.encode(descriptor=False), descriptor):
+        assert parse_sense(data).segment == 0x0102

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from vstore.fuzz.rules import RuleBroken
 
+_KEYS_OF_COPIES = (0x7, 0xA)  # DATA PROTECT, COPY ABORTED: what ends an EXTENDED COPY at a segment
+
 
 class MalformedSenseError(RuleBroken):
     """What vstore wrote is not sense data."""
@@ -21,6 +23,7 @@ class ParsedSense:
     byte: int | None = None
     bit: int | None = None
     progress: int | None = None  # in 65536ths
+    segment: int | None = None  # of an EXTENDED COPY; fixed format has always one, if only zero
 
     @property
     def code(self) -> tuple[int, int, int]:
@@ -46,13 +49,15 @@ def _fixed(data: bytes, *, deferred: bool) -> ParsedSense:
     _expect(len(data) == 18, f"fixed sense data of {len(data)} bytes")
     _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
     _expect(data[1] == 0 and data[2] & 0xF0 == 0, "reserved and stream bits")
-    _expect(data[8:12] == bytes(4) and data[14] == 0, "command specific information, FRU code")
+    segment = int.from_bytes(data[10:12])
+    _expect(data[8:10] == bytes(2) and data[14] == 0, "command specific information, FRU code")
+    _expect(not segment or data[2] in _KEYS_OF_COPIES, "a segment number that is not of a copy")
     information = int.from_bytes(data[3:7]) if data[0] & 0x80 else None
     _expect(information is not None or data[3:7] == bytes(4), "INFORMATION without VALID")
     if data[2] == 2 and data[15] & 0x80:
         return ParsedSense(False, deferred, 2, data[12], data[13], information, progress=_progress(data[15:18]))
     pointer = _pointer(data[15:18], data[2])
-    return ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer)
+    return ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer, segment=segment)
 
 
 def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
@@ -60,7 +65,7 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
     _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
     information: int | None = None
     pointer: tuple[bool | None, int | None, int | None] = (None, None, None)
-    progress: int | None = None
+    progress = segment = None
     at = 8
     while at < len(data):
         kind, length = data[at], data[at + 1]
@@ -69,6 +74,10 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
         if kind == 0:
             _expect(length == 10 and body[0] == 0x80 and body[1] == 0, "information descriptor")
             information = int.from_bytes(body[2:10])
+        elif kind == 1:
+            _expect(data[1] in _KEYS_OF_COPIES and length == 10, "command specific descriptor")
+            _expect(body[:4] == bytes(4) and body[6:] == bytes(4), "more than a segment number")
+            segment = int.from_bytes(body[4:6])
         elif kind == 2:
             _expect(length == 6 and body[:2] == bytes(2) and body[5] == 0, "sense key specific descriptor")
             if data[1] == 2:
@@ -78,7 +87,7 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
         else:
             raise MalformedSenseError(f"descriptor type {kind}")
         at += 2 + length
-    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer, progress)
+    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer, progress, segment)
 
 
 def _progress(data: bytes) -> int:

@@ -47,6 +47,7 @@ _GRANULARITY = 9  # log2 of bytes
 _LIST_MOST = CopyHeader.length + MOST_CSCDS * IdentificationCscd.length + MOST_SEGMENTS * BlockToBlockSegment.length
 
 _FAILED = Sense(SenseKey.COPY_ABORTED, AdditionalSense.THIRD_PARTY_DEVICE_FAILURE)
+_INEXACT = Sense(SenseKey.COPY_ABORTED, AdditionalSense.UNEXPECTED_INEXACT_SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,15 @@ async def extended_copy(unit: DirectAccessDevice, cdb: ExtendedCopy, task: Task)
     _check_identifier(unit, header, task)
     units = [_cscd(data, at, task) for at in range(CopyHeader.length, segments_at, IdentificationCscd.length)]
     end = segments_at + header.segment_descriptor_list_length
-    segments = [_segment(data, at, units, task) for at in range(segments_at, end, BlockToBlockSegment.length)]
+    places = range(segments_at, end, BlockToBlockSegment.length)
+    segments = [_segment(data, at, number, units, task) for number, at in enumerate(places)]
     copy = Copy()
     if header.list_id_usage in _HELD:
         copy = unit.copies.begin(task.nexus, header.list_identifier)
     try:
         await _copy(segments, copy, task)
     except BaseException:  # aborted, too
-        copy.failure = copy.failure or _FAILED
+        copy.failure = copy.failure or _FAILED._replace(segment=copy.segments)
         raise
     finally:
         copy.running = False
@@ -149,7 +151,7 @@ def _cscd(data: bytes, at: int, task: Task) -> DirectAccessDevice:
     return unit
 
 
-def _segment(data: bytes, at: int, units: Sequence[DirectAccessDevice], task: Task) -> _Segment:
+def _segment(data: bytes, at: int, number: int, units: Sequence[DirectAccessDevice], task: Task) -> _Segment:
     kind = BlockToBlockSegment
     segment = kind.parse(data[at:])
     if segment.descriptor_type_code != _BLOCK_TO_BLOCK:
@@ -166,7 +168,7 @@ def _segment(data: bytes, at: int, units: Sequence[DirectAccessDevice], task: Ta
     if length > MAXIMUM_SEGMENT_BYTES:
         raise _invalid(at, kind.block_device_number_of_blocks)
     if length % source.logical_block_length or length % destination.logical_block_length:
-        raise CheckCondition(Sense(SenseKey.COPY_ABORTED, AdditionalSense.UNEXPECTED_INEXACT_SEGMENT))
+        raise CheckCondition(_INEXACT._replace(segment=number))
     check_range(source, segment.source_lba, length // source.logical_block_length)
     check_range(destination, segment.destination_lba, length // destination.logical_block_length)
     source.admit(Read16(), task)
@@ -191,7 +193,8 @@ async def _copy(segments: Sequence[_Segment], copy: Copy, task: Task) -> None:
     except (OSError, CheckCondition, ReservationConflict) as error:
         cause = sense_of(error, Access.WRITE) if isinstance(error, OSError) else _FAILED
         # A lack of room says more by its own name: the initiator can do something about it.
-        copy.failure = cause if cause.key is SenseKey.DATA_PROTECT else _FAILED
+        told = cause if cause.key is SenseKey.DATA_PROTECT else _FAILED
+        copy.failure = told._replace(segment=copy.segments)
         raise CheckCondition(copy.failure) from error
 
 
@@ -218,6 +221,8 @@ async def _copy_segment(segment: _Segment, copy: Copy, task: Task) -> None:
 async def _copy_piece(segment: _Segment, offset: int, length: int) -> None:
     source, destination = segment.source.medium, segment.destination
     to = segment.destination_at + offset - segment.source_at
+    await segment.source.mend(range(offset, offset + length), only_read=True)
+    await destination.mend(range(to, to + length), only_read=False)
     if destination.thin:
         rows = await source.status(offset, length)
         if rows[0] == (length, DEALLOCATED):

@@ -121,6 +121,14 @@ class InformationDescriptor(Layout, length=12):
     information = u64(4)
 
 
+class CommandSpecificDescriptor(Layout, length=12):
+    """SPC-4 4.5.2.3, as EXTENDED COPY fills it (5.16.7.4): the third and fourth byte of its field."""
+
+    descriptor_type = u8(0)
+    additional_length = u8(1)
+    segment_number = u16(6)
+
+
 class SenseKeySpecificDescriptor(Layout, length=8):
     """SPC-4 4.5.2.4."""
 
@@ -158,13 +166,15 @@ class Progress(NamedTuple):
 
 
 class Sense(NamedTuple):
-    """One condition. `information` is an LBA, or a byte offset after MISCOMPARE; None: INFORMATION is not valid."""
+    """One condition. `information` is an LBA, or a byte offset after MISCOMPARE; None: INFORMATION is not valid.
+    `segment`: of an EXTENDED COPY, the one at which it ended, from zero on."""
 
     key: SenseKey
     code: AdditionalSense
     information: int | None = None
     pointer: FieldPointer | Progress | None = None
     deferred: bool = False
+    segment: int | None = None
 
     @classmethod
     def illegal(cls, code: AdditionalSense, information: int | None = None) -> Self:
@@ -194,13 +204,14 @@ class Sense(NamedTuple):
             sense_key=self.key,
             information=self.information if self.information is not None and fits else 0,
             additional_sense_length=FixedSense.length - 8,
+            command_specific_information=self.segment or 0,  # in its third and fourth byte (SPC-4 5.16.7.4)
             additional_sense_code=self.code.value,
             sense_key_specific=self.pointer.flags if self.pointer else 0,
             field_pointer=self.pointer.word if self.pointer else 0,
         ).encode()
 
     def _descriptor(self) -> bytes:
-        descriptors = self._information() + self._sense_key_specific()
+        descriptors = self._information() + self._command_specific() + self._sense_key_specific()
         header = DescriptorSense.of(
             response_code=0x72 | self.deferred,
             sense_key=self.key,
@@ -214,6 +225,13 @@ class Sense(NamedTuple):
             return b""
         return InformationDescriptor.of(
             descriptor_type=0, additional_length=0x0A, valid=1, information=self.information
+        ).encode()
+
+    def _command_specific(self) -> bytes:
+        if self.segment is None:
+            return b""
+        return CommandSpecificDescriptor.of(
+            descriptor_type=1, additional_length=0x0A, segment_number=self.segment
         ).encode()
 
     def _sense_key_specific(self) -> bytes:
