@@ -2,7 +2,7 @@
 (block_commands.py) print them.
 
 A row holds no behaviour and no conditions. From it come the decoder, the refusals, CDB USAGE DATA, the rows of the data
-plane's fast path, the fuzzer's generator and docs/scsi.md. A command is its row there and its handler in spc.py,
+plane's fast path, the fuzzer's generator and docs/scsi. A command is its row there and its handler in spc.py,
 modes.py, persistent_reserve_in.py, sbc.py, verify.py and so on: logical_unit.py lists these.
 """
 

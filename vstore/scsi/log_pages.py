@@ -29,6 +29,10 @@ from vstore.scsi.statistics import Counts
 Values = Callable[[Any], Mapping[str, int] | None]
 
 _UNKNOWN_TEMPERATURE = 0xFF
+_NO_TIMES = """\
+Commands and blocks are counted, times are not measured: two looks at the clock for each command of the data plane are
+not free. So the time interval is zero (EXPONENT and INTEGER), and all that would be a number of such intervals is zero
+with it: the processing intervals, the weighted numbers and the idle time."""
 _MAY_BE_SHARED, _DEDICATED = 0b10, 0b01  # SCOPE
 
 
@@ -44,11 +48,12 @@ class LogParameter(NamedTuple):
 
 
 class LogPage(NamedTuple):
-    """`there`: whether a unit has it."""
+    """`there`: whether a unit has it. `note`: what the reference says of it."""
 
     name: str
     parameters: tuple[LogParameter, ...] = ()
     there: Callable[[DirectAccessDevice], bool] = lambda _: True
+    note: str = ""
 
 
 def _counter(code: int, name: str, count: Callable[[Counts], int]) -> LogParameter:
@@ -191,6 +196,7 @@ LOG_PAGES: Mapping[PageAddress, LogPage] = {
             LogParameter(2, "Idle time", IdleTime, lambda _: {}),
             LogParameter(3, "Time interval", TimeInterval, lambda _: {}),
         ),
+        note=_NO_TIMES,
     ),
     PageAddress(0x2F): LogPage(
         "Informational Exceptions",

@@ -97,7 +97,7 @@ class IdleTime(Layout, length=8):
 
 
 class TimeInterval(Layout, length=8):
-    """SPC-4 7.3.9.4; all zeros: time is not measured."""
+    """SPC-4 7.3.9.4; all zeros: time is not measured, and every number of intervals is zero."""
 
     exponent = u32(0)
     integer = u32(4)
