@@ -1,5 +1,5 @@
-"""The `vstore` command: each verb is one REST call (but `serve` and `export`, which run things, and `file`,
-which works without the daemon), each error one line.
+"""The `vstore` command: each verb is one REST call (but `serve` and `export`, which run things, and `file`
+and `doctor`, which work without the daemon), each error one line.
 
 Commands are imported when they are called, so `vstore image list` starts as fast as Python does.
 """
@@ -25,6 +25,7 @@ COMMANDS = {  # name: its module, where it is an attribute of that name; and one
     "target": ("api.cli.target", "Create, list and delete targets."),
     "lun": ("api.cli.lun", "Map and unmap images."),
     "fuzz": ("api.cli.fuzz", "Fuzz the SCSI device model with commands."),
+    "doctor": ("api.cli.doctor", "Check this host: what is in the way, and what mends it."),
     "attach": ("api.cli.attach", "Print the exact command line of each VMM."),
 }
 

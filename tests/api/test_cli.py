@@ -358,3 +358,16 @@ def test_a_secret_is_asked_for_twice_at_a_terminal_and_not_shown(
         assert run("secret", "set", "a") == 0, run.err
     assert not answers
     assert (world.state / "secrets/a").read_bytes() == b"typed"
+
+
+def test_the_doctor_examines_the_host_and_the_daemon(run: Command) -> None:
+    findings = {each["check"]: each for each in run.json("doctor")["findings"]}  # type: ignore[attr-defined]
+    assert findings["io_uring"]["verdict"] == "good"
+    assert findings["daemon"]["found"].startswith("0.")
+    assert run("doctor") == 0
+    assert run.out.startswith("VERDICT")
+
+
+def test_the_doctor_goes_on_without_a_daemon(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--url", f"unix://{tmp_path}/none", "doctor"]) == 0
+    assert "vstore serve" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from api.cli import vstore
 from vstore.store import store
 
-WITHOUT_DAEMON = {"serve", "export", "file", "fuzz"}  # they do not talk to it
+WITHOUT_DAEMON = {"serve", "export", "file", "fuzz", "doctor"}  # they do not talk to it
 SHORTHANDS = {  # under the names that people look for
     "image resize": "update_image",  # one half of an update
     "secret rm": "delete_secret",
