@@ -14,6 +14,9 @@ from formats.errors import UnsupportedFeature
 from formats.image import Discard
 from formats.registry import create_image, open_chain
 from vstore.disk import Disk
+from vstore.scsi.identity import Identity
+from vstore.scsi.logical_unit import LogicalUnit
+from vstore.scsi.vpd import VPD_PAGES
 
 KIB, MIB = 1 << 10, 1 << 20
 LENGTH = 6 * MIB
@@ -278,4 +281,15 @@ def test_what_finds_no_room_is_an_error(made: Callable[..., Path], monkeypatch: 
     monkeypatch.setattr("vstore.anchoring._give_room", lambda *_: False)
     with pytest.raises(OSError, match="No space left"):
         disk.anchor_blocking(0, MIB)
+    disk.close()
+
+
+def test_a_raw_image_anchors_nothing_and_its_logical_unit_says_so(tmp_path: Path) -> None:
+    """What its file system has reserved is only told after all was written back, so nothing is claimed of it."""
+    create_image("raw", tmp_path / "disk", MIB, preallocation="falloc")
+    disk = Disk(*open_chain("raw", tmp_path / "disk"))
+    assert not disk.anchors
+    assert 2 not in [status for _, status in disk.status_blocking(0, MIB)]
+    unit = LogicalUnit(disk, Identity("raw"))
+    assert VPD_PAGES[0xB2].body(unit, 1)[1] & 2 == 0  # ANC_SUP
     disk.close()

@@ -125,7 +125,9 @@ def block_device_characteristics(unit: DirectAccessDevice, _: int) -> bytes:
 
 def logical_block_provisioning(unit: DirectAccessDevice, _: int) -> bytes:
     """UNMAP, WRITE SAME (10) and WRITE SAME (16) deallocate, and what is deallocated reads as zeros; or all zero.
-    ANC_SUP where discarded blocks keep their places in the image (`--discard keep`)."""
+    ANC_SUP where discarded blocks keep their places in the image (`--discard keep` of a qcow2 image). A raw image has
+    none: what its file system has reserved and not written is told as such only after all was written back, by some
+    file systems and by no block device, so a block there is mapped or deallocated."""
     if not unit.thin:
         return LogicalBlockProvisioning().encode()
     return LogicalBlockProvisioning.of(
