@@ -10,6 +10,8 @@ from vstore.scsi.commands import COMMANDS
 from vstore.scsi.log_pages import LOG_PAGES
 from vstore.scsi.mode_parameters import MODE_PAGES
 from vstore.scsi.reference import reference, write
+from vstore.scsi.refusals import family
+from vstore.scsi.transferred import TRANSFERRED
 from vstore.scsi.vpd import VPD_PAGES
 
 FOLDER = Path(__file__).parents[2] / "docs" / "scsi"
@@ -87,3 +89,14 @@ def test_the_module_writes_the_pages_and_removes_those_of_rows_that_are_gone(tmp
 )
 def test_each_page_tells_with_which_sense_it_is_refused(path: str, line: str) -> None:
     assert line in reference()[path].splitlines()
+
+
+def test_what_a_command_transfers_is_drawn_on_its_page() -> None:
+    assert set(TRANSFERRED) <= {row.name for row in COMMANDS} | {family(row) for row in COMMANDS}
+    pages = reference()
+    for path, title in (
+        ("commands/unmap.md", "## Unmap block descriptor"),
+        ("commands/persistent-reserve-out-preempt.md", "## Basic parameters"),
+        ("commands/persistent-reserve-out-register-and-move.md", "## Move parameters"),
+    ):
+        assert title in pages[path].splitlines()

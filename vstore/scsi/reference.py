@@ -5,6 +5,7 @@ commands/ vpd/ mode/ log/       a page for each row: its bytes, what is supporte
 """
 
 import errno
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ from vstore.scsi.log_pages import LOG_PAGES, LogPage, LogParameter
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
 from vstore.scsi.mode_parameters import MODE_PAGES, ModePage, PageAddress
-from vstore.scsi.refusals import Refusal, own_refusals, shared_refusals
+from vstore.scsi.refusals import Refusal, family, own_refusals, shared_refusals
 from vstore.scsi.self_test import MOST_RESULTS
 from vstore.scsi.sense import AdditionalSense, Sense
+from vstore.scsi.transferred import TRANSFERRED
 from vstore.scsi.vpd import VPD_PAGES, VpdPage
 
 _DISK = LogicalUnit(MemoryMedium(direct_access.MIB), Identity("0"), state=MemoryState())
@@ -126,8 +128,17 @@ def _command(row: type[Cdb]) -> Iterator[str]:
             ("byte.bit", "field", "use"),
             ((_place(member), _words(name), member.use.value) for name, member in row.fields.items()),
         )
+    for structure in TRANSFERRED.get(row.name, TRANSFERRED.get(family(row), ())):
+        yield f"## {_title(structure)}\n"
+        yield f"{structure.__doc__ or ''}\n"
+        yield from drawing(_places(structure), structure.length)
     yield from _refused(row)
     yield "What every command may be refused with [stands with the list](../README.md#commands).\n"
+
+
+def _title(structure: type[Layout]) -> str:
+    """`UnmapBlockDescriptor` becomes `Unmap block descriptor`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", structure.__name__).capitalize()
 
 
 def _places(layout: type[Layout], start: int = 0) -> list[Place]:
