@@ -42,7 +42,7 @@ def test_no_rule_is_broken_by_new_cases_and_every_command_ends_well_and_badly() 
 # ---- the fuzzer itself ---------------------------------------------------------------------------------
 
 
-def finds(monkeypatch: pytest.MonkeyPatch, where: object, name: str, replacement: object, most: int = 400) -> str:
+def finds(monkeypatch: pytest.MonkeyPatch, where: object, name: str, replacement: object, most: int = 1000) -> str:
     """What it says of a model with this fault in it."""
     monkeypatch.setattr(where, name, replacement)
     bench = Bench()

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, Example] = {
     "RELEASE (6)": Example("17 00 00 00 00 00"),
     "MODE SENSE (6)": Example("1a 00 3f ff ff 00"),
     "START STOP UNIT": Example("1b 00 00 00 01 00"),
+    "PREVENT ALLOW MEDIUM REMOVAL": Example("1e 00 00 00 01 00"),
     "RECEIVE DIAGNOSTIC RESULTS": Example("1c 01 00 10 00 00"),
     "SEND DIAGNOSTIC": Example("1d 04 00 00 00 00"),
     "READ CAPACITY (10)": Example("25 00 00000000 00 00 00 00"),

@@ -20,6 +20,7 @@ USAGE_DATA = {
     "RECEIVE DIAGNOSTIC RESULTS": "1c 01 ff ff ff 00",
     "SEND DIAGNOSTIC": "1d e4 00 00 00 00",
     "START STOP UNIT": "1b 01 00 00 05 00",
+    "PREVENT ALLOW MEDIUM REMOVAL": "1e 00 00 00 01 00",
     "READ CAPACITY (10)": "25 00 00 00 00 00 00 00 00 00",
     "READ (10)": "28 18 ff ff ff ff 00 ff ff 00",
     "WRITE (10)": "2a 18 ff ff ff ff 00 ff ff 00",

@@ -18,8 +18,8 @@ def test_a_subpage_has_the_longer_header(address: PageAddress, header: str) -> N
 @pytest.mark.parametrize(
     ("page", "subpage", "pages"),
     [
-        (0x3F, 0x00, [0x01, 0x08, 0x0A, 0x1A, 0x1C]),
-        (0x3F, 0xFF, [0x01, 0x08, 0x0A, 0x0A, 0x1A, 0x1C, 0x1C]),
+        (0x3F, 0x00, [0x01, 0x02, 0x08, 0x0A, 0x1A, 0x1C]),
+        (0x3F, 0xFF, [0x01, 0x02, 0x08, 0x0A, 0x0A, 0x0A, 0x0A, 0x1A, 0x1C, 0x1C]),
         (0x3F, 0x01, []),
         (0x08, 0x00, [0x08]),
         (0x08, 0xFF, [0x08]),
@@ -34,10 +34,10 @@ def test_pages_are_selected_by_code(page: int, subpage: int, pages: list[int]) -
 
 def test_subpages_are_selected_when_they_are_asked_for() -> None:
     modes = parameters()
-    modes.current[PageAddress(0x0A, 0x05)] = Caching()
+    modes.current[PageAddress(0x0A, 0x06)] = Caching()
     assert modes.select(0x0A, 0) == [CONTROL]
-    assert modes.select(0x0A, 5) == [PageAddress(0x0A, 5)]
-    assert modes.select(0x0A, 0xFF) == [CONTROL, PageAddress(0x0A, 1), PageAddress(0x0A, 5)]
+    assert modes.select(0x0A, 6) == [PageAddress(0x0A, 6)]
+    assert modes.select(0x0A, 0xFF) == [CONTROL, *(PageAddress(0x0A, subpage) for subpage in (1, 2, 5, 6))]
     assert PageAddress(0x0A, 5) not in modes.select(0x3F, 0)
     assert PageAddress(0x0A, 5) in modes.select(0x3F, 0xFF)
 

@@ -17,6 +17,8 @@ RECOVERY = "01 0a 00 00 00 00 00 00 00 00 00 00"
 CACHING = "08 12 04 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00"
 CONTROL = "0a 0a 02 10 00 00 00 00 00 00 00 00"
 CONTROL_EXTENSION = "4a 01 00 1c 06" + " 00" * 27  # TCMOS, SCSIP
+DISCONNECT = "02 0e" + " 00" * 14
+APPLICATION_TAG = "4a 02 00 24" + " 00" * 12 + " 80" + " 00" * 23  # LAST
 POWER_CONDITION = "1a 26" + " 00" * 38
 EXCEPTIONS = "1c 0a 08" + " 00" * 9  # DEXCPT
 THRESHOLDS = "5c 02 00 1c" + " 00" * 13 + " 01" + " 00" * 6 + " 01 02" + " 00" * 6
@@ -46,12 +48,12 @@ def test_a_page_has_the_bytes_that_are_printed(page: int, body: str) -> None:
 
 
 def test_all_pages_come_in_ascending_order() -> None:
-    whole = (RECOVERY, CACHING, CONTROL, POWER_CONDITION, EXCEPTIONS)
+    whole = (RECOVERY, DISCONNECT, CACHING, CONTROL, POWER_CONDITION, EXCEPTIONS)
     assert sense6(Initiator(), 0x3F)[4:].hex(" ") == " ".join(whole)
-    with_subpages = (*whole[:3], CONTROL_EXTENSION, *whole[3:], THRESHOLDS)
+    with_subpages = (*whole[:4], CONTROL_EXTENSION, APPLICATION_TAG, *whole[4:], THRESHOLDS)
     assert sense6(Initiator(), 0x3F, subpage=0xFF)[4:].hex(" ") == " ".join(with_subpages)
     assert sense6(Initiator(), 0x0A, subpage=1)[4:].hex(" ") == CONTROL_EXTENSION
-    assert sense6(Initiator(), 0x0A, subpage=0xFF)[4:].hex(" ") == f"{CONTROL} {CONTROL_EXTENSION}"
+    assert sense6(Initiator(), 0x0A, subpage=0xFF)[4:].hex(" ") == f"{CONTROL} {CONTROL_EXTENSION} {APPLICATION_TAG}"
     assert sense6(Initiator(), 0x08, subpage=0xFF)[4:].hex(" ") == CACHING
 
 
@@ -60,12 +62,13 @@ def test_all_pages_come_in_ascending_order() -> None:
     [
         (1, "01 0a" + " 00" * 10),
         (8, "08 12 04" + " 00" * 17),
-        (0x0A, "0a 0a 04" + " 00" * 9),
+        (0x0A, "0a 0a 04 00 08" + " 00" * 7),
+        (0x02, "02 0e" + " 00" * 14),
         (0x1A, "1a 26" + " 00" * 38),
         (0x1C, "1c 0a" + " 00" * 10),
     ],
 )
-def test_changeable_values_are_wce_and_d_sense(page: int, changeable: str) -> None:
+def test_changeable_values_are_wce_d_sense_and_swp(page: int, changeable: str) -> None:
     assert sense6(Initiator(), page, pc=1)[4:].hex(" ") == changeable
 
 
@@ -86,7 +89,7 @@ def test_saved_values_are_refused_as_not_supported(page: int) -> None:
 @pytest.mark.parametrize("row", [ModeSense6, ModeSense10])
 @pytest.mark.parametrize(
     ("page", "subpage", "pointer"),
-    [(0x1D, 0, (2, 5)), (0x1D, 0xFF, (2, 5)), (0x0A, 2, (3, 7)), (0x3F, 1, (3, 7)), (0, 0, (2, 5))],
+    [(0x1D, 0, (2, 5)), (0x1D, 0xFF, (2, 5)), (0x0A, 3, (3, 7)), (0x3F, 1, (3, 7)), (0, 0, (2, 5))],
 )
 def test_an_unknown_page_or_subpage_is_refused(
     row: type[ModeSense6], page: int, subpage: int, pointer: tuple[int, int]
@@ -228,7 +231,7 @@ def test_a_subpage_header_that_is_cut_is_a_length_error() -> None:
         (RECOVERY + " " + CONTROL.replace("02 10", "02 00"), 19, 7),  # the second page
         ("08 0a" + " 00" * 10, 5, 7),  # page length
         ("1d 0a" + " 00" * 10, 4, 5),  # unknown page
-        ("4a 02 00 1c" + " 00" * 28, 5, 7),  # unknown subpage
+        ("4a 03 00 1c" + " 00" * 28, 5, 7),  # unknown subpage
         ("1c 0a" + " 00" * 10, 6, 3),  # DEXCPT
         ("1a 26 00 01" + " 00" * 36, 7, 0),  # STANDBY_Z
         ("4a 01 00 1c 04" + " 00" * 27, 8, 1),  # SCSIP

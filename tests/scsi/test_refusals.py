@@ -20,7 +20,9 @@ from vstore.scsi.commands import COMMANDS, FormatUnit, SanitizeBlockErase
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
+from vstore.scsi.mode_parameters import ModeParameters
 from vstore.scsi.operation import FORMAT_FAILED, Operation, sanitize_failed
+from vstore.scsi.pages import Caching, Control
 from vstore.scsi.persistent_reservations import MOST_REGISTRATIONS
 from vstore.scsi.refusals import KEEPING, Refusal, family, refusals_of, shared_refusals
 from vstore.scsi.self_test import SelfTest
@@ -203,8 +205,7 @@ def while_a_copy_goes_on(name: str) -> Response:
 def in_state(**state: Any) -> Provoke:
     def provoke(name: str) -> Response:
         initiator = ready_for(name)
-        for attribute, value in state.items():
-            setattr(initiator.unit, attribute, value)
+        vars(initiator.unit).update(state)
         return sent(initiator, name)
 
     return provoke
@@ -313,9 +314,8 @@ def of_other_data(name: str) -> Response:
 
 _SANITIZING, _FORMATTING = A.LOGICAL_UNIT_NOT_READY_SANITIZE_IN_PROGRESS, A.LOGICAL_UNIT_NOT_READY_FORMAT_IN_PROGRESS
 _FAILED = sanitize_failed(may_exit=False)
+_RELEASE = {"PERSISTENT RESERVE OUT (RELEASE)": "5f 02 03 00 00 00000018 00"}  # of another type
 _SAVED = {"MODE SENSE (6)": "1a 00 ff 00 ff 00", "MODE SENSE (10)": "5a 00 ff 00 00 00 00 00ff 00"}
-_OTHER_TYPE = {"PERSISTENT RESERVE OUT (RELEASE)": "5f 02 03 00 00 00000018 00"}
-_ECHO = {"READ BUFFER (10)": "3c 0a 00 000000 001000 00"}
 
 PROVOKED_BY: dict[A, Provoke] = {
     A.INVALID_MESSAGE_ERROR: by_an_attribute,
@@ -326,6 +326,7 @@ PROVOKED_BY: dict[A, Provoke] = {
     A.MEDIUM_FORMAT_CORRUPTED: in_state(failure=FORMAT_FAILED),
     A.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED: in_state(stopped=True),
     A.WRITE_PROTECTED: of_a_unit(read_only=True),
+    A.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED: in_state(modes=ModeParameters(Caching(), Control.of(swp=1))),
     A.PERSISTENT_RESERVATION_INFORMATION_LOST: of_a_unit(state=lambda: MemoryRecord(lost=True), cdb=STOPS),
     A.INVALID_COMMAND_OPERATION_CODE: of_a_unit(thin=False, state=None),
     A.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE: out_of_range,
@@ -337,10 +338,10 @@ PROVOKED_BY: dict[A, Provoke] = {
     A.SPACE_ALLOCATION_FAILED_WRITE_PROTECT: unwritten(errno.ENOSPC),
     A.MISCOMPARE_DURING_VERIFY_OPERATION: of_other_data,
     A.SAVING_PARAMETERS_NOT_SUPPORTED: of_a_unit(state=None, cdb=_SAVED),
-    A.COMMAND_SEQUENCE_ERROR: of_a_unit(cdb=_ECHO),
+    A.COMMAND_SEQUENCE_ERROR: of_a_unit(cdb={"READ BUFFER (10)": "3c 0a 00 000000 001000 00"}),
     A.LOGICAL_UNIT_NOT_READY_SELF_TEST_IN_PROGRESS: during_a_self_test,
     A.LOGICAL_UNIT_FAILED_SELF_TEST: failing(errno.EIO, "read"),
-    A.INVALID_RELEASE_OF_PERSISTENT_RESERVATION: of_a_unit(prepared=True, cdb=_OTHER_TYPE),
+    A.INVALID_RELEASE_OF_PERSISTENT_RESERVATION: of_a_unit(prepared=True, cdb=_RELEASE),
     A.INSUFFICIENT_REGISTRATION_RESOURCES: without_room_for_a_registration,
     A.OPERATION_IN_PROGRESS: while_a_copy_goes_on,
     A.TOO_MANY_TARGET_DESCRIPTORS: lambda _: copied(2, b"\xff\xff"),

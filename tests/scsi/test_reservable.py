@@ -28,7 +28,7 @@ from tests.scsi.cluster import (
     parameters,
 )
 from vstore.scsi.cdb import Cdb
-from vstore.scsi.commands import COMMANDS
+from vstore.scsi.commands import COMMANDS, PreventAllowMediumRemoval
 from vstore.scsi.logical_unit import ResetCause
 from vstore.scsi.task import Response
 
@@ -48,6 +48,7 @@ ALLOWED = {
     "MODE SENSE (6)": AS_READ,
     "MODE SENSE (10)": AS_READ,
     "ORWRITE (16)": NEVER,
+    "PREVENT ALLOW MEDIUM REMOVAL": ALWAYS,  # without PREVENT
     "PRE-FETCH (10)": AS_READ,
     "PRE-FETCH (16)": AS_READ,
     "READ (6)": AS_READ,
@@ -127,6 +128,13 @@ def test_commands_are_shut_out_as_the_tables_say(row: type[Cdb]) -> None:
             node = reserved(kind)[number]
             conflict = node.send(row.build(), bytes(1024)).status is CONFLICT
             assert conflict is (expected == "-"), (kind, number)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_removal_is_prevented_by_those_alone_who_may_do_everything(kind: int) -> None:
+    cdb = PreventAllowMediumRemoval.build(prevent=1)
+    shut_out = [node.send(cdb).status is CONFLICT for node in reserved(kind)]
+    assert shut_out == [False, NEVER[column(kind, True)] == "-", NEVER[column(kind, False)] == "-"]
 
 
 @pytest.mark.parametrize("kind", TYPES)

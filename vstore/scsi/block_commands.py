@@ -23,13 +23,20 @@ class Write6(Cdb, name="WRITE (6)", opcode=0x0A, length=6, access=Access.WRITE, 
     transfer_length = u8(4)
 
 
-class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6, beside_if="start"):
+class StartStopUnit(Cdb, name="START STOP UNIT", opcode=0x1B, length=6, beside_if=("start", 1)):
     immed = bit(1, 0)
     power_condition_modifier = bits(3, 3, 0, ZERO)
     power_condition = bits(4, 7, 4, ZERO)
     no_flush = bit(4, 2)
     loej = bit(4, 1, ZERO)
     start = bit(4, 0)
+
+
+class PreventAllowMediumRemoval(
+    Cdb, name="PREVENT ALLOW MEDIUM REMOVAL", opcode=0x1E, length=6, beside_if=("prevent", 0)
+):
+    obsolete = bit(4, 1, ZERO)  # of PREVENT
+    prevent = bit(4, 0)
 
 
 class ReadCapacity10(

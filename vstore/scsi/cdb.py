@@ -57,7 +57,7 @@ class Cdb(Layout, length=0):
     passes_attention: ClassVar[bool]
     passes_reservation: ClassVar[bool]
     beside: ClassVar[Beside]
-    beside_if: ClassVar[str | None]
+    beside_if: ClassVar[tuple[str, int] | None]
     fast: ClassVar[Fast | None]
     fixed: ClassVar[int]
     accepted: ClassVar[int]
@@ -74,7 +74,7 @@ class Cdb(Layout, length=0):
         passes_attention: bool = False,
         passes_reservation: bool = False,
         beside: Beside | None = None,
-        beside_if: str | None = None,
+        beside_if: tuple[str, int] | None = None,
         fast: Fast | None = None,
         **rest: Any,
     ) -> None:
@@ -83,7 +83,7 @@ class Cdb(Layout, length=0):
         cls.access, cls.passes_attention, cls.fast = access, passes_attention, fast
         cls.passes_reservation = passes_attention or passes_reservation  # of another nexus
         cls.beside = beside or (Beside.SERVED if passes_attention else _BESIDE.get(access, Beside.CONFLICT))
-        cls.beside_if = beside_if  # a field; where it is not zero the command is served
+        cls.beside_if = beside_if  # a field and its value, with which the command is served
         cls.fixed = 0xFF << (length - 1) * 8
         if service_action is not None:
             cls.fixed |= SERVICE_ACTION_MASK << (length - 2) * 8
@@ -103,8 +103,10 @@ class Cdb(Layout, length=0):
 
     def beside_reservation(self) -> Beside:
         """This one, with the values of its fields."""
-        if self.beside_if and (self.value >> self.fields[self.beside_if].shift) & self.fields[self.beside_if].limit:
-            return Beside.SERVED
+        if self.beside_if:
+            name, value = self.beside_if
+            if dict(self.items())[name] == value:
+                return Beside.SERVED
         return self.beside
 
     @classmethod

@@ -31,7 +31,7 @@ from vstore.scsi.medium import Medium
 from vstore.scsi.mode_parameters import ModeParameters
 from vstore.scsi.operable import Operable
 from vstore.scsi.pages import Caching, Control
-from vstore.scsi.sense import NOT_STARTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
+from vstore.scsi.sense import NOT_STARTED, SOFTWARE_WRITE_PROTECTED, WRITE_PROTECTED, AdditionalSense, CheckCondition
 from vstore.scsi.task import ITNexus, Response, Status, Task
 from vstore.scsi.task_set import TaskSet
 from vstore.scsi.transport_id import NexusName
@@ -137,6 +137,11 @@ class DirectAccessDevice(Counting, Operable):
         return self._read_only or self.medium.read_only
 
     @property
+    def write_protected(self) -> bool:
+        """For good, or until SWP is zero again."""
+        return self.read_only or bool(self.modes.control.swp)
+
+    @property
     def thin(self) -> bool:
         """Whether blocks can be deallocated: not where nothing can be written, so that no page tells of commands that
         are refused."""
@@ -203,8 +208,8 @@ class DirectAccessDevice(Counting, Operable):
             return
         if self.stopped:
             raise CheckCondition(NOT_STARTED)
-        if row.access in (Access.WRITE, Access.ERASE) and self.read_only:
-            raise CheckCondition(WRITE_PROTECTED)
+        if row.access in (Access.WRITE, Access.ERASE) and self.write_protected:
+            raise CheckCondition(WRITE_PROTECTED if self.read_only else SOFTWARE_WRITE_PROTECTED)
 
     async def execute(self, task: Task) -> Response:
         entry = await self.task_set.enter(task.attribute)
@@ -285,7 +290,7 @@ class DirectAccessDevice(Counting, Operable):
         changes = ready and not self.shuts_out(nexus, Beside.CONFLICT)
         return FastPath(
             read=ready and not self.shuts_out(nexus, Beside.SERVED_AS_READ),
-            write=changes and not self.read_only,
+            write=changes and not self.write_protected,
             flush=changes,
             write_through=self.write_through,
             blocks=self.blocks,

@@ -4,6 +4,13 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
+from vstore.scsi.advisory_pages import (
+    NO_HINTS,
+    NO_TAGS,
+    ApplicationTag,
+    DisconnectReconnect,
+    IoAdviceHintsGrouping,
+)
 from vstore.scsi.field import CHANGEABLE, Layout
 from vstore.scsi.kept_state import KeptBytes
 from vstore.scsi.pages import (
@@ -45,18 +52,24 @@ class ModePage(NamedTuple):
 
 
 READ_WRITE_ERROR_RECOVERY = PageAddress(0x01)
+DISCONNECT_RECONNECT = PageAddress(0x02)
 CACHING = PageAddress(0x08)
 CONTROL = PageAddress(0x0A)
 CONTROL_EXTENSION = PageAddress(0x0A, 0x01)
+APPLICATION_TAG = PageAddress(0x0A, 0x02)
+IO_ADVICE_HINTS_GROUPING = PageAddress(0x0A, 0x05)
 POWER_CONDITION = PageAddress(0x1A)
 INFORMATIONAL_EXCEPTIONS_CONTROL = PageAddress(0x1C)
 PROVISIONING_THRESHOLDS = PageAddress(0x1C, 0x02)
 
 MODE_PAGES: Mapping[PageAddress, ModePage] = {
     READ_WRITE_ERROR_RECOVERY: ModePage("Read-Write Error Recovery", ReadWriteErrorRecovery),
+    DISCONNECT_RECONNECT: ModePage("Disconnect-Reconnect", DisconnectReconnect),
     CACHING: ModePage("Caching", Caching),
     CONTROL: ModePage("Control", Control),
     CONTROL_EXTENSION: ModePage("Control Extension", ControlExtension),
+    APPLICATION_TAG: ModePage("Application Tag", ApplicationTag),
+    IO_ADVICE_HINTS_GROUPING: ModePage("IO Advice Hints Grouping", IoAdviceHintsGrouping),
     POWER_CONDITION: ModePage("Power Condition", PowerCondition),
     INFORMATIONAL_EXCEPTIONS_CONTROL: ModePage("Informational Exceptions Control", InformationalExceptionsControl),
     PROVISIONING_THRESHOLDS: ModePage("Logical Block Provisioning", ProvisioningThresholds),
@@ -66,6 +79,8 @@ MODE_PAGES: Mapping[PageAddress, ModePage] = {
 _FIXED: dict[PageAddress, Layout] = {
     # The clock is the host's until SET TIMESTAMP, which then has precedence (SPC-4 5.2).
     CONTROL_EXTENSION: ControlExtension.of(tcmos=1, scsip=1),
+    APPLICATION_TAG: NO_TAGS,
+    IO_ADVICE_HINTS_GROUPING: NO_HINTS,
     INFORMATIONAL_EXCEPTIONS_CONTROL: InformationalExceptionsControl.of(dexcpt=1),
     # Soft thresholds: what is available (01h) is armed for its decrease, what is used (02h) for its increase.
     PROVISIONING_THRESHOLDS: ProvisioningThresholds.of(

@@ -20,6 +20,8 @@ from vstore.scsi.pages import (
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
 
+_LONGEST_OF_6 = 0xFF  # a page of MODE SENSE (6), whose MODE DATA LENGTH is one byte; the others come by MODE SENSE (10)
+
 # ---- MODE SENSE ----------------------------------------------------------------------------------------
 
 
@@ -50,6 +52,8 @@ async def mode_sense_10(unit: DirectAccessDevice, cdb: ModeSense10, _: Task) -> 
 def _pages(unit: DirectAccessDevice, cdb: ModeSense6 | ModeSense10) -> bytes:
     control = PageControl(cdb.pc)
     addresses = unit.modes.select(cdb.page_code, cdb.subpage_code)
+    if isinstance(cdb, ModeSense6):
+        addresses = [address for address in addresses if unit.modes.current[address].length <= _LONGEST_OF_6]
     if not addresses:
         known = unit.modes.select(cdb.page_code, 0)
         raise cdb.invalid_field("subpage_code" if known else "page_code")
@@ -59,7 +63,7 @@ def _pages(unit: DirectAccessDevice, cdb: ModeSense6 | ModeSense10) -> bytes:
 
 
 def _device_specific_parameter(unit: DirectAccessDevice) -> int:
-    return DeviceSpecificParameter.of(wp=int(unit.read_only), dpofua=1).value
+    return DeviceSpecificParameter.of(wp=int(unit.write_protected), dpofua=1).value
 
 
 def _short_block_descriptor(unit: DirectAccessDevice) -> bytes:
@@ -197,14 +201,20 @@ async def _apply(unit: DirectAccessDevice, task: Task, chosen: dict[PageAddress,
     changed = {address: page for address, page in chosen.items() if page != unit.modes.current[address]}
     if not changed:
         return
-    cached = not unit.write_through
+    before = _promises(unit)
     unit.modes.current.update(changed)
     unit.watch_space()
     # SPC-4 6.11: every other nexus is told.
     unit.establish(AdditionalSense.MODE_PARAMETERS_CHANGED, but=task.nexus)
-    if cached and unit.write_through:
-        # From here on nothing acknowledged may be volatile, and that goes for what was written before, too.
+    if _promises(unit) - before:
         await unit.medium.flush()
+
+
+def _promises(unit: DirectAccessDevice) -> set[str]:
+    """What holds for all that was acknowledged, also before the promise was made: it is durable where nothing is cached
+    any more (WCE), and on the medium of which SWP says that nothing is written to it (SPC-4 7.5.8)."""
+    made = {"durable": unit.write_through, "written": bool(unit.modes.control.swp)}
+    return {promise for promise, holds in made.items() if holds}
 
 
 HANDLERS: Handlers = {

@@ -103,7 +103,10 @@ def _command_list() -> Iterator[str]:
 
 
 def _beside(row: type[Cdb]) -> str:
-    return f"{row.beside.value}, served with {_words(row.beside_if)}" if row.beside_if else row.beside.value
+    if not row.beside_if:
+        return row.beside.value
+    field, value = row.beside_if
+    return f"{row.beside.value}, served {'with' if value else 'without'} {_words(field)}"
 
 
 def _file(name: str) -> str:

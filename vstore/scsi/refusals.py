@@ -160,6 +160,8 @@ _REASONS: tuple[tuple[K, A, str, _Rows], ...] = (
      lambda row: row.access is not Access.NONE or family(row) in ("TEST UNIT READY", "EXTENDED COPY")),
     (K.DATA_PROTECT, A.WRITE_PROTECTED, "the unit, or the copy's destination, is read-only",
      _but(_either(_accesses(Access.WRITE, Access.ERASE), _of("EXTENDED COPY")), *_ONLY_WRITABLE)),
+    (K.DATA_PROTECT, A.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED, "SWP is one in the Control mode page",
+     _either(_accesses(Access.WRITE, Access.ERASE), _of("EXTENDED COPY"))),
     (_I, A.INVALID_COMMAND_OPERATION_CODE, "the unit is not thin", _of("UNMAP")),
     (_I, A.INVALID_COMMAND_OPERATION_CODE, "nothing can be kept beside the image", _of("WRITE ATOMIC")),
     (K.DATA_PROTECT, A.PERSISTENT_RESERVATION_INFORMATION_LOST, "what was reserved cannot be read any more", _LOSES),

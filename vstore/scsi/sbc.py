@@ -10,6 +10,7 @@ from vstore.scsi.cdb import Access
 from vstore.scsi.commands import (
     PreFetch10,
     PreFetch16,
+    PreventAllowMediumRemoval,
     Read6,
     Read10,
     Read12,
@@ -144,6 +145,11 @@ async def start_stop_unit(unit: DirectAccessDevice, cdb: StartStopUnit, task: Ta
     return b""
 
 
+async def prevent_allow_medium_removal(unit: DirectAccessDevice, cdb: PreventAllowMediumRemoval, _: Task) -> bytes:  # noqa: ARG001
+    """There is no way to remove the medium, so it is always as the initiator wants it (SBC-3 5.10)."""
+    return b""
+
+
 async def synchronize_cache(
     unit: DirectAccessDevice, cdb: SynchronizeCache10 | SynchronizeCache16, task: Task
 ) -> bytes:
@@ -164,6 +170,7 @@ HANDLERS: Handlers = {
     Read6: read_6,
     Write6: write_6,
     StartStopUnit: start_stop_unit,
+    PreventAllowMediumRemoval: prevent_allow_medium_removal,
     ReadCapacity10: read_capacity_10,
     Read10: read,
     Write10: write,
