@@ -52,6 +52,23 @@ def test_what_was_put_back_but_may_not_outlive_a_crash_is_read_and_not_written()
     assert medium.data[1024:2048] == b"\x33" * 512 + b"\x11" * 512
 
 
+def test_a_write_that_waited_for_the_range_when_it_was_torn_stays() -> None:
+    """By the data plane, which has the range next and is told to keep off only then."""
+    initiator, medium, intents = torn()
+    medium.data[1536:2048] = b"\x44" * 512
+    medium.errors.clear()
+    assert initiator.good(Read10.build(lba=2, transfer_length=2)) == b"\x11" * 512 + b"\x44" * 512
+    assert json.loads(intents.load() or b"") == []
+
+
+def test_what_cannot_be_read_again_stays_torn() -> None:
+    initiator, medium, _ = torn()
+    medium.errors = {"read": errno.EIO}
+    assert initiator.check(Write10.build(lba=2, transfer_length=2), bytes(1024)).code == (3, 0x0C, 0)
+    medium.errors.clear()
+    assert initiator.good(Read10.build(lba=2, transfer_length=2)) == b"\x11" * 1024
+
+
 def test_a_loss_of_power_before_it_is_undone_makes_all_of_it_new() -> None:
     _, medium, intents = torn()
     medium.errors.clear()

@@ -144,11 +144,23 @@ class AtomicWrites:
         with suppress(OSError):
             self._end(torn.intent)
 
+    def _undo_later(self, torn: Torn, medium: Held) -> None:
+        """What is new by this write becomes old. All else stays: a write that already waited for the range when it was
+        torn came through before the data plane was told to keep off."""
+        start, size = torn.intent.offset, len(torn.old)
+        try:
+            found = medium.read(start, size)
+        except OSError:
+            return
+        sectors = zip(*map(_sectors, (found, torn.intent.new, torn.old)), strict=True)
+        old = b"".join(was if is_there == new else is_there for is_there, new, was in sectors)
+        self._undo(torn._replace(old=old), medium)
+
     async def mend(self, medium: Medium, span: range, *, only_read: bool) -> None:
         """Before these bytes are used: tries again to undo what is torn there. OSError (EIO): in vain."""
         for torn in self._torn:
             if torn.meets(span):
-                undo = partial(self._undo, torn)
+                undo = partial(self._undo_later, torn)
                 await medium.alone(torn.intent.offset, len(torn.old), undo, exclusive=True)
         if any(torn.meets(span) and not (only_read and torn.back) for torn in self._torn):
             raise OSError(errno.EIO, "an atomic write there has failed, and could not be undone")
