@@ -52,6 +52,15 @@ IN CDB; the sense-key specific data points at the byte and the leftmost bit of t
 such: there is no ACA.
 """
 
+_LEFT_OUT = """\
+## What is left out, because there is nothing true to say
+
+- VPD page B5h, Block Device Characteristics Extension, tells for how much writing in its life a device was made.
+- In log page 19h, General Statistics and Performance, nothing is told of times: the data plane reads no clock for a
+  command, of which it serves up to some million a second.
+- Temperature, and defects of a medium: these are of the host's disks, and an image may lie on several.
+"""
+
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
     columns = list(head)
@@ -336,7 +345,7 @@ def _index() -> Iterator[str]:
     )
     yield from _code_list("Mode pages", "mode", _addressed(MODE_PAGES.items()))
     yield from _code_list("Log pages", "log", _addressed(LOG_PAGES.items()))
-    yield from (*_limits(), *_sense())
+    yield from (_LEFT_OUT, *_limits(), *_sense())
 
 
 def reference() -> dict[str, str]:
