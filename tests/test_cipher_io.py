@@ -291,6 +291,7 @@ def test_a_disk_whose_key_is_replaced_has_lost_all_and_holds_what_is_written_the
     disk = Disk(*open_chain(format, path, secrets=[KEY]))
     disk.write_blocking(0, b"secret.." * (MIB // 8))
     old = disk.image.cipher
+    assert disk.encrypted
     assert disk.replaces_key
     disk.replace_key_blocking()
     assert b"secret.." not in disk.read_blocking(0, MIB)

@@ -135,6 +135,11 @@ class Disk:
         return await self._in_thread(self.status_blocking, offset, length)
 
     @property
+    def encrypted(self) -> bool:
+        """Whether what is written is encrypted."""
+        return self._ciphers is not None
+
+    @property
     def replaces_key(self) -> bool:
         """Whether `replace_key` makes all that can be read unreadable: what a parent has is not of this disk's key."""
         return self._ciphers is not None and not self._parents and self.image.replaces_key

@@ -110,6 +110,14 @@ def test_a_unit_that_keeps_nothing_promises_nothing_atomic() -> None:
     assert initiator.good("a3 0c 01 9c 0000 00000100 00 00")[1] & 7 == 1  # not supported
 
 
+def test_an_encrypted_disk_writes_nothing_atomically_because_its_bytes_would_lie_beside_it_in_clear() -> None:
+    medium = FaultyMedium()
+    medium.encrypted = True
+    initiator = Initiator(make_unit(medium=medium, state=MemoryState()))
+    assert initiator.check(WriteAtomic16.build(transfer_length=1), b"s" * 512).code == (5, 0x20, 0)
+    assert initiator.unit.maximum_atomic == 0
+
+
 def test_a_read_only_unit_is_write_protected_and_promises_nothing() -> None:
     initiator = atomic(read_only=True)
     assert initiator.check(WriteAtomic16.build(), bytes(512)).code == WRITE_PROTECTED

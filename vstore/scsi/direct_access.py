@@ -177,9 +177,14 @@ class DirectAccessDevice(Counting, Operable):
         return MAXIMUM_WRITE_SAME_BYTES // self.logical_block_length
 
     @property
+    def writes_atomically(self) -> bool:
+        """An intent has the bytes themselves: those of an encrypted disk would lie beside it in clear."""
+        return self.atomic_writes.kept and not self.medium.encrypted
+
+    @property
     def maximum_atomic(self) -> int:
         """Blocks; 0: none are written atomically."""
-        if self.read_only or not self.atomic_writes.kept:
+        if self.read_only or not self.writes_atomically:
             return 0
         return MAXIMUM_ATOMIC_BYTES // self.logical_block_length
 
@@ -189,7 +194,7 @@ class DirectAccessDevice(Counting, Operable):
         await super().resume()
 
     def supports(self, row: type[Cdb]) -> bool:
-        if row is WriteAtomic16 and not self.atomic_writes.kept:
+        if row is WriteAtomic16 and not self.writes_atomically:
             return False
         if row is SetIdentifyingInformation and not self.identifying_information.keeps:
             return False

@@ -75,6 +75,11 @@ class Medium(Protocol):
         ...
 
     @property
+    def encrypted(self) -> bool:
+        """Whether the bytes lie encrypted, so that nothing of them may be kept elsewhere in clear."""
+        ...
+
+    @property
     def replaces_key(self) -> bool:
         """Whether the bytes are encrypted with a key that can be replaced, and nothing else can be read."""
         ...
@@ -123,7 +128,7 @@ class MemoryMedium:
         self.flushes = 0
         self.room: Room | None = None
         self.anchors = anchors
-        self.replaces_key = replaces_key
+        self.replaces_key, self.encrypted = replaces_key, False
         self.holes: set[int] = set()  # sectors of 512 bytes that were deallocated
         self.anchored: set[int] = set()
 
