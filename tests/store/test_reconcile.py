@@ -1,5 +1,7 @@
 """Work that was ended when the image had changed already: the catalog follows the image."""
 
+import os
+import sqlite3
 from typing import Any
 
 import pytest
@@ -18,6 +20,28 @@ def chain(store: Store) -> Store:
     store.create_image("default", "base", virtual_size_bytes=MIB)
     store.clone_image("default", "base", clone="top")
     return store
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_start_that_was_killed_while_it_undid_a_deletion_is_followed_by_one_that_goes_on(
+    world: World, linked: bool
+) -> None:
+    store = world.open()
+    image, _ = store.create_image("default", "a", virtual_size_bytes=MIB)
+    world.close_store(store, stop_targets=True)
+    file = world.pool() / "a.raw"
+    doomed = file.with_name(f".deleting-{_id(world)}.a.raw")
+    (os.link if linked else os.rename)(file, doomed)
+    if not linked:  # somebody has put another one there meanwhile
+        file.write_bytes(bytes(2 * MIB))
+    store = world.open()
+    assert store.show_image("default", "a").file == image.file == "a.raw"
+    assert doomed.exists() == (not linked)
+
+
+def _id(world: World) -> str:
+    with sqlite3.connect(world.state / "catalog.sqlite") as catalog:
+        return str(catalog.execute("SELECT id FROM images").fetchone()[0])
 
 
 @pytest.fixture

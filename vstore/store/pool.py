@@ -223,7 +223,7 @@ class Pool:
             if doing == "creating":
                 self._finish_creation(entry, file, done=named)
             elif named:
-                self._restore(entry, file)
+                self._restore_or_tell(entry, file)
             else:
                 self.drop_state(file, if_empty=False)
                 self._remove(entry)
@@ -245,8 +245,16 @@ class Pool:
 
     def _restore(self, doomed: str, file: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._link(doomed, file)
+            if not self._same_file(doomed, file):  # else a crash has ended this restoring between its two steps
+                self._link(doomed, file)
             self._remove(doomed)
+
+    def _restore_or_tell(self, doomed: str, file: str) -> None:
+        """Where another file has the name now, both stay, and all other images are served."""
+        try:
+            self._restore(doomed, file)
+        except AlreadyExists:
+            _log.error("pool_entry_left", extra={"pool": self.name, "image": doomed, "error": f"there is a new {file}"})
 
     def _clear_away(self, entry: str) -> None:
         """The verb is done whether this succeeds or not; what stays is swept at the next start."""
