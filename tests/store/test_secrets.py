@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from formats.host_file import HostFile
+from formats.qcow2.image import Qcow2
 from tests.store.test_jobs import ended
 from tests.store.test_transfers import done
 from tests.store.world import MIB, World
@@ -280,6 +282,26 @@ def test_a_wrong_secret_is_told_with_the_image_and_another_is_taken_if_it_opens_
     assert chain.show_image("default", "top").secret == "k4"
     assert chain.delete_secret("k2")
     assert chain.map_image("default", "top").items
+
+
+def test_a_guest_that_may_replace_the_key_finds_the_secret_that_opened_the_image_named_afterwards(
+    kept: Store, world: World
+) -> None:
+    kept.create_image("default", "a", virtual_size_bytes=MIB, format="qcow2", secret="k1")
+    options = "encrypt.state=active,encrypt.new-secret=k2,encrypt.iter-time=10"
+    image = f"driver=qcow2,file.filename={world.pool() / 'a.qcow2'},encrypt.key-secret=k1"
+    subprocess.run(["qemu-img", "amend", *_secrets(), "-o", options, "--image-opts", image], check=True)
+    kept.create_target("t")
+    kept.map_lun("t", "0", image="a")
+    with pytest.raises(InUse, match="mapped writable as LUN t/0 and cannot be given another secret"):
+        kept.update_image("default", "a", secret="k2")
+    with Qcow2(HostFile.from_path(world.pool() / "a.qcow2", lock=False)) as served:  # what SANITIZE does to it
+        served.unlock([K1.encode()])
+        served.replace_key()
+    kept.unmap_lun("t", "0")
+    with pytest.raises(SecretWrong):
+        kept.update_image("default", "a", secret="k2")
+    assert kept.map_image("default", "a").items
 
 
 def test_what_is_encrypted_behind_the_catalogs_back_is_told_to_need_a_secret(kept: Store, world: World) -> None:

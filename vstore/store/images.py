@@ -18,7 +18,7 @@ from vstore.store.image_records import image_record, image_records, luns_of
 from vstore.store.image_spec import ImageSpec, effective, file_name, files_of, offered
 from vstore.store.inside import Run
 from vstore.store.jobs import JobPlan, RunningJob
-from vstore.store.mappings import check_there, mappings, place
+from vstore.store.mappings import check_still, check_there, mappings, place
 from vstore.store.parenting import Parenting
 from vstore.store.parts import (
     change,
@@ -185,6 +185,8 @@ class ImageVerbs(Parenting):
         value = self.secret_value(secret)
         assert value is not None
         self.claims.check(f"{pool.name}/{row.name}", alone=True)
+        with self.catalog.read() as connection:  # the guest may replace the key, which then has the old secret alone
+            check_still(connection, row, "given another secret")
         with image_files(pool, [row], live=True, sealed=True) as (file,):
             opening = replace(file, secret=plain(value))
             told = self.workers.do("unlock", str(row.file), {"image": [opening]})
