@@ -3,7 +3,7 @@ obeyed there: first what bytes mean, then memory, then rings, which run when all
 """
 
 from vstore.vhost_user.channel import Message
-from vstore.vhost_user.keeping import UNIT, Keeping, Kept, KeptMessage
+from vstore.vhost_user.keeping import BEGUN, UNIT, Keeping, Kept, KeptMessage
 from vstore.vhost_user.messages import (
     MESSAGES,
     VRING_INDEX,
@@ -38,13 +38,13 @@ def note(keeping: Keeping, row: Row, payload: Payload, message: Message) -> None
     if row.name == "SET_FEATURES" and isinstance(payload, Integer) and not payload.value & Feature.LOG_ALL:
         keeping.drop("SET_LOG_BASE")
     if row.name == "GET_VRING_BASE":
-        keeping.drop(f"{_ring(payload)}/SET_VRING_KICK")
+        _drop_when_answered(keeping, f"{_ring(payload)}/SET_VRING_KICK")
     elif row.name == "RESET_DEVICE":
         for ring, _ in keeping.beneath("vring"):
             if not ring.endswith(_KEPT_BY_RESET):
                 keeping.drop(ring)
     elif row.name == "REM_MEM_REG":
-        keeping.drop(_memory(payload))
+        _drop_when_answered(keeping, _memory(payload))
     elif name := _name(row, payload):
         keeping.put(name, message.payload, request=row.id, descriptors=message.descriptors)
 
@@ -57,9 +57,19 @@ def forget_connection(keeping: Keeping) -> None:
 
 
 def in_order(kept: Kept) -> list[tuple[Row, KeptMessage]]:
-    """What sets the connection up again."""
-    found = [(MESSAGES[message.request], message) for _, message in kept.items() if message.request in MESSAGES]
+    """What sets the connection up again, but for what was being obeyed: that follows, and is answered."""
+    begun = (kept[BEGUN].request, kept[BEGUN].payload) if BEGUN in kept else None
+    others = [each for _, each in kept.items() if (each.request, each.payload) != begun]
+    found = [(MESSAGES[message.request], message) for message in others if message.request in MESSAGES]
     return sorted((each for each in found if each[0].name in _ORDER), key=lambda each: _ORDER.index(each[0].name))
+
+
+def _drop_when_answered(keeping: Keeping, name: str) -> None:
+    """Until then, whoever follows has to have it, so that the message which takes it away can be obeyed once more."""
+    for each, message in keeping.beneath(name):
+        descriptors = message.descriptors
+        keeping.put(f"{BEGUN}/{each}", message.payload, request=message.request, descriptors=descriptors)
+    keeping.drop(name)
 
 
 def _name(row: Row, payload: Payload) -> str | None:
