@@ -1,5 +1,6 @@
 """Discards that keep their clusters, as qemu's discard-no-unref: what the file looks like, judged by qemu-img."""
 
+import asyncio
 import json
 import os
 import random
@@ -13,9 +14,12 @@ import pytest
 from formats.errors import UnsupportedFeature
 from formats.image import Discard
 from formats.registry import create_image, open_chain
+from tests.scsi.initiator import Initiator, make_unit
 from vstore.disk import Disk
+from vstore.scsi.commands import SanitizeBlockErase
 from vstore.scsi.identity import Identity
 from vstore.scsi.logical_unit import LogicalUnit
+from vstore.scsi.task import Status
 from vstore.scsi.vpd import VPD_PAGES
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -293,3 +297,29 @@ def test_a_raw_image_anchors_nothing_and_its_logical_unit_says_so(tmp_path: Path
     unit = LogicalUnit(disk, Identity("raw"))
     assert VPD_PAGES[0xB2].body(unit, 1)[1] & 2 == 0  # ANC_SUP
     disk.close()
+
+
+@pytest.mark.parametrize("how", Discard)
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_erase_leaves_nothing_in_the_file_of_what_was_written(
+    made: Callable[..., Path], kind: str, how: Discard
+) -> None:
+    """Written as a whole, in part, and discarded before; the image stays as sparse as it was."""
+    path = made(kind)
+    disk = opened(path, how)
+    secret = b"what nobody may read any more..."
+    for offset, length in [(0, 2 * MIB), (3 * MIB + 512, 1024), (4 * MIB, MIB)]:
+        disk.write_blocking(offset, secret * (length // len(secret)))
+    disk.flush_blocking()
+    disk.write_zeroes_blocking(MIB + 4096, 512 * KIB, deallocate=True)
+    disk.flush_blocking()
+    disk.write_blocking(4 * MIB, secret * 2000)
+    room = os.stat(path).st_blocks
+    initiator = Initiator(make_unit(medium=disk))
+    assert asyncio.run(initiator.target.execute(initiator.task(SanitizeBlockErase.build()))).status is Status.GOOD
+    assert disk.read_blocking(0, disk.length) == bytes(disk.length)
+    assert os.stat(path).st_blocks - room < 2048  # tables, room ahead
+    disk.close()
+    assert path.read_bytes().count(secret[:20]) == 0
+    found = checked(path)
+    assert (found["check-errors"], found.get("leaks", 0)) == (0, 0)

@@ -8,8 +8,9 @@ from tests.scsi.faulty import FaultyMedium
 from tests.scsi.initiator import Initiator, make_unit
 from tests.scsi.test_atomic_writes import LoggedSection, ended, logged
 from vstore.scsi.atomic_writes import SECTION
-from vstore.scsi.commands import Read10, Write10, WriteAtomic16
+from vstore.scsi.commands import Read10, SanitizeBlockErase, Write10, WriteAtomic16
 from vstore.scsi.kept_state import MemoryState
+from vstore.scsi.task import Status
 
 
 def torn(failing: str = "write") -> tuple[Initiator, FaultyMedium, LoggedSection]:
@@ -95,3 +96,21 @@ def test_a_copy_neither_reads_nor_writes_what_is_torn() -> None:
     medium.errors.clear()
     initiator.good(cdb_of("EXTENDED COPY (LID1)"), example.data_out)
     assert not initiator.unit.atomic_writes.torn
+
+
+def test_an_erasure_begins_only_when_no_intent_can_bring_back_what_was_written() -> None:
+    initiator, medium, intents = logged()
+
+    def full(_: bytes | bytearray | memoryview) -> None:
+        intents.error = errno.ENOSPC
+
+    medium.on_write = full
+    old_and_new = b"\x22" * 512 + bytes(512)  # zeros are old in one sector, and new in the other
+    initiator.check(WriteAtomic16.build(transfer_length=2), old_and_new)
+    medium.on_write = lambda _: None
+    erase = SanitizeBlockErase.build()
+    assert initiator.send(erase).status is not Status.GOOD
+    assert medium.data[:1024] == old_and_new
+    intents.error = 0
+    initiator.good(erase)
+    assert json.loads(intents.load() or b"") == []

@@ -191,6 +191,11 @@ class AtomicWrites:
             self._ends_owed = True
         self._keep()
 
+    async def conclude(self, medium: Medium) -> None:
+        """Before the medium is erased: what was written atomically is kept no more. OSError: it still is."""
+        if self._ends_owed:
+            await medium.alone(0, medium.length, lambda _: self._keep())
+
     def settle(self) -> None:
         """Before the unit goes: tries again to keep that writes have ended."""
         if self._ends_owed:

@@ -227,6 +227,8 @@ class DirectAccessDevice(Counting, Operable):
         if self.atomic_writes.torn and row.access not in (Access.NONE, Access.FLUSH):
             with reading() if row.access is Access.READ else contextlib.nullcontext():
                 await self.mend(self._span(cdb), only_read=row.access is Access.READ)
+        if row.access is Access.ERASE:
+            await self.atomic_writes.conclude(self.medium)
         if row.access is not Access.WRITE:
             return await super().serve(row, cdb, task)
         with self.writing():

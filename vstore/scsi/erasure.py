@@ -1,6 +1,7 @@
 """Handlers of FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24): the whole medium is given one content.
 
-default pattern, BLOCK ERASE     deallocated where the unit is thin, else zeroed
+the default pattern              deallocated where the unit is thin, else zeroed
+BLOCK ERASE                      deallocated; what keeps its room on the host nevertheless is zeroed there, too
 a pattern, OVERWRITE             written to every block, in place where the image has one
 CRYPTOGRAPHIC ERASE              encrypted with a key that is lost; then deallocated where the unit is thin, else noise
 """
@@ -18,6 +19,7 @@ from vstore.scsi.commands import (
 from vstore.scsi.device_server import Handlers
 from vstore.scsi.direct_access import MIB, DirectAccessDevice
 from vstore.scsi.field import Field, Position
+from vstore.scsi.medium import ANCHORED, Medium
 from vstore.scsi.operation import FORMAT_FAILED, Operation, sanitize_failed
 from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense
 from vstore.scsi.task import Task
@@ -114,9 +116,9 @@ async def sanitize_overwrite(unit: DirectAccessDevice, cdb: SanitizeOverwrite, t
 
 
 async def sanitize_block_erase(unit: DirectAccessDevice, cdb: SanitizeBlockErase, _: Task) -> bytes:
-    """Every block is deallocated, and reads as zeros."""
-    operation = _sanitize(unit, cdb, 1)
-    await unit.operate(operation, _clear(unit, operation), immed=bool(cdb.immed))
+    """Every block is deallocated, and reads as zeros; nobody finds in the image what it was."""
+    operation = _sanitize(unit, cdb, 2 if unit.anchors else 1)
+    await unit.operate(operation, _erase(unit, operation), immed=bool(cdb.immed))
     return b""
 
 
@@ -161,6 +163,32 @@ async def exit_failure_mode(unit: DirectAccessDevice, _: SanitizeExitFailureMode
 async def _clear(unit: DirectAccessDevice, operation: Operation) -> None:
     for offset, length in operation.over(unit.blocks * unit.logical_block_length, _ZEROED_AT_ONCE):
         await unit.medium.write_zeroes(offset, length, deallocate=unit.thin)
+
+
+async def _erase(unit: DirectAccessDevice, operation: Operation) -> None:
+    """A block that is deallocated and keeps its room has its old bytes there: it is written, and deallocated again."""
+    await _clear(unit, operation)
+    if not unit.anchors:
+        return
+    await unit.medium.flush()
+    for offset, length in operation.over(unit.blocks * unit.logical_block_length, _ZEROED_AT_ONCE):
+        if await _zero_rooms(unit.medium, offset, length):
+            await unit.medium.flush()
+            await unit.medium.write_zeroes(offset, length, deallocate=True)
+
+
+async def _zero_rooms(medium: Medium, offset: int, length: int) -> bool:
+    """Whether there were any. All are found before the first is written: a block is told of anew as soon as a part of
+    it is written."""
+    rooms, end = [], offset + length
+    while offset < end:
+        for count, status in await medium.status(offset, end - offset):
+            if status == ANCHORED:
+                rooms += [(at, min(CHUNK, offset + count - at)) for at in range(offset, offset + count, CHUNK)]
+            offset += count
+    for at, count in rooms:
+        await medium.write(at, bytes(count))
+    return bool(rooms)
 
 
 async def _write(unit: DirectAccessDevice, operation: Operation, passes: list[bytes]) -> None:
