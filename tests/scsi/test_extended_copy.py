@@ -3,6 +3,7 @@ import errno
 
 import pytest
 
+from tests.scsi.copying import BLOCKS, both, command, cscd, initiator, listed, naa, numbers, segment, unit
 from tests.scsi.faulty import FaultyMedium
 from tests.scsi.initiator import (
     INVALID_FIELD_IN_PARAMETER_LIST,
@@ -13,8 +14,8 @@ from tests.scsi.initiator import (
     WRITE_PROTECTED,
     Initiator,
 )
+from vstore.fuzz.sense_data import Forwarded, parse_sense
 from vstore.scsi.commands import (
-    ExtendedCopy,
     ReceiveCopyFailureDetails,
     ReceiveCopyOperatingParameters,
     ReceiveCopyStatus,
@@ -22,85 +23,12 @@ from vstore.scsi.commands import (
     StartStopUnit,
 )
 from vstore.scsi.direct_access import ResetCause
-from vstore.scsi.identity import Identity
-from vstore.scsi.logical_unit import LogicalUnit
 from vstore.scsi.medium import MemoryMedium
-from vstore.scsi.target import Target
+from vstore.scsi.mode_parameters import CONTROL
+from vstore.scsi.pages import Control
 from vstore.scsi.task import ITNexus, Status
 
-BLOCKS = 2048
 NOT_REACHABLE, INEXACT, DEVICE_FAILURE = (0xA, 0x0D, 0x02), (0xA, 0x26, 0x0A), (0xA, 0x0D, 0x01)
-
-
-def block(number: int) -> bytes:
-    return number.to_bytes(4) * 128
-
-
-def unit(name: str, medium: MemoryMedium | None = None, **settings: int) -> LogicalUnit:
-    """Block N holds its number."""
-    medium = medium or MemoryMedium(BLOCKS * 512)
-    medium.data[:] = b"".join(map(block, range(len(medium.data) // 512)))
-    return LogicalUnit(medium, Identity(name), **settings)  # type: ignore[arg-type]
-
-
-def initiator(*units: LogicalUnit) -> Initiator:
-    target = Target()
-    for lun, each in enumerate(units or (unit("one"), unit("two"))):
-        target.add(lun, each)
-    made = Initiator(target)
-    for lun in range(len(target.luns)):
-        made.send("00", lun=lun)
-        made.send("00", lun=lun)
-    return made
-
-
-def naa(of: LogicalUnit) -> bytes:
-    return of.identity.naa.to_bytes(8)
-
-
-def cscd(of: LogicalUnit | bytes, *, kind: int = 3, code_set: int = 1, size: int = 512, head: str = "e4 00") -> bytes:
-    """An identification descriptor."""
-    designator = naa(of) if isinstance(of, LogicalUnit) else of
-    return (
-        bytes.fromhex(head)
-        + bytes([0, 0, code_set, kind, 0, len(designator)])
-        + designator.ljust(20, b"\0")
-        + size.to_bytes(4)
-    )
-
-
-def segment(source: int, at: int, destination: int, to: int, blocks: int, *, head: str = "02 00 00 18") -> bytes:
-    return (
-        bytes.fromhex(head)
-        + source.to_bytes(2)
-        + destination.to_bytes(2)
-        + bytes(2)
-        + blocks.to_bytes(2)
-        + at.to_bytes(8)
-        + to.to_bytes(8)
-    )
-
-
-def listed(cscds: list[bytes], segments: list[bytes], *, identifier: int = 0, usage: int = 3, inline: int = 0) -> bytes:
-    one, other = b"".join(cscds), b"".join(segments)
-    head = bytes([identifier, usage << 3]) + len(one).to_bytes(2) + bytes(4) + len(other).to_bytes(4)
-    return head + inline.to_bytes(4) + one + other
-
-
-def command(data: bytes) -> tuple[bytes, bytes]:
-    return ExtendedCopy.build(parameter_list_length=len(data)), data
-
-
-def both(made: Initiator) -> list[bytes]:
-    return [cscd(made.target.luns[lun]) for lun in sorted(made.target.luns)]
-
-
-def numbers(of: LogicalUnit, first: int, count: int) -> list[int]:
-    """What stands in these blocks."""
-    assert isinstance(of.medium, MemoryMedium)
-    data = of.medium.data
-    found = [bytes(data[at * 512 : at * 512 + 512]) for at in range(first, first + count)]
-    return [int.from_bytes(each[:4]) for each in found if each == each[:4] * 128]
 
 
 # ---- copying -------------------------------------------------------------------------------------------
@@ -324,12 +252,40 @@ def test_a_copy_that_fails_tells_how_far_it_got_where_and_why(number: int, code:
     assert status_of(made, 5) == "00 00 00 08 02 00 01 01 00 00 00 02"
     asked = ReceiveCopyFailureDetails.build(list_identifier=5, allocation_length=255)
     details = made.good(asked)
-    assert int.from_bytes(details[:4]) == len(details) - 4 == 56 + 18
-    assert (details[56], details[58:60]) == (2, b"\0\x12")
+    assert int.from_bytes(details[:4]) == len(details) - 4 == 56 + 18 + 1 + 18
+    assert (details[56], details[58:60]) == (2, b"\0\x25")
     assert (details[62] & 0xF, details[72], details[73]) == code
-    assert details[68:72] == b"\0\0\0\1"  # COMMAND-SPECIFIC INFORMATION: the segment, in the third and fourth byte
+    # COMMAND-SPECIFIC INFORMATION: where the destination's answer stands, in the second byte; then the segment
+    assert details[68:72] == b"\0\x12\0\1"
     assert made.good(asked) == bytes(4)
     assert numbers(made.target.luns[0], 0, 4) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "told", "source", "answer"),
+    [
+        ("read", errno.EIO, DEVICE_FAILURE, 1, (3, 0x11, 0x00)),
+        ("write", errno.EIO, DEVICE_FAILURE, 2, (3, 0x0C, 0x00)),
+        ("write", errno.ENOSPC, (7, 0x27, 0x07), 2, (7, 0x27, 0x07)),
+        ("flush", errno.EBADF, DEVICE_FAILURE, 2, (4, 0x44, 0x00)),
+    ],
+)
+@pytest.mark.parametrize("descriptor", [False, True])
+def test_what_a_unit_answered_is_forwarded_as_it_was(
+    call: str, number: int, told: tuple[int, int, int], source: int, answer: tuple[int, int, int], *, descriptor: bool
+) -> None:
+    medium = FaultyMedium()
+    made = initiator(unit("one"), unit("bad", medium, write_cache=False))
+    medium.errors[call] = number
+    if descriptor:
+        made.unit.modes.current[CONTROL].value |= Control.d_sense.mask  # of who makes the copy, not of who failed
+    at = (1, 0) if call == "read" else (0, 1)  # LUN 1 is the bad one
+    sense = made.check(*command(listed(both(made), [segment(at[0], 0, at[1], 0, 4)])))
+    assert (sense.code, sense.descriptor, sense.segment) == (told, descriptor, 0)
+    assert sense.forwarded
+    assert sense.forwarded.sense
+    assert (sense.forwarded.source, sense.forwarded.status) == (source, Status.CHECK_CONDITION)
+    assert (sense.forwarded.sense.code, sense.forwarded.sense.descriptor) == (answer, False)
 
 
 def test_a_segment_that_is_not_of_whole_blocks_is_told_by_its_number() -> None:
@@ -376,7 +332,10 @@ async def test_a_copy_stops_where_its_nexus_loses_the_destination_and_an_abort_w
         await asyncio.sleep(0)
     assert not aborting.done()
     medium.gate.set()
-    assert (await going).status is Status.CHECK_CONDITION
+    ended = await going
+    assert ended.status is Status.CHECK_CONDITION
+    sense = parse_sense(ended.sense)
+    assert (sense.code, sense.forwarded) == (DEVICE_FAILURE, Forwarded(2, Status.RESERVATION_CONFLICT, None))
     await aborting
     assert numbers(made.target.luns[1], 2046, 4) == [2047, 2048, 2048, 2049]
     assert status_of(made, 5)[12:14] == "02"
@@ -392,3 +351,20 @@ def test_what_became_of_a_copy_is_forgotten_with_its_nexus_and_by_every_reset(ca
         made.unit.reset(cause, made.nexus)
     made.check("00")
     assert made.refused(ReceiveCopyStatus.build(list_identifier=3, allocation_length=12)) == (2, 7)
+
+
+async def test_a_copy_stops_where_the_destination_is_protected_meanwhile_and_says_so() -> None:
+    medium = FaultyMedium(8 << 20)
+    made = initiator(unit("one", MemoryMedium(8 << 20)), unit("two", medium))
+    medium.gate = asyncio.Event()
+    data = listed(both(made), [segment(0, 1, 1, 0, 8192)])
+    going = asyncio.get_running_loop().create_task(made.target.execute(made.task(*command(data))))
+    await asyncio.sleep(0)
+    made.target.luns[1].modes.current[CONTROL].value |= Control.swp.mask
+    medium.gate.set()
+    sense = parse_sense((await going).sense)
+    assert sense.code == (7, 0x27, 0x02)
+    assert sense.forwarded
+    assert sense.forwarded.sense
+    assert sense.forwarded.sense.code == sense.code
+    assert numbers(made.target.luns[1], 2046, 4) == [2047, 2048, 2048, 2049]

@@ -5,7 +5,16 @@ from pyscsi.pyscsi.scsi_sense import sense_ascq_dict, sense_key_dict
 
 from vstore.fuzz.sense_data import parse_sense
 from vstore.scsi.field import Position
-from vstore.scsi.sense import NO_SENSE, AdditionalSense, CheckCondition, Sense, SenseKey
+from vstore.scsi.sense import (
+    NO_SENSE,
+    AdditionalSense,
+    CheckCondition,
+    Forwarded,
+    Sense,
+    SenseDataSource,
+    SenseKey,
+)
+from vstore.scsi.task import Status
 
 
 def _letters(words: str) -> str:
@@ -84,6 +93,19 @@ def test_sg_decode_sense_reads_the_same(descriptor: bool) -> None:
     told = _decoded(range_error.encode(descriptor=descriptor))
     assert "Logical block address out of range" in told
     assert "abcde" in told.lower()
+
+
+@pytest.mark.parametrize("descriptor", [False, True])
+def test_sg_decode_sense_finds_what_a_unit_of_a_copy_answered(descriptor: bool) -> None:
+    answered = Sense(SenseKey.MEDIUM_ERROR, AdditionalSense.WRITE_ERROR).encode(descriptor=False)
+    forwarded = Forwarded(SenseDataSource.COPY_DESTINATION, Status.CHECK_CONDITION, answered)
+    sense = Sense(SenseKey.COPY_ABORTED, AdditionalSense.THIRD_PARTY_DEVICE_FAILURE, segment=3, forwarded=forwarded)
+    told = _decoded(sense.encode(descriptor=descriptor))
+    assert "Copy Aborted" in told
+    if descriptor:  # in fixed format it does not look for an answer
+        assert "Extended copy command destination device" in told
+        assert "Forwarded status: Check Condition" in told
+        assert "Write error" in told
 
 
 def test_no_sense_is_all_zero_but_for_the_frame() -> None:

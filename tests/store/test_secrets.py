@@ -12,6 +12,7 @@ import pytest
 
 from formats.host_file import HostFile
 from formats.qcow2.image import Qcow2
+from tests.formats.reference import run
 from tests.store.test_jobs import ended
 from tests.store.test_transfers import done
 from tests.store.world import MIB, World
@@ -290,7 +291,8 @@ def test_a_guest_that_may_replace_the_key_finds_the_secret_that_opened_the_image
     kept.create_image("default", "a", virtual_size_bytes=MIB, format="qcow2", secret="k1")
     options = "encrypt.state=active,encrypt.new-secret=k2,encrypt.iter-time=10"
     image = f"driver=qcow2,file.filename={world.pool() / 'a.qcow2'},encrypt.key-secret=k1"
-    subprocess.run(["qemu-img", "amend", *_secrets(), "-o", options, "--image-opts", image], check=True)
+    amended = run("qemu-img", "amend", *_secrets(), "-o", options, "--image-opts", image)
+    assert amended.returncode == 0, amended.stderr
     kept.create_target("t")
     kept.map_lun("t", "0", image="a")
     with pytest.raises(InUse, match="mapped writable as LUN t/0 and cannot be given another secret"):

@@ -1,6 +1,6 @@
 """Sense data read again, from the byte offsets SPC-4 4.5 prints: shares nothing with the code that wrote it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vstore.fuzz.rules import RuleBroken
 
@@ -24,10 +24,20 @@ class ParsedSense:
     bit: int | None = None
     progress: int | None = None  # in 65536ths
     segment: int | None = None  # of an EXTENDED COPY; fixed format has always one, if only zero
+    forwarded: "Forwarded | None" = None
 
     @property
     def code(self) -> tuple[int, int, int]:
         return self.key, self.asc, self.ascq
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """What a unit of an EXTENDED COPY answered. `source`: 1: the source, 2: the destination."""
+
+    source: int
+    status: int
+    sense: ParsedSense | None
 
 
 def parse_sense(data: bytes) -> ParsedSense:
@@ -46,18 +56,29 @@ def _expect(holds: bool, what: str) -> None:
 
 
 def _fixed(data: bytes, *, deferred: bool) -> ParsedSense:
-    _expect(len(data) == 18, f"fixed sense data of {len(data)} bytes")
+    of_copy = data[2] in _KEYS_OF_COPIES
+    _expect(len(data) == 18 or (len(data) > 18 and of_copy), f"fixed sense data of {len(data)} bytes")
     _expect(data[7] == len(data) - 8, "ADDITIONAL SENSE LENGTH")
     _expect(data[1] == 0 and data[2] & 0xF0 == 0, "reserved and stream bits")
     segment = int.from_bytes(data[10:12])
-    _expect(data[8:10] == bytes(2) and data[14] == 0, "command specific information, FRU code")
-    _expect(not segment or data[2] in _KEYS_OF_COPIES, "a segment number that is not of a copy")
+    answered = [number for number, at in enumerate(data[8:10], 1) if at]
+    _expect(len(answered) == (len(data) > 18) and set(data[8:10]) <= {0, 18}, "where an answer is forwarded")
+    _expect(data[14] == 0, "FRU code")
+    _expect(not segment or of_copy, "a segment number that is not of a copy")
+    forwarded = _forwarded(answered[0], data[18], data[19:]) if answered else None
     information = int.from_bytes(data[3:7]) if data[0] & 0x80 else None
     _expect(information is not None or data[3:7] == bytes(4), "INFORMATION without VALID")
     if data[2] == 2 and data[15] & 0x80:
         return ParsedSense(False, deferred, 2, data[12], data[13], information, progress=_progress(data[15:18]))
     pointer = _pointer(data[15:18], data[2])
-    return ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer, segment=segment)
+    parsed = ParsedSense(False, deferred, data[2], data[12], data[13], information, *pointer, segment=segment)
+    return replace(parsed, forwarded=forwarded)
+
+
+def _forwarded(source: int, status: int, sense: bytes) -> Forwarded:
+    """1: of the source, 2: of the destination."""
+    _expect((status, bool(sense)) in ((0x02, True), (0x18, False)), "a forwarded status and its sense data")
+    return Forwarded(source, status, parse_sense(sense) if sense else None)
 
 
 def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
@@ -66,6 +87,7 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
     information: int | None = None
     pointer: tuple[bool | None, int | None, int | None] = (None, None, None)
     progress = segment = None
+    forwarded: Forwarded | None = None
     at = 8
     while at < len(data):
         kind, length = data[at], data[at + 1]
@@ -84,10 +106,13 @@ def _descriptor(data: bytes, *, deferred: bool) -> ParsedSense:
                 progress = _progress(body[2:5])
             else:
                 pointer = _pointer(body[2:5], data[1])
+        elif kind == 0x0C:
+            _expect(data[1] in _KEYS_OF_COPIES and length >= 2 and body[0] in (1, 2), "forwarded sense data descriptor")
+            forwarded = _forwarded(body[0], body[1], body[2:])
         else:
             raise MalformedSenseError(f"descriptor type {kind}")
         at += 2 + length
-    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer, progress, segment)
+    return ParsedSense(True, deferred, data[1], data[2], data[3], information, *pointer, progress, segment, forwarded)
 
 
 def _progress(data: bytes) -> int:

@@ -9,7 +9,8 @@ REPORT LUNS does not list to the nexus cannot be named (CVE-2020-28374 of anothe
 room on the host is not read but deallocated, where the destination is thin.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vstore.scsi.block_range import check_range, make_durable, pieces
@@ -35,7 +36,7 @@ from vstore.scsi.direct_access import DirectAccessDevice
 from vstore.scsi.field import Field, Position
 from vstore.scsi.held_copies import MOST_HELD, Copy
 from vstore.scsi.medium import DEALLOCATED
-from vstore.scsi.sense import AdditionalSense, CheckCondition, Sense, SenseKey
+from vstore.scsi.sense import AdditionalSense, CheckCondition, Forwarded, Sense, SenseDataSource, SenseKey
 from vstore.scsi.task import ReservationConflict, Status, Task
 from vstore.scsi.vpd import designators
 
@@ -59,6 +60,21 @@ class _Segment:
     destination: DirectAccessDevice
     destination_at: int
     length: int
+
+
+class _Answered(Exception):  # noqa: N818
+    """A unit of a segment has answered something other than GOOD. `sense`: none with RESERVATION CONFLICT."""
+
+    def __init__(self, forwarded: Forwarded, sense: Sense | None) -> None:
+        super().__init__()
+        self.forwarded, self.sense = forwarded, sense
+
+    @property
+    def told(self) -> Sense:
+        """To the initiator, which can do something about a lack of room or a protection: these say it by their own
+        name, all else is a failure of the third party (SPC-4 5.16.7.4)."""
+        protected = self.sense if self.sense and self.sense.key is SenseKey.DATA_PROTECT else None
+        return (protected or _FAILED)._replace(forwarded=self.forwarded)
 
 
 def _illegal(code: AdditionalSense) -> CheckCondition:
@@ -188,14 +204,33 @@ async def _copy(segments: Sequence[_Segment], copy: Copy, task: Task) -> None:
         for segment in segments:
             with segment.destination.writing():
                 await _copy_segment(segment, copy, task)
-                await make_durable(segment.destination)
+                with _writing(segment):
+                    await make_durable(segment.destination)
             copy.segments += 1
-    except (OSError, CheckCondition, ReservationConflict) as error:
-        cause = sense_of(error, Access.WRITE) if isinstance(error, OSError) else _FAILED
-        # A lack of room says more by its own name: the initiator can do something about it.
-        told = cause if cause.key is SenseKey.DATA_PROTECT else _FAILED
-        copy.failure = told._replace(segment=copy.segments)
+    except _Answered as error:
+        copy.failure = error.told._replace(segment=copy.segments)
         raise CheckCondition(copy.failure) from error
+
+
+@contextlib.contextmanager
+def _answering(unit: DirectAccessDevice, source: SenseDataSource, access: Access) -> Iterator[None]:
+    """Inside, this unit is used. Raises _Answered."""
+    try:
+        yield
+    except ReservationConflict as error:
+        raise _Answered(Forwarded(source, Status.RESERVATION_CONFLICT, b""), None) from error
+    except (OSError, CheckCondition) as error:
+        sense = error.sense if isinstance(error, CheckCondition) else sense_of(error, access)
+        told = sense.encode(descriptor=unit.descriptor_sense)
+        raise _Answered(Forwarded(source, Status.CHECK_CONDITION, told), sense) from error
+
+
+def _reading(segment: _Segment) -> contextlib.AbstractContextManager[None]:
+    return _answering(segment.source, SenseDataSource.COPY_SOURCE, Access.READ)
+
+
+def _writing(segment: _Segment) -> contextlib.AbstractContextManager[None]:
+    return _answering(segment.destination, SenseDataSource.COPY_DESTINATION, Access.WRITE)
 
 
 async def _copy_segment(segment: _Segment, copy: Copy, task: Task) -> None:
@@ -211,24 +246,30 @@ async def _copy_segment(segment: _Segment, copy: Copy, task: Task) -> None:
     if segment.source is segment.destination and segment.source_at < segment.destination_at:
         steps.reverse()
     for offset, length in steps:
-        segment.source.admit(Read16(), task)
-        segment.destination.admit(Write16(), task)
+        with _reading(segment):
+            segment.source.admit(Read16(), task)
+        with _writing(segment):
+            segment.destination.admit(Write16(), task)
         with segment.destination.receiving():
             await _copy_piece(segment, offset, length)
         copy.moved += length
 
 
 async def _copy_piece(segment: _Segment, offset: int, length: int) -> None:
-    source, destination = segment.source.medium, segment.destination
+    source, destination = segment.source, segment.destination
     to = segment.destination_at + offset - segment.source_at
-    await segment.source.mend(range(offset, offset + length), only_read=True)
-    await destination.mend(range(to, to + length), only_read=False)
-    if destination.thin:
-        rows = await source.status(offset, length)
-        if rows[0] == (length, DEALLOCATED):
+    data: bytes | None = None
+    with _reading(segment):
+        await source.mend(range(offset, offset + length), only_read=True)
+        rows = await source.medium.status(offset, length) if destination.thin else []
+        if rows[:1] != [(length, DEALLOCATED)]:
+            data = await source.medium.read(offset, length)
+    with _writing(segment):
+        await destination.mend(range(to, to + length), only_read=False)
+        if data is None:
             await destination.medium.write_zeroes(to, length, deallocate=True)
-            return
-    await destination.medium.write(to, await source.read(offset, length))
+        else:
+            await destination.medium.write(to, data)
 
 
 # ---- RECEIVE COPY --------------------------------------------------------------------------------------

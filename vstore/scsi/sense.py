@@ -130,6 +130,16 @@ class CommandSpecificDescriptor(Layout, length=12):
     segment_number = u16(6)
 
 
+class ForwardedSenseHeader(Layout, length=4):
+    """SPC-4 4.5.2.7; the sense data follow."""
+
+    descriptor_type = u8(0)
+    additional_length = u8(1)
+    fsdt = bit(2, 7)
+    sense_data_source = bits(2, 3, 0)
+    forwarded_status = u8(3)
+
+
 class SenseKeySpecificDescriptor(Layout, length=8):
     """SPC-4 4.5.2.4."""
 
@@ -166,9 +176,24 @@ class Progress(NamedTuple):
         return 0x80
 
 
+class SenseDataSource(IntEnum):
+    """Of an EXTENDED COPY: which unit has answered (SPC-4 4.5.2.7)."""
+
+    COPY_SOURCE = 1
+    COPY_DESTINATION = 2
+
+
+class Forwarded(NamedTuple):
+    """What a unit of an EXTENDED COPY answered to the copy manager instead of GOOD; no sense data with a conflict."""
+
+    source: SenseDataSource
+    status: int
+    sense: bytes
+
+
 class Sense(NamedTuple):
     """One condition. `information` is an LBA, or a byte offset after MISCOMPARE; None: INFORMATION is not valid.
-    `segment`: of an EXTENDED COPY, the one at which it ended, from zero on."""
+    `segment`: of an EXTENDED COPY, the one at which it ended, from zero on; `forwarded`: what ended it there."""
 
     key: SenseKey
     code: AdditionalSense
@@ -176,6 +201,7 @@ class Sense(NamedTuple):
     pointer: FieldPointer | Progress | None = None
     deferred: bool = False
     segment: int | None = None
+    forwarded: Forwarded | None = None
 
     @classmethod
     def illegal(cls, code: AdditionalSense, information: int | None = None) -> Self:
@@ -199,20 +225,30 @@ class Sense(NamedTuple):
     def _fixed(self) -> bytes:
         # INFORMATION holds four bytes here; a value that does not fit is not valid (SPC-4 4.5.3).
         fits = self.information is not None and self.information <= 0xFFFF_FFFF
-        return FixedSense.of(
+        answered = bytes([self.forwarded.status]) + self.forwarded.sense if self.forwarded else b""
+        head = FixedSense.of(
             valid=int(fits),
             response_code=0x70 | self.deferred,
             sense_key=self.key,
             information=self.information if self.information is not None and fits else 0,
-            additional_sense_length=FixedSense.length - 8,
-            command_specific_information=self.segment or 0,  # in its third and fourth byte (SPC-4 5.16.7.4)
+            additional_sense_length=FixedSense.length - 8 + len(answered),
+            command_specific_information=self._of_copy(),
             additional_sense_code=self.code.value,
             sense_key_specific=self.pointer.flags if self.pointer else 0,
             field_pointer=self.pointer.word if self.pointer else 0,
         ).encode()
+        return head + answered
+
+    def _of_copy(self) -> int:
+        """SPC-4 5.16.7.4: where in these sense data stands what the source answered, in one byte, and the destination,
+        in another; then the segment, in two."""
+        places = 0
+        if self.forwarded:
+            places = FixedSense.length << (24 if self.forwarded.source is SenseDataSource.COPY_SOURCE else 16)
+        return places | (self.segment or 0)
 
     def _descriptor(self) -> bytes:
-        descriptors = self._information() + self._command_specific() + self._sense_key_specific()
+        descriptors = self._information() + self._command_specific() + self._sense_key_specific() + self._forwarded()
         header = DescriptorSense.of(
             response_code=0x72 | self.deferred,
             sense_key=self.key,
@@ -244,6 +280,17 @@ class Sense(NamedTuple):
             sense_key_specific=self.pointer.flags,
             field_pointer=self.pointer.word,
         ).encode()
+
+    def _forwarded(self) -> bytes:
+        if self.forwarded is None:
+            return b""
+        header = ForwardedSenseHeader.of(
+            descriptor_type=0x0C,
+            additional_length=ForwardedSenseHeader.length - 2 + len(self.forwarded.sense),
+            sense_data_source=self.forwarded.source,
+            forwarded_status=self.forwarded.status,
+        )
+        return header.encode() + self.forwarded.sense
 
 
 NO_SENSE = Sense(SenseKey.NO_SENSE, AdditionalSense.NO_ADDITIONAL_SENSE_INFORMATION)
