@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vstore.store import Store
+from vstore.target.spare import Spare
 
 VUBENCH = Path(__file__).parent / "vubench"
 KILLS = int(os.environ.get("VSTORE_KILLS", "10"))
@@ -24,11 +25,12 @@ PATIENCE = 60.0  # seconds
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with_targets = Store(tmp_path / "state", tmp_path / "run")
-    try:
-        yield with_targets
-    finally:
-        with_targets.close(stop_targets=True)
+    with Spare(tmp_path / "run") as spare:  # as the daemon has one
+        with_targets = Store(tmp_path / "state", tmp_path / "run", spawn=spare.spawn)
+        try:
+            yield with_targets
+        finally:
+            with_targets.close(stop_targets=True)
 
 
 def kill(store: Store) -> float:
