@@ -45,6 +45,7 @@ def kill(store: Store) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.timeout(60 + 3 * KILLS)
 def test_killed_at_random_moments_under_load_nothing_is_lost_repeated_or_wrong(store: Store, tmp_path: Path) -> None:
     store.create_image("default", "disk", virtual_size_bytes=SIZE)
     target, _ = store.create_target("t", request_queues=4)
