@@ -165,7 +165,13 @@ def test_a_change_tells_that_it_goes_on(tmp_path: Path, verb: str, options: dict
         os.close(each)
 
 
-def test_a_worker_that_does_not_give_up_is_killed(image: ImageFile, started: list["subprocess.Popen[bytes]"]) -> None:
+def test_a_worker_that_does_not_give_up_is_killed(
+    image: ImageFile, started: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_work: Work, outcome: int, _keep: object) -> "subprocess.Popen[bytes]":
+        return client.subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=outcome)
+
+    monkeypatch.setattr(client, "_start", start)  # a real one may be done before it is asked
     with pytest.raises(Cancelled):
         run(Work("info", {"image": [image]}), cancelled=lambda: True, grace=lambda: 0.0)
     assert started[0].returncode == -9
